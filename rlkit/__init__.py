@@ -1,0 +1,63 @@
+"""rlkit: reinforcement learning from verifiable rewards on language models, for comparing algorithms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlkit.interfaces import (
+        Advantage,
+        Algorithm,
+        Batch,
+        Metrics,
+        Needs,
+        PolicyLoss,
+        RewardFn,
+        RewardResult,
+        Rollout,
+        Sample,
+        State,
+        Targets,
+        TokenStats,
+        ValueLoss,
+    )
+    from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, tracker
+    from rlkit.run import train
+
+_HOME = {
+    **dict.fromkeys(("advantage", "algorithm", "loss", "noise", "reward", "sampler", "tracker"), "rlkit.registry"),
+    "train": "rlkit.run",
+}
+
+__all__ = [
+    "Advantage",
+    "Algorithm",
+    "Batch",
+    "Metrics",
+    "Needs",
+    "PolicyLoss",
+    "RewardFn",
+    "RewardResult",
+    "Rollout",
+    "Sample",
+    "State",
+    "Targets",
+    "TokenStats",
+    "ValueLoss",
+    "advantage",
+    "algorithm",
+    "loss",
+    "noise",
+    "reward",
+    "sampler",
+    "tracker",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'rlkit' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME.get(name, "rlkit.interfaces")), name)

@@ -1,0 +1,361 @@
+"""A run's settings: YAML in, resolved YAML out. Every default of rlkit's own stands here, once.
+
+A run needs a model, data and a reward; the presets in `configs/` give them. Options of a plugin stand beside
+its `kind` (`algo: {kind: vimpo, beta: 0.05}`; the name alone will do: `algo: vimpo`), and are held against the
+plugin's own model by `resolve`.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from rlkit import registry
+from rlkit.errors import ConfigError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class PluginRef(BaseModel):
+    """A plugin by name, with its options."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _as_ref(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Ref = Annotated[PluginRef, BeforeValidator(_as_ref)]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters by peft; the reference policy is then the adapter switched off."""
+
+    rank: Positive = 16
+    alpha: float = 32.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Section):
+    path: str
+    """A folder or hub id for `from_pretrained`, or `embedded:s` / `embedded:xs`."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class DataConfig(Section):
+    path: str
+    """`embedded:arithmetic`, a JSON, JSONL or parquet file, or a data set's hub id."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    split: str = "train"
+    prompt: str = "prompt"
+    """Column of the question: text, or a list of chat messages."""
+    answer: str = "answer"
+    """Column of the gold answer; dots go into nested columns (reward_model.ground_truth)."""
+    template: str | None = None
+    """Text around the question, with {prompt} for it. Without one, chat models get their chat template and
+    base models the bare question."""
+    system: str | None = None
+    """System message, for chat templates."""
+    chat: bool | None = None
+    """Use the tokenizer's chat template; None: where it has one and no `template` is given."""
+    max_prompt_tokens: Positive = 2048
+    """Longer prompts are dropped and counted, never cut."""
+    eval_path: str | None = None
+    """Held-out problems, read in the same way; None: the embedded task's test split, or no evaluation."""
+    eval_split: str = "test"
+
+
+class BatchConfig(Section):
+    prompts_per_step: Positive = 96
+    samples_per_prompt: Positive = 8
+    minibatches: Positive = 1
+    """Optimizer batches that one rollout is cut into, each of whole prompts."""
+    epochs: Positive = 1
+    """Times each rollout is gone through."""
+    tokens_per_microbatch: Positive = 16384
+    """Padded tokens, prompts included, of one forward pass on one rank: lower it where memory runs out."""
+
+    @model_validator(mode="after")
+    def _cut(self) -> Self:
+        if self.prompts_per_step % self.minibatches:
+            raise ValueError(
+                f"prompts_per_step ({self.prompts_per_step}) must be a multiple of minibatches ({self.minibatches})"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Bound on the global norm of the gradient."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 10
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine end at 0 with the run."""
+
+
+class CriticConfig(Section):
+    """Used by algorithms with a value loss."""
+
+    path: str | None = None
+    """Model to start from; None: the policy's."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+
+
+class EngineConfig(Section):
+    """DeepSpeed."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory (stages 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep the parameters in host memory (stage 3)."""
+
+
+class SamplingConfig(Section):
+    """The distribution that training samples are drawn from."""
+
+    max_tokens: Positive = 4096
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    stop: list[str] = []
+    """Texts that end a response; each must be one token of the model's vocabulary."""
+    check_every: Annotated[int, Field(ge=0)] = 50
+    """After the first sync and every so many, the sampler's log-probs are held against the trainer's; 0: only
+    the first."""
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> Self:
+        if self.top_p < 1 or self.top_k > 0:
+            raise ValueError(
+                "top_p below 1 or top_k above 0 in training: the log-probs of the loss would be of another "
+                "distribution than was drawn from. Set top_p: 1.0 and top_k: 0; evaluation has settings of its own"
+            )
+        return self
+
+
+class EvalConfig(Section):
+    """Pass rate on held-out problems, before training, every so many steps, and at the end."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps; 0: only before and after."""
+    problems: Positive = 256
+    samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class CheckpointConfig(Section):
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps; 0: only at the end."""
+    keep: Positive = 2
+    """Newest checkpoints that stay on disk."""
+
+
+class RunConfig(Section):
+    name: str | None = None
+    """Folder of the run under `out`; None: algorithm, model and seed."""
+    out: Path = Path("runs")
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Positive = 200
+    """Rollouts: sample, score, update."""
+    algo: Ref
+    advantage: Ref | None = None
+    """Takes the place of the algorithm's own."""
+    loss: Ref | None = None
+    """Takes the place of the algorithm's own policy loss."""
+    model: ModelConfig
+    data: DataConfig
+    reward: Ref
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    critic: CriticConfig = CriticConfig()
+    engine: EngineConfig = EngineConfig()
+    sampler: Ref = PluginRef(kind="auto")
+    sampling: SamplingConfig = SamplingConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: list[Ref] = []
+    """Besides the console and the files, which are always written: wandb, tensorboard, or a plugin's."""
+    plugins: list[str] = []
+    """Python files or modules to import first."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.model.dtype == "bfloat16" and self.engine.zero_stage == 0:
+            raise ValueError(
+                "engine.zero_stage 0 with model.dtype bfloat16: DeepSpeed's first update is wrong there "
+                "(0.744 of the learning rate). Set engine.zero_stage: 1, or model.dtype: float32"
+            )
+        if self.engine.offload_optimizer and self.engine.zero_stage == 0:
+            raise ValueError("engine.offload_optimizer needs engine.zero_stage 1, 2 or 3")
+        if self.engine.offload_parameters and self.engine.zero_stage != 3:
+            raise ValueError("engine.offload_parameters needs engine.zero_stage: 3")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        model = self.model.path.rstrip("/").replace("embedded:", "").rpartition("/")[2]
+        return self.name or f"{self.algo.kind}-{model}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.run_name
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.batch.minibatches * self.batch.epochs
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data, as written to config.yaml."""
+        return self.model_dump(mode="json")
+
+
+def presets() -> dict[str, str]:
+    """Name -> YAML text of the configs that ship."""
+    folder = importlib.resources.files("rlkit_configs")
+    files = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return {f.name.removesuffix(".yaml"): f.read_text() for f in sorted(files, key=lambda f: f.name)}
+
+
+def load(
+    source: str | Path | dict[str, Any],
+    overrides: list[str] | None = None,
+    algo: str | None = None,
+) -> RunConfig:
+    """Read a preset's name, a YAML file or plain data; then `algo`, then overrides of the form key=value.
+
+    Raises ConfigError for what cannot be read, unknown keys, wrong types and settings that do not fit together.
+    """
+    if isinstance(source, dict):
+        text, where, data = "", "", source
+    else:
+        text, where = _read(str(source))
+        data = _parse(text, where)
+    data = dict(data)
+    if algo is not None:
+        named = _as_ref(data.get("algo"))
+        if not (isinstance(named, dict) and named.get("kind") == algo):
+            data["algo"] = {"kind": algo}
+    for override in overrides or []:
+        _set(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        said = registry.explain(error, RunConfig)
+        raise ConfigError(f"{where}:\n{said}" if where else said) from error
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Load the plugins the config names, fill in their options' defaults, and check that all fits together.
+
+    Raises ConfigError. Loads no model and no data.
+    """
+    registry.load(config.plugins)
+    changes: dict[str, Any] = {
+        "algo": _resolve_ref("algorithms", config.algo, "algo"),
+        "reward": _resolve_ref("rewards", config.reward, "reward"),
+        "trackers": [_resolve_ref("trackers", t, "trackers") for t in config.trackers],
+    }
+    if config.advantage is not None:
+        changes["advantage"] = _resolve_ref("advantages", config.advantage, "advantage")
+    if config.loss is not None:
+        changes["loss"] = _resolve_ref("losses", config.loss, "loss")
+    if config.sampler.kind == "auto":
+        if config.sampler.options:
+            raise ConfigError("sampler: 'auto' takes no options; name the sampler (vllm or transformers)")
+    else:
+        changes["sampler"] = _resolve_ref("samplers", config.sampler, "sampler")
+    resolved = config.model_copy(update=changes)
+    algorithm = build_algorithm(resolved)
+    if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
+        raise ConfigError(
+            f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
+            "samples of a prompt with each other: set it to 2 or more (8 is common)"
+        )
+    if missing := algorithm.missing_targets():
+        raise ConfigError(
+            f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
+            "choose an advantage and a loss that fit together"
+        )
+    return resolved
+
+
+def build_algorithm(config: RunConfig) -> Any:
+    """The Algorithm that `algo`, `advantage` and `loss` describe."""
+    algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
+    if config.advantage is not None:
+        algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
+    if config.loss is not None:
+        algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
+    return algorithm
+
+
+def _resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
+    plugin = registry.find(kind, ref.kind)
+    options = registry.validate_options(plugin, ref.options, where)
+    return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))
+
+
+def _read(source: str) -> tuple[str, str]:
+    shipped = presets()
+    if source in shipped:
+        return shipped[source], f"preset {source}"
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(
+            f"no config {source!r}: neither a file (looked in {Path.cwd()}) nor a preset{nearest(source, shipped)}"
+        )
+    return path.read_text(), str(path)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected keys and values, got {type(data).__name__}")
+    return data
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-s {override}: the value is not YAML: {error}") from error
+    *path, last = key.split(".")
+    here = data
+    for part in path:
+        inner = _as_ref(here.get(part) or {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"-s {override}: {part!r} is {inner!r} and has no keys")
+        here[part] = dict(inner)
+        here = here[part]
+    here[last] = value

@@ -1,0 +1,27 @@
+"""The errors rlkit raises on purpose. Each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlkitError(Exception):
+    """Something a user can mend. The command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(RlkitError):
+    """A setting that cannot be: found before a model is loaded."""
+
+    exit_code = 2
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """"; did you mean 'a' or 'b'?" for the known names nearest to `word`, else a list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "; known: " + ", ".join(names) if names else ""

@@ -1,0 +1,374 @@
+"""The contracts that algorithms, rewards and samplers meet: plain dataclasses and protocols.
+
+Conventions. B counts whole sequences; T is the longest response. Column t of a [B, T] tensor is the
+state before token y_t, and y_t itself. Rows are padded on the right; the prompt is not in T. A Rollout
+and what is derived from it live on the CPU in float32 and are the same on every rank.
+
+Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them for each one registered:
+
+1. The loss does not depend on how the batch is cut: the sum of the loss over any parts of an optimizer
+   batch is the loss of the whole.
+2. What is not there does not count: padding and invalid samples enter nothing; environment tokens are
+   context, and enter no sum, no statistic and no power of lambda.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+Stat = Literal["logprobs", "ref_logprobs", "token_kl", "entropy", "values"]
+"""What a model can say of a token: see `TokenStats`."""
+
+Status = Literal["ok", "no_answer", "refused", "abstain", "error", "timeout", "bad_gold"]
+"""How a sample's reward came about. `ok` carries its value, `no_answer` and `refused` have the value 0; the
+others have no value: such a sample is left out of loss and baseline, and counted."""
+
+VALUELESS: frozenset[Status] = frozenset({"abstain", "error", "timeout", "bad_gold"})
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+"""Name -> (sum, weight), both scalars. Sums and weights are added over micro-batches and ranks; then the
+mean is sum / weight."""
+
+State = dict[str, Any]
+"""What an algorithm remembers between updates: numbers, strings and tensors, saved with a checkpoint."""
+
+R = TypeVar("R", bound="Rows")
+
+
+class Rows:
+    """A dataclass whose tensors and lists have one entry a sequence; nested ones are cut alike."""
+
+    def _map(self, f: Callable[[Any], Any]) -> Self:
+        changes = {}
+        for spec in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, spec.name)
+            if isinstance(value, Rows):
+                changes[spec.name] = value._map(f)
+            elif isinstance(value, (Tensor, list)):
+                changes[spec.name] = f(value)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def rows(self, index: Sequence[int]) -> Self:
+        """The given sequences, in the given order."""
+        at = torch.as_tensor(index, dtype=torch.long)
+        return self._map(lambda v: v[at.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in index])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda v: v.to(device) if isinstance(v, Tensor) else v)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Names a sample for ever: its sampling seed, its noise coins and its place in storage follow from it.
+
+    Example: the third of eight answers to a prompt that was drawn once in step 12 is
+    `SampleKey(prompt_id="9f2c...", rollout_step=12, occurrence=0, index=2)`.
+    """
+
+    prompt_id: str
+    """Hash of the prompt's content: the same in every run and process."""
+    rollout_step: int
+    occurrence: int
+    """0, or 1, 2, ... where the same prompt comes again within the step."""
+    index: int
+    """0 .. G-1 within its group."""
+
+    def seed(self, run_seed: int, purpose: str) -> int:
+        """A 63-bit seed that depends on the key, the run's seed and the purpose alone."""
+        text = f"{run_seed}/{purpose}/{self.prompt_id}/{self.rollout_step}/{self.occurrence}/{self.index}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Rollout(Rows):
+    """One sampled batch: everything that is known of it before a model looks at it again."""
+
+    keys: list[SampleKey]
+    prompt_tokens: list[Tensor]
+    """B tensors of token ids, [P_i] each."""
+    tokens: Tensor
+    """[B, T] int64, as sampled (end-of-sequence and tool output included); never decoded and encoded again."""
+    length: Tensor
+    """[B] int64: tokens that exist, 1 .. T."""
+    mask: Tensor
+    """[B, T] bool: the policy chose this token, and the sample is valid."""
+    valid: Tensor
+    """[B] bool: it has a reward, and so has another of its group where the algorithm compares within groups."""
+    group: Tensor
+    """[B] int64: sequences with one number answer the same prompt."""
+    reward: Tensor
+    """[B] float: what the loss sees; 0 where there is no value (and then `valid` is False)."""
+    clean_reward: Tensor
+    """[B] float: the reward before noise."""
+    token_reward: Tensor | None = None
+    """[B, T] float, sums to `reward`; None: all of it at the last token."""
+    sampler_logprobs: Tensor
+    """[B, T] float: log-prob of the distribution that was drawn from; 0 outside the policy's tokens."""
+    version: Tensor
+    """[B] int64: the policy version that sampled it (of its oldest token)."""
+    truncated: Tensor
+    """[B] bool: ended by the length limit, not by an end token."""
+
+    @property
+    def action_counts(self) -> Tensor:
+        """[B] int64: tokens in `mask`."""
+        return self.mask.sum(1)
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenStats(Rows):
+    """What models say of the rows. Each is [b, T] float, 0 outside `mask`; None = not asked for.
+
+    All are of the distribution the sampler drew from: temperature applied, softmax in float32.
+    """
+
+    logprobs: Tensor | None = None
+    """log pi(y_t | s_t)."""
+    ref_logprobs: Tensor | None = None
+    """log pi_ref(y_t | s_t)."""
+    token_kl: Tensor | None = None
+    """KL(pi(.|s_t) || pi_ref(.|s_t)) in nats, exact over the whole vocabulary."""
+    entropy: Tensor | None = None
+    """Entropy of pi(.|s_t), in nats."""
+    values: Tensor | None = None
+    """The critic's V(s_t)."""
+
+    def get(self, stat: Stat) -> Tensor:
+        """The tensor; KeyError, naming it, where nobody asked for it."""
+        value: Tensor | None = getattr(self, stat)
+        if value is None:
+            raise KeyError(f"{stat!r} was not computed: name it in `needs`")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an algorithm asks the engine for, and when; what nobody needs is not computed.
+
+    `old.logprobs` needs no asking where only the loss reads it: with one update per rollout the engine
+    sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
+    One minibatch and one epoch merge the passes of `old` and `now`.
+    """
+
+    old: frozenset[Stat] = frozenset()
+    """Without gradient, once per rollout, at the weights that sampled it."""
+    now: frozenset[Stat] = frozenset()
+    """Without gradient, on the whole optimizer batch, at the weights about to be updated."""
+    grad: frozenset[Stat] = frozenset({"logprobs"})
+    """Within the gradient forward."""
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch(Rows):
+    """An optimizer batch (whole groups), or some rows of one."""
+
+    rollout: Rollout
+    old: TokenStats = field(default_factory=TokenStats)
+    now: TokenStats = field(default_factory=TokenStats)
+    n_sequences: int
+    """Valid sequences of the whole optimizer batch, over all ranks. Divide by this for a sequence mean."""
+    n_tokens: int
+    """Tokens in `mask` of the whole optimizer batch, over all ranks. Divide by this for a token mean."""
+    update: int = 0
+    """Optimizer updates made so far."""
+    progress: float = 0.0
+    """Share of the run that is done, 0 .. 1."""
+
+    @property
+    def mask(self) -> Tensor:
+        """[b, T] bool, the rollout's."""
+        return self.rollout.mask
+
+
+@dataclass(kw_only=True, slots=True)
+class Targets(Rows):
+    """What an Advantage hands to the losses. Detached."""
+
+    advantages: Tensor | None = None
+    """[b, T] float."""
+    scores: Tensor | None = None
+    """[b] float: per-sequence targets, such as VIMPO's R_i - mean_group R."""
+    returns: Tensor | None = None
+    """[b, T] float: what a critic should predict."""
+    importance: Tensor | None = None
+    """[b, T] float: weights for a mismatch with the sampler, or for staleness."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """Numbers in force for this update (VIMPO's c_A, ...); logged as they are."""
+
+    def get(self, name: Literal["advantages", "scores", "returns", "importance"]) -> Tensor:
+        """The tensor; KeyError, naming it, where the Advantage did not give it."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise KeyError(f"the advantage gave no {name!r}")
+        return value
+
+
+class Advantage(Protocol):
+    """Sees the whole optimizer batch over all ranks, and alone may change `state`.
+
+    May carry the attributes `needs: Needs`, `gives: frozenset[str]` (fields of Targets; without it
+    "advantages") and `compares_groups: bool` (without it False): see `Algorithm`.
+    """
+
+    def __call__(self, batch: Batch, state: State) -> Targets: ...
+
+
+class PolicyLoss(Protocol):
+    """Sees any rows. Additive over sequences: sums, divided only by `batch.n_sequences` or `batch.n_tokens`.
+
+    May carry the attributes `needs: Needs` and `reads: frozenset[str]` (fields of Targets; without it
+    "advantages").
+    """
+
+    def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
+
+
+class ValueLoss(Protocol):
+    """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss."""
+
+    def __call__(self, values: Tensor, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class Algorithm:
+    """What a registered algorithm's factory returns. The trainer knows no more of it than this."""
+
+    advantage: Advantage
+    policy_loss: PolicyLoss
+    value_loss: ValueLoss | None = None
+    """Present: a critic is built, and trained with it."""
+    critic_warmup_steps: int = 0
+    """Steps at the start in which the critic alone learns."""
+    keep_group: Callable[[Rollout], bool] | None = None
+    """Dynamic sampling: False for a group that teaches nothing."""
+
+    @property
+    def needs(self) -> Needs:
+        parts = [p for p in (self.advantage, self.policy_loss, self.value_loss) if p is not None]
+        needs = Needs()
+        for part in parts:
+            needs = needs | getattr(part, "needs", Needs())
+        return needs
+
+    @property
+    def compares_groups(self) -> bool:
+        """True: a sample is judged against the others of its group, so a group needs two valid ones."""
+        return bool(getattr(self.advantage, "compares_groups", False))
+
+    def missing_targets(self) -> frozenset[str]:
+        """Fields of Targets that a loss reads and the advantage does not give: empty when they fit."""
+        default = frozenset({"advantages"})
+        reads: frozenset[str] = getattr(self.policy_loss, "reads", default)
+        if self.value_loss is not None:
+            reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
+        gives: frozenset[str] = getattr(self.advantage, "gives", default)
+        return reads - gives
+
+
+@dataclass(kw_only=True, slots=True)
+class Sample:
+    """What a reward function sees of one response."""
+
+    key: SampleKey
+    prompt: str
+    """The prompt as the model read it."""
+    response: str
+    """The decoded response, end token left out."""
+    tokens: list[int]
+    """Response token ids as sampled."""
+    answer: str
+    """The gold answer; "" where the data has none."""
+    truncated: bool
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the data set's row."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardResult:
+    """A value, or none with a status that says why."""
+
+    value: float | None
+    status: Status = "ok"
+    correct: bool | None = None
+    """The verdict; None: the value is the highest of the reward's range."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Named parts of the value, logged as reward/NAME."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
+
+
+class RewardFn(Protocol):
+    """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
+
+    May carry the attribute `range: tuple[float, float]`, the lowest and highest value (without it 0 and 1).
+    """
+
+    def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    max_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Besides the model's own end tokens. The stop token is kept in the completion."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One completion to sample: a prompt as token ids, a seed of its own."""
+
+    prompt_tokens: Sequence[int]
+    seed: int
+    params: SamplingParams
+
+
+@dataclass(kw_only=True, slots=True)
+class Completion:
+    tokens: list[int]
+    """As sampled, the end token included."""
+    logprobs: list[float]
+    """Of the distribution that was drawn from, one a token."""
+    truncated: bool
+    version: int
+    """The policy version of the weights that sampled it."""
+
+
+class Sampler(Protocol):
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yield (index of the request, completion) as they end, so that scoring starts early."""
+        ...
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights (Hugging Face names, whole tensors); later completions carry `version`."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Calling it twice is harmless."""
+        ...
+
+
+class Tracker(Protocol):
+    """Mirrors what a run writes. Lives on rank 0 only."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A few responses of the step: dicts with the keys prompt, response, reward, answer."""
+        ...
+
+    def close(self) -> None: ...

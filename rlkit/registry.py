@@ -1,0 +1,276 @@
+"""Named plugins: decorators and entry points.
+
+A plugin is a factory. Its options are the fields of the pydantic model that its parameter `config` is
+annotated with, or, where it has none, its keyword-only parameters. A reward may be the function itself.
+
+    @algorithm("mine")
+    def mine(config: MineConfig) -> Algorithm: ...
+
+    @reward("short")
+    def short(samples: Sequence[Sample], *, limit: int = 20) -> list[float]: ...
+
+Built-in plugins come in by the same entry points as a stranger's, and are imported when first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from rlkit.errors import ConfigError, nearest
+
+Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Plugin:
+    kind: Kind
+    name: str
+    factory: Callable[..., Any]
+    origin: str
+    """module:name and file, for messages."""
+    distribution: str
+    """The installed package it comes from, with its version, or the file it was loaded from."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+
+    @functools.cached_property
+    def options(self) -> type[BaseModel]:
+        """The pydantic model of its options. Unknown keys are refused."""
+        hints = typing.get_type_hints(self.factory if inspect.isfunction(self.factory) else self.factory.__init__)  # type: ignore[misc]
+        config = hints.get("config")
+        if inspect.isclass(config) and issubclass(config, BaseModel):
+            return config
+        fields: dict[str, Any] = {}
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[name] = (hints.get(name, Any), default)
+        return create_model(f"{self.name}_options", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+_plugins: dict[tuple[Kind, str], Plugin] = {}
+_loading_from: str | None = None
+
+
+def _origin(factory: Callable[..., Any]) -> str:
+    inner = inspect.unwrap(factory)
+    code = getattr(inner, "__code__", None)
+    file = code.co_filename if code else getattr(sys.modules.get(inner.__module__), "__file__", "?")
+    return f"{inner.__module__}:{inner.__qualname__} ({file})"
+
+
+def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) -> Plugin:
+    plugin = Plugin(kind, name, factory, _origin(factory), distribution)
+    known = _plugins.get((kind, name))
+    if known is not None and known.origin != plugin.origin:
+        raise ConfigError(
+            f"{kind}: the name {name!r} is registered twice, by {known.origin} and by {plugin.origin}. "
+            "Rename one of them."
+        )
+    if known is None:
+        _plugins[kind, name] = plugin
+    return known or plugin
+
+
+def register(kind: Kind, name: str) -> Callable[[F], F]:
+    """Decorator: make a factory known under a name. ConfigError where the name is taken."""
+
+    def add(factory: F) -> F:
+        for point in _entry_points(kind).get(name, ()):
+            if point.module != factory.__module__:
+                raise ConfigError(
+                    f"{kind}: the name {name!r} is registered twice, by {_origin(factory)} and by the entry point "
+                    f"{point.value} of {_distribution(point)}. Rename one of them."
+                )
+        _add(kind, name, factory, _loading_from or _distribution_of_module(kind, name))
+        return factory
+
+    return add
+
+
+algorithm = functools.partial(register, "algorithms")
+advantage = functools.partial(register, "advantages")
+loss = functools.partial(register, "losses")
+reward = functools.partial(register, "rewards")
+noise = functools.partial(register, "noise")
+sampler = functools.partial(register, "samplers")
+tracker = functools.partial(register, "trackers")
+
+
+@functools.cache
+def _entry_points(kind: Kind) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=f"rlkit.{kind}"):
+        if point not in found.setdefault(point.name, []):
+            found[point.name].append(point)
+    return found
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+
+
+def _distribution_of_module(kind: Kind, name: str) -> str:
+    points = _entry_points(kind).get(name)
+    return _distribution(points[0]) if points else "registered in this process"
+
+
+def names(kind: Kind) -> list[str]:
+    """All names of a kind; nothing is imported."""
+    return sorted({name for k, name in _plugins if k == kind} | set(_entry_points(kind)))
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The plugin of that name, imported if need be.
+
+    Raises ConfigError for an unknown name (naming the nearest), and for a name that two packages claim. What
+    its module raises on import comes through as it is.
+    """
+    points = _entry_points(kind).get(name, [])
+    if len(points) > 1:
+        places = " and by ".join(f"{p.value} of {_distribution(p)}" for p in points)
+        raise ConfigError(f"{kind}: the name {name!r} is registered twice, by {places}. Uninstall one of them.")
+    if (kind, name) not in _plugins:
+        if not points:
+            raise ConfigError(f"unknown {_singular(kind)} {name!r}{nearest(name, names(kind))}")
+        factory = points[0].load()
+        if (kind, name) not in _plugins:
+            _add(kind, name, factory, _distribution(points[0]))
+    return _plugins[kind, name]
+
+
+def all_plugins(kind: Kind) -> Iterator[tuple[str, Plugin | Exception]]:
+    """Every name of a kind with its plugin, or with what its import raised."""
+    for name in names(kind):
+        try:
+            yield name, find(kind, name)
+        except Exception as error:  # shown to the user with its traceback by whoever lists
+            yield name, error
+
+
+def load(plugins: list[str]) -> None:
+    """Import users' plugins: paths to Python files, or module names.
+
+    Raises ConfigError for a file or module that does not exist; what it raises itself comes through.
+    """
+    global _loading_from
+    for plugin in plugins:
+        _loading_from = plugin
+        try:
+            if plugin.endswith(".py") or os.sep in plugin:
+                _load_file(Path(plugin))
+            elif importlib.util.find_spec(plugin) is None:
+                raise ModuleNotFoundError(plugin)
+            else:
+                importlib.import_module(plugin)
+        except ModuleNotFoundError as error:
+            if error.name not in (None, plugin, plugin.partition(".")[0]):
+                raise
+            raise ConfigError(
+                f"plugin module {plugin!r} does not exist: give a module that can be imported, or a path ending in .py"
+            ) from error
+        finally:
+            _loading_from = None
+
+
+def _load_file(path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"plugin file {str(path)!r} does not exist (looked in {Path.cwd()})")
+    name = f"rlkit_plugin_{path.resolve().stem}_{abs(hash(str(path.resolve()))):x}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
+    """Make the thing a plugin stands for, from validated options.
+
+    `context` is what the kind's factories get after their options: nothing for algorithms, advantages, losses
+    and rewards; see `rlkit.sampling` and `rlkit.tracking` for the others.
+    """
+    plugin = find(kind, name)
+    model = validate_options(plugin, options, where=_singular(kind))
+    parameters = inspect.signature(plugin.factory).parameters
+    if "config" in parameters:
+        return plugin.factory(model, *context)
+    values = {field: getattr(model, field) for field in type(model).model_fields}
+    if kind == "rewards" and not inspect.isclass(plugin.factory):
+        built = functools.partial(plugin.factory, **values)
+        functools.update_wrapper(built, plugin.factory)
+        return built
+    return plugin.factory(*context, **values)
+
+
+def validate_options(plugin: Plugin, options: dict[str, Any], where: str) -> BaseModel:
+    """The options as the plugin's model; ConfigError naming each key that does not fit."""
+    try:
+        return plugin.options.model_validate(options)
+    except ValidationError as error:
+        raise ConfigError(explain(error, plugin.options, where)) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """One sentence for each mistake: the key, where it stands, and what to do."""
+    lines = []
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        if where:
+            path.insert(0, where)
+        if item["type"] == "extra_forbidden":
+            inside = _model_at(model, item["loc"][:-1])
+            known = inside.model_fields if inside else {}
+            place = f"in {'.'.join(path[:-1])!r}" if path[:-1] else "at the top level"
+            lines.append(f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}")
+        elif item["type"] == "missing":
+            lines.append(f"{'.'.join(path)!r} is missing: it has no default")
+        elif item["type"] == "value_error":
+            prefix = f"{'.'.join(path)!r}: " if path else ""
+            lines.append(prefix + str(item["ctx"]["error"]))
+        else:
+            said = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{'.'.join(path)!r}: {said} (got {item['input']!r})")
+    return "\n".join(lines)
+
+
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *typing.get_args(annotation)]
+        models = [c for c in candidates if inspect.isclass(c) and issubclass(c, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _singular(kind: Kind) -> str:
+    return {"losses": "loss", "noise": "noise"}.get(kind, kind[:-1])
