@@ -19,7 +19,7 @@ class ConfigError(RlkitError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'a' or 'b'?" for the known names nearest to `word`, else a list of what is known."""
+    """ "; did you mean 'a' or 'b'?" for the known names nearest to `word`, else a list of what is known."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
     if close:

@@ -164,6 +164,11 @@ class Needs:
     grad: frozenset[Stat] = frozenset({"logprobs"})
     """Within the gradient forward."""
 
+    @property
+    def reference(self) -> bool:
+        """True: something is compared with a reference policy."""
+        return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
+
     def __or__(self, other: Needs) -> Needs:
         return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
 

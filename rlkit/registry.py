@@ -14,6 +14,7 @@ Built-in plugins come in by the same entry points as a stranger's, and are impor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -21,7 +22,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import typing
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +58,8 @@ class Plugin:
     @functools.cached_property
     def options(self) -> type[BaseModel]:
         """The pydantic model of its options. Unknown keys are refused."""
-        hints = typing.get_type_hints(self.factory if inspect.isfunction(self.factory) else self.factory.__init__)  # type: ignore[misc]
+        signature = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
+        hints = typing.get_type_hints(signature)
         config = hints.get("config")
         if inspect.isclass(config) and issubclass(config, BaseModel):
             return config
@@ -142,8 +146,8 @@ def names(kind: Kind) -> list[str]:
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin of that name, imported if need be.
 
-    Raises ConfigError for an unknown name (naming the nearest), and for a name that two packages claim. What
-    its module raises on import comes through as it is.
+    Raises ConfigError for an unknown name (naming the nearest), for a name that two packages claim, and, with
+    the traceback, for a module that fails to import.
     """
     points = _entry_points(kind).get(name, [])
     if len(points) > 1:
@@ -152,7 +156,8 @@ def find(kind: Kind, name: str) -> Plugin:
     if (kind, name) not in _plugins:
         if not points:
             raise ConfigError(f"unknown {_singular(kind)} {name!r}{nearest(name, names(kind))}")
-        factory = points[0].load()
+        with _importing(f"{_singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})"):
+            factory = points[0].load()
         if (kind, name) not in _plugins:
             _add(kind, name, factory, _distribution(points[0]))
     return _plugins[kind, name]
@@ -170,36 +175,50 @@ def all_plugins(kind: Kind) -> Iterator[tuple[str, Plugin | Exception]]:
 def load(plugins: list[str]) -> None:
     """Import users' plugins: paths to Python files, or module names.
 
-    Raises ConfigError for a file or module that does not exist; what it raises itself comes through.
+    Raises ConfigError for one that does not exist, and, with the traceback, for one that fails to import.
     """
     global _loading_from
     for plugin in plugins:
         _loading_from = plugin
         try:
-            if plugin.endswith(".py") or os.sep in plugin:
-                _load_file(Path(plugin))
-            elif importlib.util.find_spec(plugin) is None:
-                raise ModuleNotFoundError(plugin)
-            else:
-                importlib.import_module(plugin)
-        except ModuleNotFoundError as error:
-            if error.name not in (None, plugin, plugin.partition(".")[0]):
-                raise
-            raise ConfigError(
-                f"plugin module {plugin!r} does not exist: give a module that can be imported, or a path ending in .py"
-            ) from error
+            with _importing(f"plugin {plugin!r}"):
+                if plugin.endswith(".py") or os.sep in plugin:
+                    _load_file(Path(plugin))
+                elif _exists(plugin):
+                    importlib.import_module(plugin)
+                else:
+                    raise ConfigError(
+                        f"plugin module {plugin!r} does not exist: give a module that can be imported, or a path "
+                        "ending in .py"
+                    )
         finally:
             _loading_from = None
+
+
+def _exists(module: str) -> bool:
+    parent = module.rpartition(".")[0]
+    return (not parent or _exists(parent)) and importlib.util.find_spec(module) is not None
+
+
+@contextlib.contextmanager
+def _importing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} failed to import:\n{traceback.format_exc()}") from error
 
 
 def _load_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"plugin file {str(path)!r} does not exist (looked in {Path.cwd()})")
-    name = f"rlkit_plugin_{path.resolve().stem}_{abs(hash(str(path.resolve()))):x}"
+    name = f"rlkit_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -1,1 +1,23 @@
+"""What ships with rlkit so that it runs with no hub and no download: two small models and their task."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlkit.errors import ConfigError, nearest
+
+PREFIX = "embedded:"
+MODELS = ("s", "xs")
+
+
+def resolve(path: str) -> str:
+    """The folder of an embedded model (`embedded:s`); any other path as it is.
+
+    Raises ConfigError for a name that does not ship.
+    """
+    if not path.startswith(PREFIX):
+        return path
+    name = path.removeprefix(PREFIX)
+    if name not in MODELS:
+        raise ConfigError(f"no embedded model {path!r}{nearest(path, [PREFIX + known for known in MODELS])}")
+    return str(Path(__file__).parent / name)

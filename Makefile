@@ -1,0 +1,58 @@
+# `make run` trains the small model that ships; `make test` runs the checks. Both set themselves up first.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where PyTorch's CPU builds come from. Only used without an NVIDIA GPU.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BUILD := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+INDEX := $(if $(filter cpu,$(BUILD)),--extra-index-url $(TORCH_INDEX) --retries 0)
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -qq --disable-pip-version-check $(if $(filter cpu,$(BUILD)),--no-deps)
+READY := $(VENV)/.ready-$(BUILD)
+NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test setup lint unit clean help
+
+help:
+	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
+	@echo "make test    formatting, types and all tests"
+	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
+
+setup: $(READY)
+
+$(READY): requirements/$(BUILD).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlkit needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@echo "== set-up ($(BUILD) build) in $(VENV): some 4 GB, about two minutes"
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "   torch"
+	@$(PIP) $(INDEX) "$$(grep '^torch==' requirements/$(BUILD).txt)"
+	@echo "   the other locked requirements"
+	@$(PIP) -r requirements/$(BUILD).txt
+	@echo "   rlkit itself"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "== set-up done: $(BIN)/rlkit --help"
+
+run: setup
+	@echo "== rlkit run --algo vimpo: a small model learns two-digit addition"
+	@$(BIN)/rlkit run --algo vimpo -s sampler=vllm --name $(NAME) $(ARGS)
+	@echo "== next: $(BIN)/rlkit sample runs/$(NAME) \"47+85=\"; other algorithms: $(BIN)/rlkit run --algo grpo"
+
+test: setup lint unit
+	@echo "== all checks passed; what rlkit promises is in tests/promises"
+
+lint: setup
+	@echo "== ruff, mypy"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+unit: setup
+	@echo "== tests (real DeepSpeed, real vLLM; about ten minutes on two cores)"
+	@$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,174 @@
+"""Advantages: against the group (GRPO, RLOO) and by a critic (GAE)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rlkit.config import Section
+from rlkit.interfaces import Advantage, Batch, Needs, Rollout, Stat, State, Targets
+from rlkit.ops.gae import gae as estimate
+from rlkit.ops.masked import group_mean, group_size, group_std, masked_var, whiten
+from rlkit.registry import advantage
+
+STD_EPS = 1e-6
+WHITEN_FLOOR = 1e-4
+
+
+class OverlongPenalty(Section):
+    """DAPO's soft penalty (arXiv 2503.14476): 0 up to limit - buffer tokens, falling to -scale at the limit."""
+
+    limit: Annotated[int, Field(ge=1)]
+    """Longest response in tokens of the policy; usually sampling.max_tokens."""
+    buffer: Annotated[int, Field(ge=1)]
+    """Tokens before the limit over which the penalty grows."""
+    scale: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.buffer > self.limit:
+            raise ValueError(f"buffer ({self.buffer}) must not be above limit ({self.limit})")
+        return self
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """[B], to be added to the reward."""
+        over = rollout.action_counts - (self.limit - self.buffer)
+        return -self.scale * (over.to(rollout.reward.dtype) / self.buffer).clamp(0, 1)
+
+
+class GroupConfig(Section):
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """The group's mean reward, or that of its other members."""
+    divide_by_std: bool = True
+    """Divide by the group's standard deviation (unbiased, + 1e-6)."""
+    overlong_mask: bool = False
+    """Leave truncated responses out of the loss and of their group's baseline."""
+    overlong_penalty: OverlongPenalty | None = None
+    """Take something off the reward of long responses."""
+
+
+@dataclass(frozen=True)
+class GroupAdvantage:
+    """(R_i - baseline) / std within the valid members of a group; the same for all tokens of a response."""
+
+    config: GroupConfig
+    compares_groups: ClassVar[bool] = True
+
+    def __call__(self, batch: Batch, state: State) -> Targets:
+        scalars: dict[str, float] = {}
+        if self.config.overlong_mask:
+            scalars = _count_without_truncated(batch)
+            batch = kept_batch(batch, Targets(scalars=scalars))
+        rollout = batch.rollout
+        reward, group, valid = rollout.reward, rollout.group, rollout.valid
+        if self.config.overlong_penalty is not None:
+            reward = reward + self.config.overlong_penalty(rollout)
+        score = reward - group_mean(reward, group, valid)
+        if self.config.baseline == "leave_one_out":
+            size = group_size(group, valid, reward.dtype)
+            score = score * size / (size - 1).clamp(min=1)
+        if self.config.divide_by_std:
+            score = score / (group_std(reward, group, valid) + STD_EPS)
+        return Targets(advantages=torch.where(batch.mask, score.unsqueeze(1), 0.0), scalars=scalars)
+
+
+def _count_without_truncated(batch: Batch) -> dict[str, float]:
+    kept = ~batch.rollout.truncated
+    return {
+        "grpo/kept_sequences": float((batch.rollout.valid & kept).sum()),
+        "grpo/kept_tokens": float((batch.mask & kept.unsqueeze(1)).sum()),
+    }
+
+
+def kept_batch(batch: Batch, targets: Targets) -> Batch:
+    """The batch without its truncated responses where the advantage left them out (`overlong_mask`), else as it is.
+
+    The counts come with the targets, because a loss sees some rows only.
+    """
+    if "grpo/kept_tokens" not in targets.scalars:
+        return batch
+    rollout, kept = batch.rollout, ~batch.rollout.truncated
+    return dataclasses.replace(
+        batch,
+        rollout=dataclasses.replace(rollout, mask=rollout.mask & kept.unsqueeze(1), valid=rollout.valid & kept),
+        n_sequences=int(targets.scalars["grpo/kept_sequences"]),
+        n_tokens=int(targets.scalars["grpo/kept_tokens"]),
+    )
+
+
+@advantage("group")
+def group(config: GroupConfig) -> Advantage:
+    """GRPO's (2402.03300): reward less the group's mean, over its standard deviation."""
+    return GroupAdvantage(config)
+
+
+class RlooConfig(GroupConfig):
+    baseline: Literal["mean", "leave_one_out"] = "leave_one_out"
+    """The mean reward of the group's other members."""
+    divide_by_std: bool = False
+    """REINFORCE with a baseline has no such division."""
+
+
+@advantage("rloo")
+def rloo(config: RlooConfig) -> Advantage:
+    """RLOO's (2402.14740): reward less the mean of the group's other members."""
+    return GroupAdvantage(config)
+
+
+class GaeConfig(Section):
+    lam: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """GAE's lambda; 1: the return less the critic's value."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount a token."""
+    reward_kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of log pi_old - log pi_ref (k1), taken off the reward of each token; 0: no reference is kept for it."""
+
+
+@dataclass(frozen=True)
+class GaeAdvantage:
+    """GAE (arXiv 1506.02438) over the policy's tokens with the critic's old values, whitened; V = 0 at the end."""
+
+    config: GaeConfig
+    gives: ClassVar[frozenset[str]] = frozenset({"advantages", "returns"})
+
+    @property
+    def needs(self) -> Needs:
+        old: set[Stat] = {"values"}
+        if self.config.reward_kl_coef:
+            old |= {"logprobs", "ref_logprobs"}
+        return Needs(old=frozenset(old))
+
+    def __call__(self, batch: Batch, state: State) -> Targets:
+        mask = batch.mask
+        rewards = token_rewards(batch.rollout)
+        if self.config.reward_kl_coef:
+            k1 = batch.old.get("logprobs") - batch.old.get("ref_logprobs")
+            rewards = rewards - self.config.reward_kl_coef * torch.where(mask, k1, 0.0)
+        values = torch.where(mask, batch.old.get("values"), 0.0)
+        advantages = estimate(rewards, values, mask, self.config.lam, self.config.gamma)
+        returns = advantages + values
+        spread = float(masked_var(returns, mask))
+        scalars = {}
+        if spread > WHITEN_FLOOR**2:  # equal returns differ by rounding
+            scalars["critic/explained_variance"] = 1 - float(masked_var(returns - values, mask)) / spread
+        return Targets(advantages=whiten(advantages, mask, WHITEN_FLOOR), returns=returns, scalars=scalars)
+
+
+def token_rewards(rollout: Rollout) -> Tensor:
+    """[B, T]: `token_reward` within each response's length; without one, the reward at the policy's last token."""
+    columns = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
+    if rollout.token_reward is not None:
+        return torch.where(columns < rollout.length.unsqueeze(1), rollout.token_reward, 0.0)
+    last = torch.where(rollout.mask, columns, -1).amax(1)
+    return torch.where(columns == last.unsqueeze(1), rollout.reward.unsqueeze(1), 0.0)
+
+
+@advantage("gae")
+def gae(config: GaeConfig) -> Advantage:
+    """GAE (1506.02438): a critic's values as baseline; builds a critic where the algorithm has a value loss."""
+    return GaeAdvantage(config)

@@ -1,0 +1,298 @@
+"""Problems: from a file, a hub data set or the embedded task, to prompts as token ids; and the order they come in."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlkit import embedded
+from rlkit.config import DataConfig
+from rlkit.errors import ConfigError, nearest
+
+Row = Mapping[str, Any]
+FILES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    id: str
+    """Hash of the prompt column's content: the same in every run, whatever the template."""
+    text: str
+    """The prompt as the model reads it."""
+    tokens: list[int]
+    answer: str
+    """The gold column as text; "" where the row has none."""
+    columns: dict[str, Any]
+    """The row's other columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    problems: list[Problem]
+    dropped_long: int
+    """Rows left out because their prompt is over `max_prompt_tokens`."""
+    duplicates: int
+    """Problems whose prompt had come before; they are kept."""
+    source: str
+
+
+def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) -> ProblemSet | None:
+    """Read `data.path`, or the held-out problems; None where there are none to hold out.
+
+    Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
+    """
+    path, split = config.path, config.split
+    if held_out:
+        if config.eval_path is None and not config.path.startswith(embedded.PREFIX):
+            return None
+        path, split = config.eval_path or config.path, config.eval_split
+    rows = _read(path, config.subset, split)
+    if not rows:
+        raise ConfigError(f"{path} holds no problems: it is empty")
+    chat = _uses_chat(config, tokenizer)
+    prompts = [_column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    answers = [_column(row, config.answer, "data.answer", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
+    tokens = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+    problems = [
+        Problem(
+            id=_identity(prompts[i]),
+            text=texts[i],
+            tokens=tokens[i],
+            answer=_gold(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
+            columns={name: value for name, value in row.items() if name not in (config.prompt, config.answer)},
+        )
+        for i, row in enumerate(rows)
+        if len(tokens[i]) <= config.max_prompt_tokens
+    ]
+    if not problems:
+        raise ConfigError(
+            f"{path}: all {len(rows)} prompts are over data.max_prompt_tokens ({config.max_prompt_tokens} tokens; the "
+            f"shortest has {min(map(len, tokens))}): raise it"
+        )
+    duplicates = len(problems) - len({problem.id for problem in problems})
+    return ProblemSet(problems, len(rows) - len(problems), duplicates, path)
+
+
+def prompt_tokens(prompt: str, config: DataConfig, tokenizer: Any) -> list[int]:
+    """Token ids of one question, put to the model as the problems of `config` are."""
+    chat = _uses_chat(config, tokenizer)
+    text = _render(prompt, config, tokenizer, chat, "the prompt")
+    tokens: list[int] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    return tokens
+
+
+class Cursor:
+    """Where a run stands in its problems: each pass over them is a fresh permutation.
+
+    The order is a function of the seed and the number of the pass alone, so `position`, the number of problems
+    taken so far, is all there is to save.
+    """
+
+    def __init__(self, n: int, seed: int, position: int = 0) -> None:
+        self.n = n
+        self.seed = seed
+        self.position = position
+
+    def take(self, k: int) -> list[int]:
+        """The next k indices. Across the end of a pass a problem may come twice among them."""
+        taken = []
+        for at in range(self.position, self.position + k):
+            taken.append(int(_order(self.n, self.seed, at // self.n)[at % self.n]))
+        self.position += k
+        return taken
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n: int, seed: int, passes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # numpy promises the stream of a bit generator for ever, but not that of Generator.permutation.
+    return np.random.PCG64([seed, passes]).random_raw(n).argsort(kind="stable")
+
+
+# Reading
+
+
+def _read(path: str, subset: str | None, split: str) -> list[Row]:
+    if path.startswith(embedded.PREFIX):
+        return _embedded(path, split)
+    file = Path(path)
+    if file.suffix in FILES:
+        if not file.is_file():
+            raise ConfigError(f"data file {path!r} does not exist{_beside(file)}")
+        if file.stat().st_size == 0:
+            raise ConfigError(f"data file {path!r} is empty")
+        return _parquet(path) if file.suffix == ".parquet" else _json(file)
+    if file.is_file():
+        raise ConfigError(
+            f"data file {path!r}: cannot read {file.suffix or 'a file without a suffix'}; give {_ENDINGS}"
+        )
+    return _hub(path, subset, split)
+
+
+_ENDINGS = "a .json, .jsonl or .parquet file"
+
+
+def _embedded(path: str, split: str) -> list[Row]:
+    from rlkit.embedded import arithmetic
+
+    known = [embedded.PREFIX + "arithmetic"]
+    if path not in known:
+        raise ConfigError(f"no embedded data set {path!r}{nearest(path, known)}")
+    if split not in ("train", "test"):
+        raise ConfigError(f"{path} has no split {split!r}{nearest(split, ['train', 'test'])}")
+    return [{"prompt": p.prompt, "answer": p.answer} for p in arithmetic.problems(held_out=split == "test")]
+
+
+def _beside(file: Path) -> str:
+    folder = file.parent
+    if not folder.is_dir():
+        return f": there is no folder {str(folder)!r} (looked in {Path.cwd()})"
+    return nearest(file.name, [f.name for f in folder.iterdir() if f.suffix in FILES]) + f" (in {folder.resolve()})"
+
+
+def _json(file: Path) -> list[Row]:
+    """A JSON array of objects, or one object a line."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not JSON: it is not UTF-8 text ({error})") from error
+    rows: list[tuple[int, Any]]
+    if text.lstrip().startswith("["):
+        unit, rows = "item", list(enumerate(_parse(text, file, 1), 1))
+    else:
+        # Not splitlines: JSON strings may hold other line separators.
+        unit, rows = "line", [(i, _parse(line, file, i)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for i, row in rows:
+        if not isinstance(row, dict):
+            raise ConfigError(f"{file}, {unit} {i}: expected an object with named columns, got {type(row).__name__}")
+    return [row for _, row in rows]
+
+
+def _parse(text: str, file: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = line + error.lineno - 1
+        said = text.split("\n")[error.lineno - 1].strip()
+        raise ConfigError(
+            f"{file}, line {at}: not JSON: {error.msg} at column {error.colno}: {said[:60]!r}. "
+            "Give an array of objects, or one object a line"
+        ) from error
+
+
+def _parquet(path: str) -> list[Row]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset("parquet", data_files=path, split="train", streaming=True))
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as parquet: {error}") from error
+
+
+def _hub(path: str, subset: str | None, split: str) -> list[Row]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(path, subset, split=split))
+    except Exception as error:
+        part = f"subset {subset!r}, split {split!r}" if subset else f"split {split!r}"
+        raise ConfigError(
+            f"cannot load the data set {path!r} ({part}): {type(error).__name__}: {error}\n"
+            f"For data on this machine give {_ENDINGS}"
+        ) from error
+
+
+# Columns
+
+
+def _column(row: Row, name: str, key: str, where: str) -> Any:
+    if name in row:
+        return row[name]
+    here: Any = row
+    for part in name.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            known = list(_names(row))
+            raise ConfigError(
+                f"{where}: no column {name!r}{nearest(name, known)} (columns: {', '.join(known)}). Set {key}"
+            )
+        here = here[part]
+    return here
+
+
+def _names(row: Row, prefix: str = "") -> Iterable[str]:
+    for name, value in row.items():
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+def _gold(value: Any, where: str) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        return ""
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise ConfigError(f"{where}: expected text or a number, got {type(value).__name__}: {str(value)[:60]}")
+
+
+def _identity(prompt: Any) -> str:
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+# Prompts
+
+
+def _uses_chat(config: DataConfig, tokenizer: Any) -> bool:
+    """Whether prompts go through the tokenizer's chat template. ConfigError for settings that do not go together."""
+    has = getattr(tokenizer, "chat_template", None) is not None
+    if config.template is not None and "{prompt}" not in config.template:
+        raise ConfigError(f"data.template must hold {{prompt}}, where the question goes; got {config.template!r}")
+    if config.chat and not has:
+        raise ConfigError(
+            "data.chat is true, but the model's tokenizer has no chat template: set data.template instead"
+        )
+    chat = has and config.template is None if config.chat is None else config.chat
+    if config.system is not None and not chat:
+        raise ConfigError(
+            "data.system needs a chat template, and none is used here: write it into data.template, or set "
+            "data.chat: true for a tokenizer that has one"
+        )
+    return chat
+
+
+def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str) -> str:
+    """The text the model reads, from a question or chat messages."""
+    messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    for message in messages:
+        if not (isinstance(message, Mapping) and isinstance(message.get("content"), str) and message.get("role")):
+            raise ConfigError(
+                f"{where}: the prompt must be text, or a list of messages with a role and a text as content; got "
+                f"{str(message)[:80]}. Set data.prompt to another column"
+            )
+    one = messages[0]["content"] if [m["role"] for m in messages] == ["user"] else None
+    if one is None and (config.template is not None or not chat):
+        raise ConfigError(
+            f"{where}: {len(messages)} chat messages cannot be put to a model without its chat template, or into "
+            "data.template; only a single user message can"
+        )
+    if one is not None:
+        # Not str.format: questions and templates are full of LaTeX's braces.
+        one = config.template.replace("{prompt}", one) if config.template is not None else one
+        messages = [{"role": "user", "content": one}]
+    if config.system is not None:
+        if messages and messages[0]["role"] == "system":
+            raise ConfigError(f"{where}: the data has a system message of its own: leave out data.system")
+        messages = [{"role": "system", "content": config.system}, *messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) if chat else one
+    if not text:
+        raise ConfigError(f"{where}: the prompt is empty")
+    return str(text)

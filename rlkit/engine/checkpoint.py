@@ -1,0 +1,105 @@
+"""Checkpoints on disk. One is complete or invisible: it is written into a hidden folder and renamed at the end.
+
+checkpoints/step-00000040/
+    model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage
+    trainer.pt      the trainer's state
+    policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
+    hf/             the policy as a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkit.engine import distributed
+from rlkit.engine.deepspeed import Engine
+from rlkit.errors import ConfigError, RlkitError
+
+
+def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-N` and delete all but the newest `keep` checkpoints. Collective.
+
+    `engines` are the trained ones by name, "policy" among them; `trainer_state` is made of plain data and tensors.
+    The folder is on a disk that all ranks see.
+    """
+    done = folder / f"step-{step:08d}"
+    hidden = folder / f".{done.name}"
+    if distributed.main_rank():
+        shutil.rmtree(hidden, ignore_errors=True)
+        hidden.mkdir(parents=True)
+    distributed.barrier()
+    for name, engine in engines.items():
+        engine.save(hidden / name)
+    engines["policy"].export(hidden / "hf")
+    if distributed.main_rank():
+        torch.save(trainer_state, hidden / "trainer.pt")
+        identity = {name: engine.identity for name, engine in engines.items()}
+        (hidden / "model.json").write_text(json.dumps(identity, indent=1))
+    distributed.barrier()
+    if distributed.main_rank():
+        if done.exists():
+            shutil.rmtree(done)
+        hidden.rename(done)
+        for old in _complete(folder)[:-keep]:
+            # Renamed first: a checkpoint that is half deleted must not look like one.
+            shutil.rmtree(old.rename(folder / f".{old.name}"))
+    distributed.barrier()
+    return done
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder; None where there is none."""
+    found = _complete(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
+    """Load a checkpoint into engines made with the same settings; returns the trainer's state. Collective.
+
+    Raises ConfigError for a checkpoint of another model, number of ranks or ZeRO stage, before anything is loaded.
+    """
+    try:
+        saved: dict[str, Any] = json.loads((path / "model.json").read_text())
+    except FileNotFoundError as error:
+        raise RlkitError(f"{path} is no checkpoint: it has no model.json") from error
+    if saved.keys() != engines.keys():
+        raise ConfigError(
+            f"checkpoint {path} holds {', '.join(sorted(saved))}; this run has {', '.join(sorted(engines))}: "
+            "resume it with the algorithm it was made with"
+        )
+    for name, engine in engines.items():
+        if differences := _differences(saved[name], engine.identity):
+            raise ConfigError(f"checkpoint {path} is not of this run's {name}:\n  " + "\n  ".join(differences))
+    for name, engine in engines.items():
+        engine.load(path / name)
+    state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=True)
+    return state
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(child for child in folder.iterdir() if re.fullmatch(r"step-\d{8,}", child.name))
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{what}: {saved[key]} in the checkpoint, {now[key]} here"
+        for key, what in (("model", "model.path"), ("zero_stage", "engine.zero_stage"), ("ranks", "number of ranks"))
+        if saved[key] != now[key]
+    ]
+    then, here = saved["parameters"], now["parameters"]
+    changed = [name for name in then.keys() | here.keys() if then.get(name) != here.get(name)]
+    lines += [
+        f"{name}: {then.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in sorted(changed)[:5]
+    ]
+    if len(changed) > 5:
+        lines.append(f"and {len(changed) - 5} more parameters")
+    return lines

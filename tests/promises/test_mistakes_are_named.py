@@ -1,0 +1,145 @@
+"""Bad input: each mistake is answered by a sentence that says what to do, and by its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rlkit.cli import main
+
+XS = ["run", "embedded_xs", "-s", "batch.prompts_per_step=2", "-s", "batch.samples_per_prompt=2", "-s", "steps=1"]
+
+
+def rlkit(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--algo", "vinpo"], ["unknown algorithm 'vinpo'", "did you mean 'vimpo'?"]),
+        (["-s", "reward=final_anser"], ["unknown reward 'final_anser'", "did you mean 'final_answer'?"]),
+        (["-s", "optimizer.learning_rte=1"], ["unknown key 'learning_rte' in 'optimizer'", "known: ", "lr"]),
+        (["-s", "optimizr.lr=1"], ["unknown key 'optimizr' at the top level", "did you mean 'optimizer'?"]),
+        (["-s", "algo.betta=1"], ["unknown key 'betta' in 'algo'", "did you mean 'beta'?"]),
+        (["-s", "steps=many"], ["'steps'", "valid integer", "many"]),
+        (["-s", "steps"], ["expected key=value"]),
+        (["--algo", "grpo", "-s", "batch.samples_per_prompt=1"], ["batch.samples_per_prompt is 1", "2 or more"]),
+        (["-s", "algo.estimator=k1"], ["k1", "rho - kappa is 0", "exact"]),
+        (["-s", "model.dtype=bfloat16"], ["zero_stage 0", "bfloat16", "engine.zero_stage: 1"]),
+        (["-s", "sampling.top_p=0.9"], ["top_p below 1", "top_p: 1.0"]),
+        (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
+        (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
+        (["--plugin", "nowhere.py"], ["plugin file 'nowhere.py' does not exist"]),
+        (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
+        (["-s", "model.path=embedded:xl"], ["embedded:xl"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_a_model_is_loaded(arguments: list[str], said: list[str]) -> None:
+    result = rlkit("run", "--dry-run", *arguments)
+    assert result.exit_code == 2, result.output
+    for words in said:
+        assert words in result.output
+
+
+def test_an_unknown_config_names_the_nearest_preset() -> None:
+    result = rlkit("run", "embeded")
+    assert result.exit_code == 2
+    assert "did you mean 'embedded'" in result.output
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("algo: vimpo\nmodle: {path: x}\n")
+    result = rlkit("run", str(file))
+    assert result.exit_code == 2
+    assert str(file) in result.output
+    assert "unknown key 'modle'" in result.output
+    assert "'data' is missing" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.jsonl", None, "missing.jsonl"),
+        ("empty.jsonl", "", "empty"),
+        ("broken.jsonl", '{"prompt": "1+1=", "answer": "2"}\nnot json\n', "broken.jsonl"),
+        ("column.jsonl", '{"question": "1+1=", "answer": "2"}\n', "prompt"),
+    ],
+)
+def test_a_data_file_that_cannot_be_used(name: str, content: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    result = rlkit(*XS, "-s", f"data.path={file}", "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+    taken = tmp_path / "runs" / "taken"
+    taken.mkdir(parents=True)
+    (taken / "config.yaml").write_text("steps: 1\n")
+    result = rlkit(*XS, "--out", str(tmp_path / "runs"), "--name", "taken")
+    assert result.exit_code == 2
+    assert "taken" in result.output
+    assert "--resume" in result.output
+    assert (taken / "config.yaml").read_text() == "steps: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1.0]", ["1", "4"]),
+        ("return [float('nan')] * len(samples)", ["nan"]),
+        ("return ['yes'] * len(samples)", ["yes"]),
+        ("raise ValueError('my own mistake')", ["my own mistake"]),
+    ],
+)
+def test_a_reward_function_that_breaks_its_contract(body: str, said: list[str], tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(
+        f"from rlkit import reward\n\n@reward('broken_{abs(hash(body))}')\ndef broken(samples):\n    {body}\n"
+    )
+    result = rlkit(
+        *XS, "--plugin", str(plugin), "-s", f"reward=broken_{abs(hash(body))}", "-s", "eval.problems=2",
+        "-s", "eval.samples=2", "--out", str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    for words in said:
+        assert words in result.output
+    assert "broken" in result.output
+
+
+def test_a_plugin_that_fails_to_import_shows_its_traceback_and_the_others_are_listed(tmp_path: Path) -> None:
+    plugin = tmp_path / "bad.py"
+    plugin.write_text("import json\nraise RuntimeError('half written')\n")
+    result = rlkit("run", "--dry-run", "--plugin", str(plugin))
+    assert result.exit_code == 2
+    assert "half written" in result.output
+    assert "bad.py" in result.output
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    assert rlkit(*XS, "--out", str(out), "--name", "a", "-s", "eval.problems=2").exit_code == 0
+    config = out / "a" / "config.yaml"
+    config.write_text(config.read_text().replace("embedded:xs", "embedded:s"))
+    result = rlkit("run", "--resume", str(out / "a"), "-s", "steps=2")
+    assert result.exit_code == 2, result.output
+    assert "model" in result.output
+
+
+def test_a_run_that_is_done_has_nothing_to_resume(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    assert rlkit(*XS, "--out", str(out), "--name", "a", "-s", "eval.problems=2").exit_code == 0
+    before = (out / "a" / "metrics.jsonl").read_text()
+    result = rlkit("run", "--resume", str(out / "a"))
+    assert result.exit_code == 2
+    assert "steps=2" in result.output
+    assert (out / "a" / "metrics.jsonl").read_text() == before
+    assert json.loads(before.splitlines()[-1])["step"] == 1

@@ -1,0 +1,322 @@
+"""Engines at work for the tests: in this process, or in a long-lived pair of them that passes as two ranks.
+
+`run(job, ...)` calls a function of this module here, with one rank; `TwoRanks.run(job, ...)` calls it in both
+processes of the pair and gives both results.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkit.config import RunConfig
+from rlkit.errors import RlkitError
+from rlkit.interfaces import Batch, Metrics, Rollout, SampleKey, Stat, Targets, TokenStats
+
+VOCABULARY = 2048
+"""Times the width of 64: more than the 1e5 numbers from which ZeRO-3 cuts a weight; so are the MLPs' 1600 times 64."""
+
+
+def save_model(folder: Path, seed: int, *, tied: bool, layers: int = 2) -> Path:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=1600,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        attention_dropout=0.3,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def settings(path: Path, **changes: Any) -> RunConfig:
+    """A run's config; `changes` are sections' fields by section."""
+    data: dict[str, Any] = {
+        "algo": "vimpo",
+        "model": {"path": str(path), "dtype": "float32"},
+        "data": {"path": "unused.jsonl"},
+        "reward": "exact",
+        "batch": {"tokens_per_microbatch": 60},
+        "optimizer": {"lr": 1e-3, "eps": 1e-5, "warmup_updates": 2, "clip_norm": 0.5},
+        "sampling": {"temperature": 0.8},
+    }
+    for section, fields in changes.items():
+        data[section] = data.get(section, {}) | fields
+    return RunConfig.model_validate(data)
+
+
+def random_batch(seed: int, rows: int = 10) -> tuple[Batch, Targets]:
+    """An optimizer batch with prompts and responses of all lengths, tool tokens, and invalid samples."""
+    g = torch.Generator().manual_seed(seed)
+    width = 12
+    length = torch.randint(3, width + 1, (rows,), generator=g)
+    valid = torch.rand(rows, generator=g) < 0.75
+    valid[:2] = torch.tensor([True, False])
+    exists = torch.arange(width) < length[:, None]
+    mask = exists & valid[:, None] & (torch.rand(rows, width, generator=g) < 0.8)
+    mask[:, 0] = valid
+    reward = torch.rand(rows, generator=g)
+    rollout = Rollout(
+        keys=[SampleKey(f"p{row // 2}", 1, 0, row % 2) for row in range(rows)],
+        prompt_tokens=[
+            torch.randint(0, VOCABULARY, (int(torch.randint(1, 9, (1,), generator=g)),), generator=g)
+            for _ in range(rows)
+        ],
+        tokens=torch.randint(0, VOCABULARY, (rows, width), generator=g) * exists,
+        length=length,
+        mask=mask,
+        valid=valid,
+        group=torch.arange(rows) // 2,
+        reward=reward,
+        clean_reward=reward.clone(),
+        sampler_logprobs=-8 * torch.rand(rows, width, generator=g) * mask,
+        version=torch.zeros(rows, dtype=torch.long),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+    )
+    batch = Batch(rollout=rollout, n_sequences=int(valid.sum()), n_tokens=int(mask.sum()))
+    targets = Targets(advantages=torch.randn(rows, width, generator=g), scores=torch.randn(rows, generator=g))
+    return batch, targets
+
+
+STATS: frozenset[Stat] = frozenset({"logprobs", "token_kl", "entropy"})
+
+
+def policy_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+    """A term of each kind: a ratio, an exact KL, an entropy, and a square of a whole sequence's sum."""
+    logprobs, mask = new.get("logprobs"), batch.mask.float()
+    ratio = (logprobs - batch.old.get("logprobs")).exp()
+    tokens = -targets.get("advantages") * ratio + 0.3 * new.get("token_kl") - 0.1 * new.get("entropy")
+    residual = (0.1 * logprobs * mask).sum(1) - targets.get("scores")
+    squares = residual.square() * batch.rollout.valid
+    loss = (tokens * mask).sum() / batch.n_tokens + squares.sum() / batch.n_sequences
+    kl = (new.get("token_kl").detach() * mask).sum()
+    return loss, {"policy/kl": (kl, mask.sum())}
+
+
+def logprob_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+    tokens = -targets.get("advantages") * new.get("logprobs") * batch.mask
+    return tokens.sum() / batch.n_tokens, {}
+
+
+def value_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+    error = (new.get("values") - targets.get("advantages")) * batch.mask
+    return error.square().sum() / batch.n_tokens, {}
+
+
+def broken_loss(kind: str, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+    """A loss that is not finite for one sample, or whose gradient is not."""
+    loss, metrics = logprob_loss(new, batch, targets)
+    if kind == "loss":
+        here = torch.tensor([key == SampleKey("p0", 1, 0, 0) for key in batch.rollout.keys])
+        return loss + torch.where(here, torch.inf, 0.0).sum(), metrics
+    zero = (new.get("logprobs") * 0.0).sum()
+    return loss + zero.abs().sqrt(), metrics
+
+
+def engine_of(config: RunConfig, *, frozen: bool = False, critic: bool = False) -> Any:
+    from rlkit.engine.deepspeed import Engine
+    from rlkit.engine.models import load_critic, load_policy
+
+    module = load_critic(config.model) if critic else load_policy(config.model)
+    return Engine(module, config, optimizer=None if frozen else config.optimizer, total_updates=5)
+
+
+def keep_gradients(engine: Any) -> list[dict[str, Tensor]]:
+    """Whole gradients as they stand before each step from now on."""
+    from deepspeed.utils import safe_get_full_grad
+
+    kept: list[dict[str, Tensor]] = []
+    step = engine._step
+
+    def keep_and_step(bad: Any) -> float:
+        named = engine._module.named_parameters()
+        kept.append({n: safe_get_full_grad(p).float().cpu().clone() for n, p in named if p.requires_grad})
+        return float(step(bad))
+
+    engine._step = keep_and_step
+    return kept
+
+
+def learn(config: RunConfig, reference: Path | None, seed: int, *, updates: int = 3, rows: int = 10) -> dict[str, Any]:
+    """Statistics, gradients, metrics and weights of a policy that makes some updates. No reference: LoRA's."""
+    policy = engine_of(config)
+    frozen = None
+    if reference is not None:
+        model = config.model.model_copy(update={"path": str(reference)})
+        frozen = engine_of(config.model_copy(update={"model": model}), frozen=True)
+    gradients = keep_gradients(policy)
+    batch, targets = random_batch(seed, rows)
+    want: frozenset[Stat] = STATS | {"ref_logprobs"}
+    before = policy.token_stats(batch.rollout, want, frozen)
+    alone = policy.token_stats(batch.rollout, frozenset({"ref_logprobs"}), frozen)
+    metrics = [policy.update(batch, targets, policy_loss, STATS, frozen) for _ in range(updates)]
+    after = policy.token_stats(batch.rollout, frozenset({"logprobs", "ref_logprobs", "token_kl"}), frozen)
+    return {
+        "before": {name: before.get(name) for name in want},
+        "ref_alone": alone.get("ref_logprobs"),
+        "after": {name: after.get(name) for name in ("logprobs", "ref_logprobs", "token_kl")},
+        "gradients": gradients,
+        "metrics": metrics,
+        "weights": dict(policy.weights()),
+    }
+
+
+def learn_values(config: RunConfig, seed: int) -> dict[str, Any]:
+    critic = engine_of(config, critic=True)
+    batch, targets = random_batch(seed)
+    want: frozenset[Stat] = frozenset({"values"})
+    metrics = [critic.update(batch, targets, value_loss, want) for _ in range(3)]
+    return {"metrics": metrics, "values": critic.token_stats(batch.rollout, want).get("values")}
+
+
+def stumble(config: RunConfig, seed: int, kind: str) -> dict[str, Any]:
+    """A step that must not be made, then one that is. Kind "nothing": the second alone."""
+    policy = engine_of(config)
+    batch, targets = random_batch(seed)
+    said = "nothing"
+    if kind != "nothing":
+        try:
+            policy.update(batch, targets, partial(broken_loss, kind))
+        except RlkitError as error:
+            said = str(error)
+    policy.update(batch, targets, logprob_loss)
+    return {"said": said, "updates": policy.updates, "weights": dict(policy.weights())}
+
+
+def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Two updates, a checkpoint, two more; and the same from the checkpoint."""
+    from rlkit.engine import checkpoint
+
+    batch, targets = random_batch(seed)
+    straight = engine_of(config)
+    for _ in range(2):
+        straight.update(batch, targets, logprob_loss)
+    path = checkpoint.save(folder, 2, {"policy": straight}, {"step": 2, "state": {"x": torch.ones(2)}}, keep=1)
+    saved = dict(straight.weights())
+    last = [straight.update(batch, targets, logprob_loss) for _ in range(2)]
+
+    resumed = engine_of(config)
+    state = checkpoint.load(path, {"policy": resumed})
+    loaded = dict(resumed.weights())
+    again = [resumed.update(batch, targets, logprob_loss) for _ in range(2)]
+    return {
+        "state": state,
+        "saved": saved,
+        "loaded": loaded,
+        "straight": dict(straight.weights()),
+        "resumed": dict(resumed.weights()),
+        "metrics": [last, again],
+    }
+
+
+def run(job: str, *args: Any, **kwargs: Any) -> Any:
+    torch.set_num_threads(1)
+    return globals()[job](*args, **kwargs)
+
+
+class TwoRanks:
+    """Two processes that take jobs until they are closed."""
+
+    def __init__(self, folder: Path) -> None:
+        import socket
+
+        self.folder = folder
+        self.jobs = 0
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        self.processes = []
+        for rank in range(2):
+            with (folder / f"rank{rank}.log").open("w") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, __file__, str(folder)],
+                        env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.PIPE,
+                        stdout=log,
+                        stderr=log,
+                        text=True,
+                    )
+                )
+
+    def run(self, job: str, *args: Any, **kwargs: Any) -> list[Any]:
+        self.jobs += 1
+        (self.folder / f"job{self.jobs}").write_bytes(pickle.dumps((job, args, kwargs)))
+        for process in self.processes:
+            assert process.stdin is not None
+            print(self.jobs, file=process.stdin, flush=True)
+        results = [self.folder / f"result{self.jobs}-{rank}" for rank in range(2)]
+        limit = time.monotonic() + 120
+        while not all(result.exists() for result in results):
+            ended = any(process.poll() is not None for process in self.processes)
+            if ended or time.monotonic() > limit:
+                logs = "\n".join((self.folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(2))
+                self.close()
+                pytest.fail(f"the two ranks did not finish {job}:\n{logs}")
+            time.sleep(0.01)
+        return [torch.load(result, weights_only=False) for result in results]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    ranks = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "tied": save_model(folder / "tied", 0, tied=True),
+        "untied": save_model(folder / "untied", 1, tied=False),
+        "reference": save_model(folder / "reference", 2, tied=True),
+        "deeper": save_model(folder / "deeper", 3, tied=True, layers=3),
+    }
+
+
+def main(folder: Path) -> None:
+    from rlkit.engine import distributed
+
+    distributed.init()
+    for line in sys.stdin:
+        number = int(line)
+        job, args, kwargs = pickle.loads((folder / f"job{number}").read_bytes())
+        try:
+            result = run(job, *args, **kwargs)
+        except BaseException:
+            traceback.print_exc()
+            raise
+        part = folder / f"part{number}-{distributed.rank()}"
+        torch.save(result, part)
+        part.rename(folder / f"result{number}-{distributed.rank()}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlkit import config as configs
+from rlkit.errors import ConfigError
+
+
+def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    resolved = configs.resolve(configs.load("embedded", ["optimizer.lr=1e-3"]))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(resolved.dump()))
+    assert configs.resolve(configs.load(file)) == resolved
+    assert resolved.optimizer.lr == 1e-3
+
+
+def test_resolving_fills_in_the_plugins_options() -> None:
+    resolved = configs.resolve(configs.load("embedded"))
+    assert resolved.algo.options["beta"] == 0.05
+    assert resolved.algo.options["lam"] == 1.0
+
+
+def test_naming_the_same_algorithm_keeps_its_options_and_another_drops_them() -> None:
+    assert configs.load("embedded", algo="vimpo").algo.options == {"beta": 0.05}
+    assert configs.load("embedded", algo="grpo").algo.options == {}
+
+
+def test_an_override_reaches_into_a_plugin_given_by_name() -> None:
+    assert configs.load("embedded", ["reward=math", "reward.x=1"]).reward.options == {"x": 1}
+
+
+def test_a_loss_and_an_advantage_can_be_set_by_name() -> None:
+    resolved = configs.resolve(configs.load("embedded", ["advantage=rloo"], algo="grpo"))
+    assert resolved.advantage is not None
+    assert resolved.advantage.kind == "rloo"
+
+
+def test_a_loss_that_reads_what_the_advantage_does_not_give_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"reads scores.*does not give"):
+        configs.resolve(configs.load("embedded", ["advantage=rloo"], algo="vimpo"))
+
+
+def test_a_run_is_named_after_algorithm_model_and_seed() -> None:
+    assert configs.load("embedded", ["seed=3"]).run_name == "vimpo-s-seed3"
+    assert configs.load("embedded", ["model.path=Qwen/Qwen3-4B-Base"]).run_name == "vimpo-Qwen3-4B-Base-seed0"
+
+
+def test_every_field_says_what_is_not_plain_from_its_name() -> None:
+    schema = configs.RunConfig.model_json_schema()
+    assert "Padded tokens" in schema["$defs"]["BatchConfig"]["properties"]["tokens_per_microbatch"]["description"]
+
+
+def test_not_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{file} is not YAML")):
+        configs.load(file)

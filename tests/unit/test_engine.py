@@ -1,0 +1,236 @@
+"""The engine's choices: dtypes, adapters, offload, checkpointing of activations, schedules, messages."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rank_worker import (
+    TwoRanks,
+    engine_of,
+    keep_gradients,
+    logprob_loss,
+    random_batch,
+    run,
+    save_model,
+    settings,
+)
+from rank_worker import models as models
+from rank_worker import two_ranks as two_ranks
+from torch import Tensor
+
+from rlkit.config import OptimizerConfig
+from rlkit.engine.models import load_policy, load_tokenizer
+from rlkit.engine.settings import learning_rate
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.ops.packing import plan_microbatches
+
+SEED = 3
+LORA = {"lora": {"rank": 4, "alpha": 8}}
+
+
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    return torch.cat([weights[name].flatten().float() for name in sorted(weights)])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_moves_as_far_as_float32_and_the_same_way(stage: int, models: dict[str, Path]) -> None:
+    """An optimizer step taken with nothing, as DeepSpeed's stage 0 takes, would shorten the first update by a
+    quarter."""
+    moves = {}
+    for dtype in ("float32", "bfloat16"):
+        config = settings(
+            models["tied"],
+            model={"dtype": dtype},
+            engine={"zero_stage": stage},
+            optimizer={"lr": 1e-2, "weight_decay": 0.0, "eps": 1e-4, "warmup_updates": 0},
+        )
+        policy = engine_of(config)
+        before = flat(dict(policy.weights()))
+        batch, targets = random_batch(SEED)
+        policy.update(batch, targets, logprob_loss)
+        moves[dtype] = flat(dict(policy.weights())) - before
+    assert float(moves["bfloat16"].norm() / moves["float32"].norm()) == pytest.approx(1.0, abs=0.05)
+    assert torch.cosine_similarity(moves["bfloat16"], moves["float32"], dim=0) > 0.95
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_gradients_add_up_in_float32(stage: int, models: dict[str, Path]) -> None:
+    found = {}
+    for budget in (1, 10_000):
+        config = settings(
+            models["tied"],
+            model={"dtype": "bfloat16"},
+            engine={"zero_stage": stage},
+            batch={"tokens_per_microbatch": budget},
+        )
+        policy = engine_of(config)
+        gradients = keep_gradients(policy)
+        policy.update(*random_batch(SEED, rows=40), logprob_loss)
+        found[budget] = flat(gradients[0])
+    assert (found[1] - found[10_000]).norm() < 0.01 * found[10_000].norm()
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lora_learns_and_its_reference_is_the_base_model(
+    stage: int, ranks: int, models: dict[str, Path], two_ranks: TwoRanks
+) -> None:
+    config = settings(models["tied"], model=LORA, engine={"zero_stage": stage}, optimizer={"lr": 1e-2})
+    frozen = engine_of(settings(models["tied"]), frozen=True)
+    batch, _ = random_batch(SEED)
+    base = frozen.token_stats(batch.rollout, frozenset({"logprobs"})).get("logprobs")
+    founds = [run("learn", config, None, SEED)] if ranks == 1 else two_ranks.run("learn", config, None, SEED)
+    for found in founds:
+        torch.testing.assert_close(found["before"]["ref_logprobs"], base)
+        torch.testing.assert_close(found["ref_alone"], base)
+        assert not found["before"]["token_kl"].any()
+        assert all(".lora_" in name for name in found["gradients"][0])
+        torch.testing.assert_close(found["after"]["ref_logprobs"], base)
+        assert found["after"]["token_kl"].max() > 1e-4
+        losses = [metrics["policy/loss"] for metrics in found["metrics"]]
+        assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_weights_given_out_have_the_adapters_merged(stage: int, models: dict[str, Path], tmp_path: Path) -> None:
+    policy = engine_of(settings(models["tied"], model=LORA, engine={"zero_stage": stage}, optimizer={"lr": 1e-2}))
+    batch, targets = random_batch(SEED)
+    policy.update(batch, targets, logprob_loss)
+    policy.export(tmp_path / "hf")
+    exported = engine_of(settings(tmp_path / "hf"), frozen=True)
+    want = frozenset({"logprobs"})
+    torch.testing.assert_close(
+        exported.token_stats(batch.rollout, want).get("logprobs"),
+        policy.token_stats(batch.rollout, want).get("logprobs"),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "engine", "model"),
+    [
+        (1, {}, {}),
+        (1, {"offload_optimizer": True}, {}),
+        (2, {"offload_optimizer": True}, {}),
+        (3, {"offload_optimizer": True, "offload_parameters": True}, {}),
+        (0, {}, {"gradient_checkpointing": True}),
+        (3, {}, {"gradient_checkpointing": True}),
+    ],
+)
+def test_saving_memory_changes_nothing(
+    stage: int, engine: dict[str, Any], model: dict[str, Any], models: dict[str, Path]
+) -> None:
+    plain = run("learn", settings(models["tied"]), models["reference"], SEED)
+    config = settings(models["tied"], engine={"zero_stage": stage} | engine, model=model)
+    found = run("learn", config, models["reference"], SEED)
+    for name, weight in plain["weights"].items():
+        assert (found["weights"][name] - weight).norm() < 1e-5 * weight.norm(), name
+    assert found["metrics"][2] == pytest.approx(plain["metrics"][2], rel=1e-4)
+
+
+def test_zero_3_really_cuts_the_head(models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["untied"], engine={"zero_stage": 3}))
+    assert policy._module.head_weight.numel() == 0
+    assert dict(policy.weights())["lm_head.weight"].shape == (2048, 64)
+
+
+def test_lora_on_a_critic_trains_adapters_and_head(models: dict[str, Path]) -> None:
+    critic = engine_of(settings(models["tied"], model=LORA), critic=True)
+    trained = {name for name, parameter in critic._module.named_parameters() if parameter.requires_grad}
+    assert {"head.weight", "head.bias"} < trained
+    assert all(".lora_" in name for name in trained - {"head.weight", "head.bias"})
+
+
+def test_nothing_to_learn_from_makes_no_step(models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["tied"]))
+    batch, targets = random_batch(SEED)
+    batch.rollout.mask[:] = False
+    assert policy.update(batch, targets, logprob_loss) == {}
+    assert policy.updates == 0
+    assert not policy.token_stats(batch.rollout, frozenset({"logprobs"})).get("logprobs").any()
+
+
+def test_a_comparison_without_a_reference_is_refused(models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["tied"]))
+    with pytest.raises(RlkitError, match="ref_logprobs, token_kl: needs a reference policy"):
+        policy.token_stats(random_batch(SEED)[0].rollout, frozenset({"token_kl", "ref_logprobs"}))
+
+
+def test_out_of_memory_names_the_setting(models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["tied"], batch={"tokens_per_microbatch": 600}))
+
+    def greedy(*_: Any) -> Any:
+        return torch.empty(2**60)
+
+    with pytest.raises(RlkitError, match=r"tokens_per_microbatch: 600.*tokens_per_microbatch=300"):
+        policy.update(*random_batch(SEED), greedy)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    for load in (load_policy, load_tokenizer):
+        with pytest.raises(ConfigError, match=r"model\.path .* cannot be loaded"):
+            load(settings(tmp_path / "nothing").model)
+
+
+def test_logits_that_are_more_than_a_product_are_refused(tmp_path: Path) -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    GraniteForCausalLM(
+        GraniteConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            logits_scaling=4.0,
+        )
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="does more than multiply hidden states"):
+        load_policy(settings(tmp_path).model)
+
+
+def test_adapters_on_the_head_are_refused(models: dict[str, Path]) -> None:
+    for targets, said in [(["lm_head"], "output head"), (["no_such_layer"], "no_such_layer")]:
+        with pytest.raises(ConfigError, match=said):
+            load_policy(settings(models["untied"], model={"lora": {"targets": targets}}).model)
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    policy = load_policy(settings(save_model(tmp_path, 0, tied=True)).model).train()
+    ids = torch.randint(2048, (2, 9))
+    assert policy.lm.config.attention_dropout == 0
+    assert torch.equal(policy.lm(ids).logits, policy.lm(ids).logits)
+
+
+def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
+    def rates(schedule: str) -> list[float]:
+        config = OptimizerConfig.model_validate({"lr": 2.0, "warmup_updates": 4, "schedule": schedule})
+        return [learning_rate(config, update, 12) for update in range(13)]
+
+    for schedule in ("constant", "linear", "cosine"):
+        assert rates(schedule)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert set(rates("constant")[4:]) == {2.0}
+    assert rates("linear")[4:] == pytest.approx([2.0 - update / 4 for update in range(9)])
+    assert rates("cosine")[4:] == pytest.approx([1 + math.cos(math.pi * update / 8) for update in range(9)])
+
+
+@given(st.lists(st.integers(1, 50)), st.integers(1, 120), st.integers(1, 5))
+def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(lengths: list[int], budget: int, ranks: int) -> None:
+    plan = plan_microbatches(lengths, budget, ranks)
+    assert len(plan) == ranks
+    assert len({len(share) for share in plan}) == 1
+    parts = [part for share in plan for part in share]
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    assert all(len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget for part in parts if part)
+    if lengths:
+        loads = [sum(lengths[row] for part in share for row in part) for share in plan]
+        assert max(loads) - min(loads) <= max(lengths)

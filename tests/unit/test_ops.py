@@ -1,0 +1,120 @@
+"""Masked statistics and GAE against plain loops."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from random_batches import NAN, actions, fresh_case, fresh_seed
+
+from rlkit.ops.gae import gae
+from rlkit.ops.masked import (
+    group_mean,
+    group_size,
+    group_std,
+    group_sum,
+    masked_mean,
+    masked_sum,
+    masked_var,
+    whiten,
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_numbers() -> None:
+    fresh_seed()
+
+
+EMPTY = torch.zeros(2, 3, dtype=torch.bool)
+
+
+def test_masked_statistics_are_those_of_what_is_left() -> None:
+    x = torch.randn(5, 7, dtype=torch.float64)
+    mask = torch.rand(5, 7) < 0.6
+    mask[2] = False
+    left = x[mask].tolist()
+    holed = torch.where(mask, x, NAN)
+    assert masked_sum(holed, mask).item() == pytest.approx(sum(left))
+    assert masked_mean(holed, mask).item() == pytest.approx(statistics.fmean(left))
+    assert masked_var(holed, mask).item() == pytest.approx(statistics.pvariance(left))
+    for row, (total, mean) in enumerate(zip(masked_sum(holed, mask, 1), masked_mean(holed, mask, 1), strict=True)):
+        kept = x[row][mask[row]].tolist()
+        assert total.item() == pytest.approx(sum(kept))
+        assert mean.item() == pytest.approx(statistics.fmean(kept) if kept else 0.0)
+
+
+def test_whitening_has_mean_0_and_a_floor_under_its_scale() -> None:
+    x = 3 + 2 * torch.randn(6, 9, dtype=torch.float64)
+    mask = torch.rand(6, 9) < 0.7
+    floor = 0.9
+    left = x[mask].tolist()
+    scale = math.sqrt(statistics.pvariance(left) + floor**2)
+    expected = [(v - statistics.fmean(left)) / scale for v in left]
+    white = whiten(torch.where(mask, x, NAN), mask, floor)
+    assert white[mask].tolist() == pytest.approx(expected)
+    assert not white[~mask].any()
+    noise = 1e-9 * torch.randn(6, 9, dtype=torch.float64)
+    assert whiten(noise, mask, floor=1e-4).abs().max() < 1e-4
+
+
+def test_nothing_there_gives_0() -> None:
+    x = torch.full((2, 3), NAN, dtype=torch.float64)
+    for value in (masked_sum(x, EMPTY), masked_mean(x, EMPTY), masked_var(x, EMPTY), whiten(x, EMPTY, 1e-4)):
+        assert not value.any()
+
+
+def test_masked_entries_get_no_gradient_even_where_they_are_not_finite() -> None:
+    x = torch.tensor([[1.0, NAN, 3.0], [float("inf"), 2.0, 7.0]], dtype=torch.float64, requires_grad=True)
+    mask = x.detach().isfinite()
+    masked_mean(x, mask).backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.where(mask, 0.25, 0.0).double())
+
+
+def test_group_statistics_are_over_valid_members() -> None:
+    x = torch.randn(40, dtype=torch.float64)
+    group = torch.randint(-3, 6, (40,)) * 11
+    valid = torch.rand(40) < 0.7
+    holed = torch.where(valid, x, NAN)
+    for row in range(40):
+        members = [x[i].item() for i in range(40) if group[i] == group[row] and valid[i]]
+        assert group_size(group, valid, x.dtype)[row].item() == len(members)
+        assert group_sum(holed, group, valid)[row].item() == pytest.approx(sum(members))
+        mean = statistics.fmean(members) if members else 0.0
+        assert group_mean(holed, group, valid)[row].item() == pytest.approx(mean)
+        std = statistics.stdev(members) if len(members) > 1 else 0.0
+        assert group_std(holed, group, valid)[row].item() == pytest.approx(std, abs=1e-12)
+
+
+@pytest.mark.parametrize(("lam", "gamma"), [(1.0, 1.0), (0.9, 1.0), (0.0, 1.0), (0.7, 0.8)])
+def test_gae_is_its_closed_form_over_the_policys_tokens(lam: float, gamma: float) -> None:
+    """A_t = sum_l (gamma lam)^(l-t) (r_l + gamma V_{l+1} - V_l), in the steps of a row's own tokens."""
+    case = fresh_case(length=9, p_env=0.4)
+    mask = case.batch.mask
+    values = torch.randn(mask.shape, dtype=torch.float64)
+    rewards = torch.where(mask, torch.randn(mask.shape, dtype=torch.float64), 0.0)
+    found = gae(rewards, torch.where(mask, values, NAN), mask, lam, gamma)
+    assert not found[~mask].any()
+    for row in range(len(mask)):
+        columns = actions(case.batch.rollout, row)
+        r = [rewards[row, t].item() for t in columns]
+        v = [values[row, t].item() for t in columns] + [0.0]
+        for t in range(len(columns)):
+            expected = sum((gamma * lam) ** (k - t) * (r[k] + gamma * v[k + 1] - v[k]) for k in range(t, len(columns)))
+            assert found[row, columns[t]].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gae_with_lambda_1_is_the_return_less_the_value() -> None:
+    rewards, values = torch.randn(2, 4, 7, dtype=torch.float64)
+    returns = rewards.flip(1).cumsum(1).flip(1)
+    found = gae(rewards, values, torch.ones(4, 7, dtype=torch.bool))
+    torch.testing.assert_close(found, returns - values)
+
+
+def test_a_reward_on_an_environment_token_belongs_to_the_action_before() -> None:
+    mask = torch.tensor([[True, False, False, True, False]])
+    rewards = torch.tensor([[1.0, 10.0, 100.0, 1000.0, 10000.0]])
+    found = gae(rewards, torch.zeros_like(rewards), mask, lam=0.5)
+    assert found.tolist() == [[111 + 0.5 * 11000, 0.0, 0.0, 11000.0, 0.0]]

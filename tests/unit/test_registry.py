@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rlkit import registry
+from rlkit.errors import ConfigError
+from rlkit.interfaces import Sample
+
+
+def test_a_name_registered_twice_names_both_places() -> None:
+    @registry.reward("test_registry_twice")
+    def first(samples: Sequence[Sample]) -> list[float]:
+        return []
+
+    with pytest.raises(ConfigError) as error:
+
+        @registry.reward("test_registry_twice")
+        def second(samples: Sequence[Sample]) -> list[float]:
+            return []
+
+    assert "first" in str(error.value)
+    assert "second" in str(error.value)
+    assert "test_registry.py" in str(error.value)
+    assert registry.find("rewards", "test_registry_twice").factory is first
+
+
+def test_a_name_of_a_built_in_plugin_is_taken_before_that_is_imported() -> None:
+    with pytest.raises(ConfigError, match=r"registered twice.*rlkit_algorithms\.ppo"):
+        registry.algorithm("ppo")(lambda: None)
+
+
+def test_registering_the_same_function_again_is_harmless() -> None:
+    def same(samples: Sequence[Sample]) -> list[float]:
+        return []
+
+    registry.reward("test_registry_same")(same)
+    registry.reward("test_registry_same")(same)
+
+
+def test_options_are_the_keyword_only_parameters() -> None:
+    @registry.reward("test_registry_options")
+    def scaled(samples: Sequence[Sample], *, factor: float = 2.0) -> list[float]:
+        """Scaled.
+
+        More.
+        """
+        return [factor for _ in samples]
+
+    assert registry.build("rewards", "test_registry_options", {"factor": "3"})([None]) == [3.0]
+    assert registry.build("rewards", "test_registry_options", {})([None]) == [2.0]
+    assert registry.find("rewards", "test_registry_options").summary == "Scaled."
+    with pytest.raises(ConfigError, match="did you mean 'factor'"):
+        registry.build("rewards", "test_registry_options", {"factr": 3})
+
+
+def test_a_class_is_built_with_its_options() -> None:
+    @registry.reward("test_registry_class")
+    class Constant:
+        def __init__(self, *, value: float) -> None:
+            self.value = value
+
+        def __call__(self, samples: Sequence[Sample]) -> list[float]:
+            return [self.value for _ in samples]
+
+    assert registry.build("rewards", "test_registry_class", {"value": 0.5})([None]) == [0.5]
+    with pytest.raises(ConfigError, match=r"'reward\.value' is missing"):
+        registry.build("rewards", "test_registry_class", {})
+
+
+def test_a_file_is_loaded_once_and_named_as_the_origin(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rlkit import reward\n\n@reward('test_registry_file')\ndef mine(samples):\n    return [1.0] * len(samples)\n"
+    )
+    registry.load([str(file)])
+    registry.load([str(file)])
+    assert registry.find("rewards", "test_registry_file").distribution == str(file)
+
+
+def test_names_import_nothing() -> None:
+    assert {"vimpo", "grpo", "ppo"} <= set(registry.names("algorithms"))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sampler_help import END, OTHER_END, ask, largest_gap, random_model
+
+from rlkit import registry, sampling
+from rlkit.config import ModelConfig
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces import Request, Sampler, SamplingParams
+
+PROMPTS = [[5, 9, 7, 11, 3, 8], [6], [4, 12, 13]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tied")
+    random_model(path, tied=True, seed=3)
+    return path
+
+
+def build(kind: str, folder: Path, context: int = 64, dtype: Any = "float32", **options: Any) -> Sampler:
+    return registry.build("samplers", kind, options, ModelConfig(path=str(folder), dtype=dtype), context, 0)
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "parameters", "name", "why"),
+    [
+        (False, True, 10**9, "transformers", "not installed"),
+        (True, False, 307_000, "transformers", "0.307 M parameters is too small"),
+        (True, False, 20_000_000, "vllm", "20 M parameters"),
+        (True, True, 307_000, "vllm", "GPU"),
+    ],
+)
+def test_auto_takes_vllm_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, gpu: bool, parameters: int, name: str, why: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    chosen, said = sampling.choose(parameters)
+    assert chosen == name
+    assert why in said
+
+
+def test_naming_and_choosing_a_sampler_imports_neither_vllm_nor_transformers() -> None:
+    program = (
+        "import sys; from rlkit import registry, sampling\n"
+        "for name in ('vllm', 'transformers'): registry.find('samplers', name).options\n"
+        "sampling.choose(10**9)\n"
+        "print(sorted({'vllm', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'max_bach'.*did you mean 'max_batch'"):
+        registry.build("samplers", "transformers", {"max_bach": 3})
+
+
+def test_end_tokens_come_from_the_generation_config_and_else_from_the_config(folder: Path, tmp_path: Path) -> None:
+    assert sampling.end_tokens(str(folder)) == (END, OTHER_END)
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    assert sampling.end_tokens(str(tmp_path)) == (9,)
+    (tmp_path / "generation_config.json").unlink()
+    assert sampling.end_tokens(str(tmp_path)) == (END,)
+
+
+@pytest.mark.parametrize(("prompt", "limit"), [([], 4), ([5], 0)])
+def test_a_request_for_nothing_is_refused(folder: Path, prompt: list[int], limit: int) -> None:
+    request = Request(prompt_tokens=prompt, seed=0, params=SamplingParams(max_tokens=limit))
+    with pytest.raises(RlkitError, match="must be at least 1"):
+        list(build("transformers", folder).generate([request]))
+
+
+def test_samples_do_not_depend_on_how_requests_are_cut_into_batches(folder: Path) -> None:
+    prompts, seeds = [PROMPTS[i % 3] for i in range(40)], list(range(40))
+    whole = ask(build("transformers", folder), prompts, seeds)
+    cut = ask(build("transformers", folder, max_batch=7), prompts, seeds)
+    assert [c.tokens for c in whole] == [c.tokens for c in cut]
+
+
+def test_what_ends_early_is_handed_out_early(folder: Path) -> None:
+    """Half of the rows end at their first token: they must come before the others are done."""
+    sampler = build("transformers", folder)
+    first = ask(sampler, [PROMPTS[0]] * 64, list(range(64)), max_tokens=1)
+    stops = tuple({c.tokens[0] for c in first[:32]})
+    params = SamplingParams(max_tokens=50, stop_token_ids=stops)
+    requests = [Request(prompt_tokens=PROMPTS[0], seed=seed, params=params) for seed in range(64)]
+    lengths = [len(completion.tokens) for _, completion in sampler.generate(requests)]
+    assert lengths.index(max(lengths)) >= 32
+    assert lengths[:32] == [1] * 32
+
+
+def test_generate_leaves_gradients_on_between_completions(folder: Path) -> None:
+    requests = [Request(prompt_tokens=PROMPTS[0], seed=i, params=SamplingParams(max_tokens=3)) for i in range(3)]
+    for _ in build("transformers", folder).generate(requests):
+        assert torch.is_grad_enabled()
+
+
+def test_a_sync_with_a_strange_weight_is_an_error(folder: Path) -> None:
+    sampler = build("transformers", folder)
+    with pytest.raises(RlkitError, match="has no weight 'model.wrong'"):
+        sampler.sync([("model.wrong", torch.zeros(2))], 1)
+    with pytest.raises(RlkitError, match=r"'model.norm.weight' is \[2\], the sampler's is \[64\]"):
+        sampler.sync([("model.norm.weight", torch.zeros(2))], 1)
+
+
+def test_diverged_weights_are_named_as_such(folder: Path, tmp_path: Path) -> None:
+    sampler = build("transformers", folder)
+    model = random_model(tmp_path, tied=True, seed=3)
+    sampler.sync(((name, p * torch.nan) for name, p in model.named_parameters()), 1)
+    with pytest.raises(RlkitError, match="logits are not finite"):
+        ask(sampler, PROMPTS, [0, 1, 2])
+
+
+def test_bfloat16_log_probs_are_near_those_of_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    model = random_model(tmp_path, tied=True, seed=3).to(torch.bfloat16)
+    prompts = [PROMPTS[i % 3] for i in range(12)]
+    completions = ask(build("transformers", folder, dtype="bfloat16"), prompts, list(range(12)))
+    assert largest_gap(model, prompts, completions, 1.0) < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_tensor_parallelism_past_the_number_of_ranks_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel is 2, which does not divide the number of ranks \(1\)"):
+        build("vllm", folder, tensor_parallel=2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_two_ranks_sample_with_vllm(folder: Path, tensor_parallel: int) -> None:
+    """Each rank asks for its own completions, syncs, asks again; the script holds them against a plain forward."""
+    script = Path(__file__).parents[1] / "vllm_two_ranks.py"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    done = subprocess.run(
+        [*launcher, str(script), str(folder), str(tensor_parallel)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank ")) == ["rank 0 ok", "rank 1 ok"]

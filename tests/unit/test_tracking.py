@@ -1,0 +1,407 @@
+"""A run's folder, the console, the learning curve, wandb and TensorBoard: what is written can be read back."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console as Terminal
+
+from rlkit import registry
+from rlkit.config import RunConfig, load
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces import RewardResult, Rollout, Sample, SampleKey
+from rlkit.tracking import RunInfo, curve, wandb
+from rlkit.tracking.console import Console, step_line
+from rlkit.tracking.files import RunFolder
+from rlkit.tracking.tensorboard import tensorboard
+
+
+@registry.reward("tracked_length")
+def tracked_length(samples: list[Sample]) -> list[float]:
+    """A reward for these tests."""
+    return [float(len(sample.response)) for sample in samples]
+
+
+CONFIG: dict[str, Any] = {
+    "algo": {"kind": "grpo"},
+    "model": {"path": "embedded:xs", "dtype": "float32"},
+    "data": {"path": "embedded:arithmetic"},
+    "reward": "tracked_length",
+    "seed": 7,
+}
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load(CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, config: RunConfig) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", config)
+
+
+def info(path: Path, name: str = "grpo-xs-seed7") -> RunInfo:
+    path.mkdir(parents=True, exist_ok=True)
+    return RunInfo(name=name, folder=path, config=load(CONFIG).dump(), steps=80)
+
+
+def random_rollout(rows: int = 6, longest: int = 9) -> tuple[Rollout, list[str], list[RewardResult]]:
+    length = torch.randint(1, longest + 1, (rows,))
+    there = torch.arange(longest) < length[:, None]
+    mask = there & (torch.rand(rows, longest) < 0.8)
+    rollout = Rollout(
+        keys=[SampleKey(f"prompt{row // 2}", 12, 0, row % 2) for row in range(rows)],
+        prompt_tokens=[torch.randint(0, 50, (int(torch.randint(1, 5, ())),)) for _ in range(rows)],
+        tokens=torch.randint(0, 50, (rows, longest)),
+        length=length,
+        mask=mask,
+        valid=torch.rand(rows) < 0.8,
+        group=torch.arange(rows) // 2,
+        reward=torch.rand(rows),
+        clean_reward=torch.rand(rows),
+        sampler_logprobs=torch.randn(rows, longest) * mask,
+        version=torch.full((rows,), 11),
+        truncated=torch.rand(rows) < 0.5,
+    )
+    results = [RewardResult(value=1.0, correct=True, parts={"format": 0.5}, info={"parsed": "132"})] * (rows - 1)
+    return rollout, [f"answer {row} é" for row in range(rows)], [*results, RewardResult(value=None, status="timeout")]
+
+
+def test_a_folder_that_holds_a_run_is_refused(folder: RunFolder, config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"run already holds a run: .*--name.*--resume"):
+        RunFolder.create(folder.path, config)
+
+
+def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run's folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_the_config_reads_back_as_it_was(folder: RunFolder, config: RunConfig) -> None:
+    assert RunFolder.open(folder.path).read_config() == config
+
+
+def test_provenance_names_versions_plugins_and_seed(folder: RunFolder) -> None:
+    record = json.loads(folder.provenance_file.read_text())
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["plugins"]["algorithms/grpo"].startswith("rlkit ")
+    assert record["plugins"]["rewards/tracked_length"] == "registered in this process"
+    assert record["seed"] == 7
+    assert record["cores"] >= 1
+    assert record["resumed"] == []
+
+
+def test_provenance_has_the_commit_of_the_working_directory(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outside = RunFolder.create(tmp_path / "outside", config)
+    assert json.loads(outside.provenance_file.read_text())["git"] is None
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    (tmp_path / "tracked").write_text("before")
+    for command in (["init"], ["add", "tracked"], [*me, "commit", "-m", "first"]):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+    (tmp_path / "tracked").write_text("after")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    inside = RunFolder.create(tmp_path / "inside", config)
+    assert json.loads(inside.provenance_file.read_text())["git"] == {"commit": head, "changed": True}
+
+
+def test_metrics_read_back_and_stay_json(folder: RunFolder) -> None:
+    folder.log_metrics(0, {"eval/heldout/mean@1": 0.25})
+    folder.log_metrics(1, {"reward/mean": 0.1 + 0.2, "policy/kl": math.nan, "policy/loss": -math.inf})
+    folder.log_metrics(1, {"eval/heldout/mean@1": 0.5})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = folder.metrics_file.read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["step"] for line in lines] == [0, 1, 1]
+    before, after = folder.read_metrics()
+    assert before == {"step": 0, "eval/heldout/mean@1": 0.25}
+    assert after["reward/mean"] == 0.1 + 0.2
+    assert after["eval/heldout/mean@1"] == 0.5
+    assert math.isnan(after["policy/kl"])
+    assert math.isnan(after["policy/loss"])
+
+
+def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(folder: RunFolder) -> None:
+    folder.log_metrics(1, {"reward/mean": 0.5})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert [row["step"] for row in folder.read_metrics()] == [1]
+    with folder.metrics_file.open("a") as file:
+        file.write("\n")
+    with pytest.raises(RlkitError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        folder.read_metrics()
+
+
+def test_every_sample_of_a_step_reads_back(folder: RunFolder) -> None:
+    rollout, texts, results = random_rollout()
+    folder.log_rollout(12, rollout, texts, results)
+    file = folder.path / "rollouts" / "step-000012.parquet"
+    assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
+    rows = pq.read_table(file).to_pylist()
+    assert len(rows) == len(texts)
+    for number, row in enumerate(rows):
+        length = int(rollout.length[number])
+        assert SampleKey(row["prompt_id"], row["rollout_step"], row["occurrence"], row["index"]) == rollout.keys[number]
+        assert row["prompt_tokens"] == rollout.prompt_tokens[number].tolist()
+        assert row["tokens"] == rollout.tokens[number, :length].tolist()
+        assert row["mask"] == rollout.mask[number, :length].tolist()
+        assert row["sampler_logprobs"] == rollout.sampler_logprobs[number, :length].tolist()
+        assert row["reward"] == rollout.reward[number].item()
+        assert row["clean_reward"] == rollout.clean_reward[number].item()
+        assert row["version"] == 11
+        assert row["truncated"] == rollout.truncated[number].item()
+        assert row["response"] == texts[number]
+        assert row["status"] == results[number].status
+        assert row["correct"] is results[number].correct
+        assert dict(row["parts"]) == results[number].parts
+        assert json.loads(row["info"]) == results[number].info
+
+
+def test_dense_rewards_are_kept(folder: RunFolder) -> None:
+    rollout, texts, results = random_rollout()
+    rollout.token_reward = torch.rand(rollout.tokens.shape)
+    folder.log_rollout(1, rollout, texts, results)
+    first = pq.read_table(folder.rollout_file(1))["token_reward"].to_pylist()[0]
+    assert first == rollout.token_reward[0, : int(rollout.length[0])].tolist()
+
+
+def test_texts_that_do_not_fit_the_samples_are_refused(folder: RunFolder) -> None:
+    rollout, texts, results = random_rollout()
+    with pytest.raises(ValueError, match="6 samples, but 5 texts"):
+        folder.log_rollout(1, rollout, texts[:-1], results)
+
+
+def test_after_a_resume_nothing_is_there_twice(folder: RunFolder) -> None:
+    for step in range(1, 6):
+        folder.log_metrics(step, {"reward/mean": step / 10})
+        folder.log_rollout(step, *random_rollout())
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 6, ')
+    folder.cut_after(3)
+    folder.log_metrics(4, {"reward/mean": 0.99})
+    assert [(row["step"], row["reward/mean"]) for row in folder.read_metrics()] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.99)]
+    assert sorted(file.name for file in folder.rollouts.iterdir()) == [f"step-00000{step}.parquet" for step in (1, 2, 3)]
+    assert [entry["after_step"] for entry in json.loads(folder.provenance_file.read_text())["resumed"]] == [3]
+
+
+METRICS = {
+    "reward/mean": 0.6123,
+    "reward/pass_rate": 0.6,
+    "policy/kl": 0.01234,
+    "response/length": 17.31,
+    "sampler/gap_max": 2.1e-6,
+    "throughput/tokens_per_s": 1149.0,
+    "time/step_s": 0.512,
+}
+
+
+def test_one_line_a_step_where_there_is_no_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(info(tmp_path), Terminal(file=out, soft_wrap=True))
+    console.log(0, {"eval/heldout/mean@1": 0.291, "eval/heldout/problems": 512.0, "time/eval_s": 3.0})
+    console.log(12, METRICS)
+    console.log(13, {"reward/mean": 0.7, "samples/no_value": 3.0, "eval/heldout/mean@1": 0.75})
+    console.close()
+    assert out.getvalue().splitlines() == [
+        "step 0/80 evaluation, heldout: mean@1 0.291 problems 512",
+        "step 12/80 reward 0.612 pass 0.60 kl 0.0123 len 17.3 gap 2e-06 1.1k tok/s 0.51 s",
+        "step 13/80 reward 0.700 3 without reward",
+        "step 13/80 evaluation, heldout: mean@1 0.75",
+    ]
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(info(tmp_path), Terminal(file=out, force_terminal=True, width=100, color_system=None))
+    console.log(12, METRICS)
+    console.log(13, METRICS)
+    console.close()
+    last = out.getvalue().rpartition("step")[2]
+    assert "13/80" in last
+    assert "reward 0.612 pass 0.60 kl 0.0123 1.1k tok/s" in last
+    assert "left" in last
+    assert len(step_line(METRICS, short=True)) < len(step_line(METRICS))
+
+
+def test_the_running_mean_is_the_mean_of_what_lies_around() -> None:
+    values = np.random.default_rng().normal(size=23)
+    expected = [values[max(0, at - 2) : at + 3].mean() for at in range(23)]
+    assert curve.running_mean(values.tolist(), 5) == pytest.approx(expected, abs=1e-12)
+    assert curve.running_mean([1.0, 2.0], 1) == [1.0, 2.0]
+
+
+def history(steps: int) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = [{"step": 0, "eval/heldout/mean@1": 0.291}]
+    for step in range(1, steps + 1):
+        reward = 1 - math.exp(-step / 20)
+        rows.append({"step": step, "reward/mean": reward, "response/length": 14 + reward, "sampler/gap_max": 1e-6 * step})
+    rows[-1]["eval/heldout/mean@1"] = 0.914
+    return rows
+
+
+def test_the_curve_in_words() -> None:
+    said = curve.text([*history(20), {"step": 21, "reward/mean": math.nan}])
+    reward, rate = said.splitlines()
+    rewards = [1 - math.exp(-step / 20) for step in range(1, 21)]
+    tenths = " ".join(f"{(a + b) / 2:.2f}".replace("0.", ".") for a, b in zip(rewards[::2], rewards[1::2], strict=True))
+    assert tenths in reward
+    assert "steps 1 to 20" in reward
+    assert "held-out mean@1: 0.291 (step 0) -> 0.914 (step 20)" in rate
+    assert curve.sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert curve.text([]) == ""
+
+
+@pytest.mark.parametrize("steps", [1, 3, 80])
+def test_the_curve_as_a_picture(tmp_path: Path, steps: int) -> None:
+    from matplotlib.image import imread
+
+    curve.draw(history(steps), tmp_path / "curve.png", "a run")
+    pixels = imread(tmp_path / "curve.png")[..., :3]
+    blue, orange = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in (curve.TRAIN, curve.HELD_OUT))
+    assert (np.abs(pixels - blue).max(-1) < 0.02).sum() > 50, "no train reward is drawn"
+    assert (np.abs(pixels - orange).max(-1) < 0.02).sum() > 50, "no held-out pass rate is drawn"
+
+
+def test_a_run_without_a_step_can_be_drawn(tmp_path: Path) -> None:
+    curve.draw([], tmp_path / "curve.png", "nothing yet")
+    assert (tmp_path / "curve.png").stat().st_size > 0
+
+
+SAMPLES = [{"prompt": "47+85=", "response": "#132", "reward": 1.0, "answer": "132"}]
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """wandb's transaction log: LevelDB's blocks of 32 KiB, with records of (crc, length, kind) after a 7-byte header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+@pytest.fixture
+def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_wandb_without_a_key_writes_offline_what_was_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = info(tmp_path / "run")
+    tracker = registry.build("trackers", "wandb", {"tags": ["smoke"]}, run)
+    for step in (1, 2):
+        tracker.log(step, {"reward/mean": step / 10, "eval/heldout/mean@1": 0.5})
+        tracker.log_samples(step, SAMPLES)
+    tracker.close()
+    again = registry.build("trackers", "wandb", {}, run)
+    again.close()
+
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("wandb: offline (no key")
+    assert "wandb sync" in said[0]
+    first, second = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
+    assert first.name == second.name, "a resumed run goes on under its id"
+    records = list(wandb_records(first))
+    begun = next(record.run for record in records if record.HasField("run"))
+    assert begun.project == "rlkit"
+    assert begun.display_name == "grpo-xs-seed7"
+    assert begun.run_group == "grpo-embedded:xs-embedded:arithmetic"
+    assert set(begun.tags) == {"grpo", "embedded:xs", "embedded:arithmetic", "smoke"}
+    settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert settings["seed"] == 7
+    assert settings["algo"]["kind"] == "grpo"
+    steps = [
+        {item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [(row["step"], row["reward/mean"]) for row in steps] == [(1, 0.1), (2, 0.2)]
+    tables = list(first.parent.glob("files/media/table/samples_*.table.json"))
+    rows = sorted(tuple(row) for table in tables for row in json.loads(table.read_text())["data"])
+    assert rows == [(step, "47+85=", "#132", 1.0, "132") for step in (1, 2)]
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_a_wandb_key_is_found_in_the_environment_and_in_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not wandb.has_key()
+    (tmp_path / "netrc").write_text("machine elsewhere.org login user password x\n")
+    assert not wandb.has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert wandb.has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not wandb.has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert wandb.has_key()
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_a_key_that_wandb_refuses_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too-short")
+    with pytest.raises(ConfigError, match=r"tracker wandb: .*WANDB_MODE=offline"):
+        registry.build("trackers", "wandb", {}, info(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_tracker_whose_package_is_missing_says_how_to_get_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"pip install 'rlkit\[{name}\]'"):
+        registry.build("trackers", name, {}, info(tmp_path / "run"))
+
+
+def test_an_unknown_option_of_wandb_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'projct'.*'project'"):
+        registry.build("trackers", "wandb", {"projct": "x"}, info(tmp_path / "run"))
+
+
+def test_tensorboard_reads_back_and_hides_what_is_made_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = info(tmp_path / "run")
+    tracker = tensorboard(run)
+    for step in range(1, 5):
+        tracker.log(step, {"reward/mean": step / 10})
+    tracker.log_samples(4, SAMPLES)
+    tracker.close()
+    again = tensorboard(run)
+    again.log(3, {"reward/mean": 0.75})
+    again.log_samples(3, SAMPLES)
+    again.close()
+
+    events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    scalars = [(event.step, pytest.approx(event.value)) for event in events.Scalars("reward/mean")]
+    assert scalars == [(1, 0.1), (2, 0.2), (3, 0.75)]
+    said = events.Tensors("samples/0/text_summary")[-1]
+    assert said.step == 3
+    assert b"47+85=#132" in said.tensor_proto.string_val[0]

@@ -1,0 +1,276 @@
+"""VIMPO against loops written from the formulas, in float64, with gradients; its options and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from random_batches import Case, actions, by_group, fresh_case
+from test_grpo import assert_same, naive_surrogate
+from torch import Tensor
+
+from rlkit import config as rlkit_config
+from rlkit import registry
+from rlkit.errors import ConfigError
+from rlkit.interfaces import Algorithm
+
+
+def build(**options: Any) -> Algorithm:
+    made: Algorithm = registry.build("algorithms", "vimpo", options)
+    return made
+
+
+def naive_kl(case: Case, i: int, t: int, estimator: str) -> float:
+    if estimator == "exact":
+        return case.batch.now.token_kl[i, t].item()
+    x = (case.batch.now.logprobs[i, t] - case.batch.now.ref_logprobs[i, t]).item()
+    return math.exp(-x) - 1 + x
+
+
+def naive_scores(case: Case) -> dict[int, float]:
+    rollout = case.batch.rollout
+    scores = {}
+    for members in by_group(rollout).values():
+        mean = statistics.fmean(rollout.reward[i].item() for i in members)
+        scores |= {i: rollout.reward[i].item() - mean for i in members}
+    return scores
+
+
+def naive_advantages(case: Case, beta: float, lam: float, estimator: str) -> dict[tuple[int, int], float]:
+    raw = {}
+    for i in naive_scores(case):
+        columns = actions(case.batch.rollout, i)
+        steps = [
+            beta * (case.batch.now.logprobs[i, t] - case.batch.now.ref_logprobs[i, t]).item()
+            - beta * naive_kl(case, i, t, estimator)
+            for t in columns
+        ]
+        for k, t in enumerate(columns):
+            raw[i, t] = sum(lam ** (m - k) * steps[m] for m in range(k, len(columns)))
+    mean, var = statistics.fmean(raw.values()), statistics.pvariance(raw.values())
+    return {at: (a - mean) / math.sqrt(var + (0.2 * beta) ** 2) for at, a in raw.items()}
+
+
+@pytest.mark.filterwarnings("ignore:vimpo")
+@pytest.mark.parametrize("repeat", range(2))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 0.05, "actor_ratio": 0.1},
+        {"beta": 5e-4, "actor_coef": 5e-3, "lam": 0.9},
+        {"beta": 0.2, "actor_ratio": 0.1, "estimator": "k3", "lam": 0.5, "huber": 0.4},
+        {"beta": 0.05, "actor_coef": 0.0, "clip_low": 0.05, "clip_high": 0.1, "dual_clip": 1.1},
+        {"beta": 0.05, "actor_coef": 0.5, "clip_low": 0.05, "clip_high": 0.1, "dual_clip": 1.1},
+    ],
+)
+def test_the_loss_is_the_formula(options: dict[str, Any], repeat: int) -> None:
+    case = fresh_case()
+    batch, new = case.batch, case.new
+    beta, lam, estimator = options["beta"], options.get("lam", 1.0), options.get("estimator", "exact")
+    scores, advantages = naive_scores(case), naive_advantages(case, beta, lam, estimator)
+    rms = math.sqrt(statistics.fmean(s * s for s in scores.values()))
+    c_a = options.get("actor_coef", options.get("actor_ratio", 0.0) * beta * len(advantages) / len(scores) * rms)
+    importance = torch.rand(batch.mask.shape, dtype=torch.float64) if repeat else None
+
+    naive, value_loss = torch.zeros((), dtype=torch.float64), 0.0
+    for i, score in scores.items():
+        total: Tensor | float = -score
+        for t in actions(batch.rollout, i):
+            total = total + beta * (new.logprobs[i, t] - batch.now.ref_logprobs[i, t])
+            total = total - beta * naive_kl(case, i, t, estimator)
+        size, delta = abs(total.item()), options.get("huber", math.inf)
+        term = total**2 / 2 if size <= delta else delta * (abs(total) - delta / 2)
+        value_loss += term.item() / len(scores)
+        naive = naive + term / len(scores)
+    for (i, t), a in advantages.items():
+        ratio = (new.logprobs[i, t] - batch.old.logprobs[i, t]).exp()
+        term = naive_surrogate(
+            ratio, a, options.get("clip_low", 0.2), options.get("clip_high", 0.28), options.get("dual_clip", 10.0)
+        )
+        naive = naive + c_a * term * (1.0 if importance is None else importance[i, t]) / len(advantages)
+
+    algorithm = build(**options)
+    targets = algorithm.advantage(batch, {})
+    targets.importance = importance
+    loss, metrics = algorithm.policy_loss(new, batch, targets)
+    assert_same(loss, naive, case)
+    for i in range(len(batch.rollout.keys)):
+        assert targets.scores[i].item() == pytest.approx(scores.get(i, 0.0))
+        for t in range(batch.mask.shape[1]):
+            assert targets.advantages[i, t].item() == pytest.approx(advantages.get((i, t), 0.0), abs=1e-9)
+    assert targets.scalars["vimpo/actor_coef"] == pytest.approx(c_a)
+    assert targets.scalars["vimpo/target_rms"] == pytest.approx(rms)
+    assert targets.scalars["vimpo/actor_ratio"] == pytest.approx(c_a / (beta * len(advantages) / len(scores) * rms))
+    total, weight = metrics["vimpo/value_loss"]
+    assert (total / weight).item() == pytest.approx(value_loss)
+    total, weight = metrics["policy/kl"]
+    kl = statistics.fmean(naive_kl(case, i, t, estimator) for i, t in advantages)
+    assert (total / weight).item() == pytest.approx(kl)
+
+
+def test_soft_regresses_the_sum_of_rho_on_the_soft_advantage() -> None:
+    case, beta = fresh_case(), 0.1
+    batch, naive = case.batch, torch.zeros((), dtype=torch.float64)
+    for members in by_group(batch.rollout).values():
+        kls = [sum(batch.old.token_kl[i, t].item() for t in actions(batch.rollout, i)) for i in members]
+        rewards = [batch.rollout.reward[i].item() for i in members]
+        baseline = statistics.fmean(r - beta * kl for r, kl in zip(rewards, kls, strict=True))
+        for i, reward in zip(members, rewards, strict=True):
+            columns = actions(batch.rollout, i)
+            rho = sum(beta * (case.new.logprobs[i, t] - batch.old.ref_logprobs[i, t]) for t in columns)
+            naive = naive + (rho - (reward - baseline)) ** 2 / 2 / batch.n_sequences
+    algorithm = build(beta=beta, value="soft")
+    loss, _ = algorithm.policy_loss(case.new, batch, algorithm.advantage(batch, {}))
+    assert_same(loss, naive, case)
+
+
+def at_the_reference(case: Case, noise: float = 0.0) -> None:
+    """Make the policy the reference, up to float noise of this size."""
+    batch = case.batch
+    ref = batch.now.get("ref_logprobs")
+    batch.now.logprobs = ref + noise * torch.randn_like(ref)
+    batch.old.logprobs = batch.now.logprobs.clone()
+    batch.now.token_kl = torch.zeros_like(ref) + (noise * torch.randn_like(ref)) ** 2
+    case.new.logprobs = batch.now.logprobs.clone().requires_grad_()
+
+
+def test_at_the_reference_the_actors_part_is_exactly_0() -> None:
+    case = fresh_case()
+    at_the_reference(case)
+    algorithm = build()
+    targets = algorithm.advantage(case.batch, {})
+    assert targets.advantages is not None
+    assert torch.equal(targets.advantages, torch.zeros_like(targets.advantages))
+    loss, metrics = algorithm.policy_loss(case.new, case.batch, targets)
+    assert metrics["vimpo/actor_loss"][0].item() == 0
+    value_alone = build(actor_coef=0.0)
+    alone, _ = value_alone.policy_loss(case.new, case.batch, value_alone.advantage(case.batch, {}))
+    grads = [torch.autograd.grad(x, [case.new.logprobs])[0] for x in (loss, alone)]
+    assert torch.equal(*grads)
+    explained = metrics["vimpo/explained"]
+    assert explained[0].item() == pytest.approx(0)
+
+
+def test_float_noise_between_two_forwards_is_not_whitened_to_unit_size() -> None:
+    case = fresh_case(length=12)
+    at_the_reference(case, noise=1e-6)
+    targets = build(beta=5e-4).advantage(case.batch, {})
+    assert targets.advantages is not None
+    assert 0 < targets.advantages.abs().max() < 1e-4
+
+
+def test_the_actors_weight_is_scale_free() -> None:
+    """It grows with beta and with the rewards' scale, as the value loss's gradient does."""
+    case = fresh_case()
+    before = build(beta=0.01).advantage(case.batch, {}).scalars
+    case.batch.rollout.reward *= 3
+    after = build(beta=0.02).advantage(case.batch, {}).scalars
+    assert before["vimpo/actor_ratio"] == pytest.approx(0.0125)
+    assert after["vimpo/actor_coef"] == pytest.approx(6 * before["vimpo/actor_coef"])
+
+
+def test_equal_rewards_leave_a_pull_to_the_reference_and_no_actor() -> None:
+    case = fresh_case()
+    case.batch.rollout.reward[:] = 0.1
+    algorithm = build()
+    targets = algorithm.advantage(case.batch, {})
+    assert targets.scalars["vimpo/actor_coef"] == pytest.approx(0, abs=1e-12)
+    assert "vimpo/actor_ratio" not in targets.scalars
+    loss, _ = algorithm.policy_loss(case.new, case.batch, targets)
+    (grad,) = torch.autograd.grad(loss, [case.new.get("logprobs")])
+    assert grad[case.batch.mask].any()
+
+
+def test_a_heavy_actor_is_warned_about() -> None:
+    case = fresh_case()
+    with pytest.warns(UserWarning, match=r"the actor part weighs more than 0\.2 .*lower actor_coef or actor_ratio"):
+        build(actor_ratio=0.21).advantage(case.batch, {})
+    with pytest.warns(UserWarning, match="vimpo"):
+        build(beta=5e-4, actor_coef=5e-3 * 100).advantage(case.batch, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(actor_ratio=0.19).advantage(case.batch, {})
+
+
+def test_the_gate_is_the_running_correlation_of_the_implied_sum_with_its_target() -> None:
+    cases = [fresh_case() for _ in range(4)]
+    advantage, state, moments = build(beta=0.1, gate=True).advantage, {}, None
+    plain = build(beta=0.1).advantage
+    for case in cases:
+        rollout = case.batch.rollout
+        scores, pairs = naive_scores(case), []
+        for i, score in scores.items():
+            steps = (
+                case.batch.now.logprobs[i, t] - case.batch.now.ref_logprobs[i, t] - case.batch.now.token_kl[i, t]
+                for t in actions(rollout, i)
+            )
+            pairs.append((0.1 * sum(float(s) for s in steps), score))
+        now = [statistics.fmean(f) for f in zip(*((x, y, x * x, y * y, x * y) for x, y in pairs), strict=True)]
+        moments = now if moments is None else [0.9 * m + 0.1 * n for m, n in zip(moments, now, strict=True)]
+        x, y, xx, yy, xy = moments
+        correlation = (xy - x * y) / math.sqrt((xx - x * x) * (yy - y * y))
+        scalars = advantage(case.batch, state).scalars
+        assert scalars["vimpo/gate"] == pytest.approx(correlation)
+        ungated = plain(case.batch, {}).scalars["vimpo/actor_coef"]
+        assert scalars["vimpo/actor_coef"] == pytest.approx(max(0.0, correlation) * ungated)
+
+
+def test_the_gates_memory_survives_a_checkpoint(tmp_path: Any) -> None:
+    first, second = fresh_case(), fresh_case()
+    state: dict[str, Any] = {}
+    build(gate=True).advantage(first.batch, state)
+    torch.save(state, tmp_path / "state.pt")
+    straight = build(gate=True).advantage(second.batch, state).scalars
+    resumed = build(gate=True).advantage(second.batch, torch.load(tmp_path / "state.pt", weights_only=True)).scalars
+    assert resumed == straight
+    assert build(gate=True).advantage(second.batch, {}).scalars != straight
+
+
+def test_at_the_reference_the_gate_is_shut() -> None:
+    case = fresh_case()
+    at_the_reference(case)
+    scalars = build(gate=True).advantage(case.batch, {}).scalars
+    assert scalars["vimpo/gate"] == 0
+    assert scalars["vimpo/actor_coef"] == 0
+
+
+def test_it_asks_for_what_it_reads_and_no_more() -> None:
+    assert build().needs.now == {"logprobs", "ref_logprobs", "token_kl"}
+    assert build(estimator="k3").needs.now == {"logprobs", "ref_logprobs"}
+    assert build().needs.old == frozenset()
+    assert build(value="soft").needs.old == {"ref_logprobs", "token_kl"}
+    assert build(value="soft").needs.now == frozenset()
+    assert build().needs.grad == {"logprobs"}
+    assert build().compares_groups
+
+
+def test_k1_is_refused_by_name_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match="k1 cannot be VIMPO's estimator") as caught:
+        build(estimator="k1")
+    assert "rho - kappa is 0 whatever the policy" in str(caught.value)
+    assert "Set exact or k3" in str(caught.value)
+    assert caught.value.exit_code == 2
+    run = rlkit_config.load("embedded", ["algo.estimator=k1"])
+    with pytest.raises(ConfigError, match=r"'algo\.estimator': k1 cannot be VIMPO's estimator"):
+        rlkit_config.resolve(run)
+
+
+def test_the_actors_weight_is_said_in_one_way() -> None:
+    with pytest.raises(ConfigError, match="actor_ratio and actor_coef both set the actor part's weight"):
+        build(actor_ratio=0.1, actor_coef=0.1)
+    with pytest.raises(ConfigError, match="actor_ratio is null and actor_coef is not given"):
+        build(actor_ratio=None)
+    for option in ({"actor_ratio": 0.1}, {"actor_coef": 0.1}, {"gate": True}):
+        with pytest.raises(ConfigError, match="value: soft has no actor part"):
+            build(value="soft", **option)
+
+
+@pytest.mark.parametrize("options", [{}, {"actor_coef": 0.005}, {"value": "soft"}, {"actor_ratio": 0.0}])
+def test_resolved_options_read_back_as_themselves(options: dict[str, Any]) -> None:
+    model = registry.find("algorithms", "vimpo").options
+    resolved = model.model_validate(options).model_dump(mode="json")
+    assert model.model_validate(resolved).model_dump(mode="json") == resolved

@@ -1,0 +1,47 @@
+"""Run by torchrun on two ranks: an engine in each, or one over both. Arguments: model folder, tensor_parallel."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed
+from sampler_help import ask, largest_gap
+from transformers import AutoModelForCausalLM
+
+from rlkit import registry
+from rlkit.config import ModelConfig
+
+
+def main(folder: str, tensor_parallel: int) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    options = {"tensor_parallel": tensor_parallel}
+    sampler = registry.build("samplers", "vllm", options, ModelConfig(path=folder, dtype="float32"), 64, 0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Ranks ask for different numbers of completions, of other prompts, with other seeds.
+    prompts = [[3 + rank, 5, 7 + i % 4] for i in range(10 + 3 * rank)]
+    seeds = [1000 * rank + i for i in range(len(prompts))]
+
+    before = ask(sampler, prompts, seeds)
+    assert largest_gap(model, prompts, before, 1.0) <= 1e-4
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert largest_gap(model, prompts, before, 1.0) > 1e-2
+    sampler.sync(model.named_parameters(), 4)
+    after = ask(sampler, prompts, seeds)
+    assert largest_gap(model, prompts, after, 1.0) <= 1e-4
+    assert {completion.version for completion in after} == {4}
+
+    sampler.close()
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)  # the trainer's group outlives the engine
+    assert total.item() == 2
+    torch.distributed.destroy_process_group()
+    print(f"rank {rank} ok", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
