@@ -122,6 +122,8 @@ def _order(n: int, seed: int, passes: int) -> np.ndarray[Any, np.dtype[np.int64]
 def _read(path: str, subset: str | None, split: str) -> list[Row]:
     if path.startswith(embedded.PREFIX):
         return _embedded(path, split)
+    if path.startswith("hf://"):
+        return _parquet(path)
     file = Path(path)
     if file.suffix in FILES:
         if not file.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # DeepSpeed calls what torch.distributed has renamed; nobody who runs this can mend it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
 
 
 def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> Path:
@@ -39,23 +42,20 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     from rlkit.engine import distributed
 
     distributed.init()
+    trainer = build_trainer(settings, resume=resume, quiet=quiet)
     try:
-        trainer = build_trainer(settings, resume=resume, quiet=quiet)
-        try:
-            if trainer.step >= settings.steps:
-                raise ConfigError(
-                    f"{settings.folder} has done its {trainer.step} steps already: nothing to resume. "
-                    f"To go further, add -s steps={2 * trainer.step}"
-                )
-            trainer.train()
-        finally:
-            trainer.collector.sampler.close()
-            for tracker in trainer.trackers:
-                tracker.close()
-        if distributed.main_rank():
-            _draw(settings.folder)
+        if trainer.step >= settings.steps:
+            raise ConfigError(
+                f"{settings.folder} has done its {trainer.step} steps already: nothing to resume. "
+                f"To go further, add -s steps={2 * trainer.step}"
+            )
+        trainer.train()
     finally:
-        distributed.shutdown()
+        trainer.collector.sampler.close()
+        for tracker in trainer.trackers:
+            tracker.close()
+    if distributed.main_rank():
+        _draw(settings.folder)
     return settings.folder
 
 
@@ -69,6 +69,8 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     from rlkit.tracking.files import RunFolder
     from rlkit.trainer import Trainer
 
+    if not resume:
+        RunFolder.check_free(config.folder)
     algorithm: Algorithm = configs.build_algorithm(config)
     reward = registry.build("rewards", config.reward.kind, config.reward.options)
     tokenizer = load_tokenizer(config.model)
@@ -77,13 +79,13 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     held_out = load_problems(config.data, tokenizer, held_out=True)
     sampling = sampling_params(config, tokenizer)
 
+    if distributed.main_rank() and not quiet:
+        print(make_plan(config, algorithm, problems, held_out), flush=True)
+    policy, reference, critic = _engines(config, algorithm, tokenizer)
+    sampler = _sampler(config, _context(problems, held_out, config))
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
-        if not quiet:
-            print(make_plan(config, algorithm, problems, held_out), flush=True)
-    policy, reference, critic = _engines(config, algorithm, tokenizer)
-    sampler = _sampler(config, _context(problems, held_out, config))
     trainer = Trainer(
         config=config,
         algorithm=algorithm,
@@ -170,7 +172,7 @@ def plan(config: RunConfig) -> str:
     from rlkit.plan import make_plan
 
     problems = held_out = None
-    if config.data.path.startswith("embedded:") or Path(config.data.path).suffix:
+    if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         tokenizer = load_tokenizer(config.model)
         problems = load_problems(config.data, tokenizer)
         held_out = load_problems(config.data, tokenizer, held_out=True)
@@ -183,7 +185,11 @@ def summary(folder: Path) -> str:
     from rlkit.tracking.files import RunFolder
 
     run = RunFolder.open(folder)
-    return f"\n{curve.text(run.read_metrics())}\n\n  picture  {run.learning_curve}\n  run      {folder}"
+    metrics, steps = run.read_metrics(), run.read_config().steps
+    lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}", f"  run      {folder}"]
+    if metrics[-1]["step"] < steps:
+        lines.append(f"  stopped after step {metrics[-1]['step']} of {steps}; go on with: rlkit run --resume {folder}")
+    return "\n".join(lines)
 
 
 def _draw(folder: Path) -> None:

@@ -57,7 +57,10 @@ def _checked(returned: object, highest: float, where: str) -> RewardResult:
     if isinstance(returned, RewardResult):
         result = returned
     elif isinstance(returned, numbers.Real):
-        result = RewardResult(value=float(returned))
+        try:
+            result = RewardResult(value=float(returned))
+        except OverflowError as error:
+            raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}") from error
     else:
         raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}")
 
@@ -91,7 +94,10 @@ def _checked(returned: object, highest: float, where: str) -> RewardResult:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
 
 
 def _shown(value: object) -> str:

@@ -76,10 +76,9 @@ Measured on {test} held-out problems, one sample each; the end token counts as a
 | stage | steps | batch | lr | direct guesses | step errors |
 |---|---|---|---|---|---|
 {stages}
-AdamW (0.9, 0.95), no weight decay, gradient clip 1.0; in each stage {warmup} steps of warm-up and, over the last
-{decay} of it,
-a linear decay to 0. Training problems only. A direct guess is the sum without work, off by up to 9; a step error is
-a column miscounted by up to 3 and carried on with.
+AdamW (0.9, 0.95), no weight decay, gradient clip 1.0. In each stage {warmup} steps of warm-up and,
+over its last {decay}, a linear decay to 0. Training problems only. A direct guess is the sum without work, off by
+up to 9; a step error is a column miscounted by up to 3 and carried on with.
 """
 
 

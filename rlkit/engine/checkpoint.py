@@ -31,7 +31,8 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     done = folder / f"step-{step:08d}"
     hidden = folder / f".{done.name}"
     if distributed.main_rank():
-        shutil.rmtree(hidden, ignore_errors=True)
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
         hidden.mkdir(parents=True)
     distributed.barrier()
     for name, engine in engines.items():
@@ -44,11 +45,10 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     distributed.barrier()
     if distributed.main_rank():
         if done.exists():
-            shutil.rmtree(done)
+            _remove(done)
         hidden.rename(done)
         for old in _complete(folder)[:-keep]:
-            # Renamed first: a checkpoint that is half deleted must not look like one.
-            shutil.rmtree(old.rename(folder / f".{old.name}"))
+            _remove(old)
     distributed.barrier()
     return done
 
@@ -87,6 +87,11 @@ def _complete(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(child for child in folder.iterdir() if re.fullmatch(r"step-\d{8,}", child.name))
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a checkpoint that is half deleted must not look like one.
+    shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@ and says itself which micro-batch is the last.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,18 +73,16 @@ class Engine:
             module.requires_grad_(False)
             # ZeRO 1 and 2 cut optimizer state and gradients, of which a frozen model has none.
             self._stage = 3 if self._stage == 3 else 0
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=None if optimizer is None else adamw(module, optimizer),
-            config=deepspeed_config(config, optimizer, self._stage),
-            dist_init_required=False,
-        )
+        # DeepSpeed prints memory figures here in some settings.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=None if optimizer is None else adamw(module, optimizer),
+                config=deepspeed_config(config, optimizer, self._stage),
+                dist_init_required=False,
+            )
         if self._stage == 3 and isinstance(module, Policy):
             deepspeed.zero.register_external_parameter(module, module.head_weight)
-
-    @property
-    def frozen(self) -> bool:
-        return self._optimizer is None
 
     @property
     def updates(self) -> int:
@@ -270,7 +269,7 @@ class Engine:
         plan = plan_microbatches(lengths, self._budget, distributed.world_size())
         return [[[learnt[at] for at in part] for part in share] for share in plan]
 
-    @contextmanager
+    @contextlib.contextmanager
     def _memory(self) -> Iterator[None]:
         try:
             yield
@@ -278,16 +277,16 @@ class Engine:
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
             raise RlkitError(
-                f"{self.role}: out of memory with batch.tokens_per_microbatch: {self._budget}. "
-                f"Try -s batch.tokens_per_microbatch={self._budget // 2}, model.gradient_checkpointing: true, or a "
-                f"higher engine.zero_stage. ({str(error).splitlines()[0]})"
+                f"{self.role}: out of memory with batch.tokens_per_microbatch: {self._budget}. Try "
+                f"-s batch.tokens_per_microbatch={max(1, self._budget // 2)}, "
+                f"model.gradient_checkpointing: true, or a higher engine.zero_stage. ({str(error).splitlines()[0]})"
             ) from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def _gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(parameters)) if self._stage == 3 else nullcontext():
+        with deepspeed.zero.GatheredParameters(list(parameters)) if self._stage == 3 else contextlib.nullcontext():
             yield
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

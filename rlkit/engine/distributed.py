@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import logging
 import os
@@ -47,6 +48,8 @@ def init() -> None:
         # Else DeepSpeed compiles a shared-memory all-reduce, 45 s on a fresh machine, that only inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    # Not before: DeepSpeed remembers the group for as long as the process lives.
+    atexit.register(shutdown)
 
 
 def shutdown() -> None:

@@ -111,11 +111,8 @@ class Policy(nn.Module):
             return {"states": hidden}
         weight = self.head_weight
         compared = None if reference is None else (reference[0], weight if reference[1] is None else reference[1])
-        stats = head_stats(hidden, weight, tokens, want=want, temperature=temperature, reference=compared)
-        if more := observe - want:
-            with torch.no_grad():
-                stats |= head_stats(hidden, weight, tokens, want=more, temperature=temperature, reference=compared)
-        return stats
+        stats = head_stats(hidden, weight, tokens, want=want | observe, temperature=temperature, reference=compared)
+        return {name: values if name in want else values.detach() for name, values in stats.items()}
 
     def _hidden(self, input_ids: Tensor, rows: Tensor, columns: Tensor, adapters: bool) -> Tensor:
         if adapters:

@@ -47,6 +47,8 @@ def _cut(rows: list[int], lengths: Sequence[int], budget: int) -> list[list[int]
 
 def place_rows(rollout: Rollout, device: torch.device) -> dict[str, Tensor]:
     """Whole rows, prompt and response, padded on the right; and where the state before each token in `mask` is."""
+    if not all(len(prompt) for prompt in rollout.prompt_tokens):
+        raise ValueError("a prompt has no tokens: nothing precedes its response's first token")
     tokens, mask = rollout.tokens.to(device), rollout.mask.to(device)
     prompts = [prompt.to(device) for prompt in rollout.prompt_tokens]
     whole = [

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -42,6 +43,8 @@ class _VLLM:
     def __init__(self, config: VLLMConfig, model: ModelConfig, context: int, seed: int) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         ranks = torch.distributed.get_world_size() if distributed else 1
+        if ranks != int(os.environ.get("WORLD_SIZE", ranks)):
+            raise RlkitError("vLLM was asked for before the ranks were joined: call torch.distributed's init first")
         if ranks % config.tensor_parallel:
             raise ConfigError(
                 f"sampler.tensor_parallel is {config.tensor_parallel}, which does not divide the number of ranks "
@@ -64,7 +67,7 @@ class _VLLM:
                 trust_remote_code=model.trust_remote_code,
                 dtype=model.dtype,
                 max_model_len=context,
-                seed=seed,
+                seed=seed % 2**32,  # numpy's seeds end there
                 tensor_parallel_size=config.tensor_parallel,
                 distributed_executor_backend="external_launcher" if ranks > 1 else None,
                 gpu_memory_utilization=config.gpu_memory,
@@ -139,13 +142,16 @@ class _VLLM:
     def close(self) -> None:
         if self._llm is None:
             return
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+        from vllm.distributed import parallel_state
 
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        destroy_model_parallel()
+        self._wake("weights", "kv_cache")  # freeing what is asleep would unmap it twice
+        engine = self._llm.llm_engine.engine_core
         if self._owns_process_group:
-            destroy_distributed_environment()
+            engine.shutdown()
+        else:  # vLLM's shutdown would end the trainer's process group as well
+            with mock.patch.object(parallel_state, "destroy_distributed_environment"):
+                engine.shutdown()
+        self._llm = None
         gc.collect()
         if self._gpu:
             torch.cuda.empty_cache()
@@ -171,6 +177,7 @@ class _VLLM:
     def _wake(self, *parts: str) -> None:
         tags = [part for part in parts if part in self._asleep]
         if tags:
+            torch.cuda.empty_cache()  # what training has freed but PyTorch holds is not free for vLLM
             self._llm.wake_up(tags=tags)
             self._asleep.difference_update(tags)
 

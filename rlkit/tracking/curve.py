@@ -13,9 +13,9 @@ Metrics = Sequence[Mapping[str, float]]
 
 PANELS = (
     ("response/length", "Response length", "tokens"),
-    ("policy/kl", "KL to the reference", "nats"),
-    ("policy/entropy", "Entropy", "nats"),
-    ("sampler/gap_max", "Largest sampler-trainer gap", "nats"),
+    ("policy/kl", "KL to the reference", "nats a token"),
+    ("policy/entropy", "Entropy", "nats a token"),
+    ("sampler/gap_max", "Largest sampler gap", "nats"),
 )
 TRAIN, HELD_OUT = "#2a5f9e", "#c4561d"
 BARS = "▁▂▃▄▅▆▇█"
@@ -95,7 +95,8 @@ def text(metrics: Metrics) -> str:
     if steps:
         tenths = _tenths(rewards)
         numbers = " ".join(f"{value:.2f}".replace("0.", ".", 1) for value in tenths)
-        lines.append(f"train reward  {sparkline(tenths)}  {numbers}  (steps {steps[0]} to {steps[-1]}, by tenths)")
+        unit = ", by tenths" if len(tenths) < len(steps) else ""
+        lines.append(f"train reward  {sparkline(tenths)}  {numbers}  (steps {steps[0]} to {steps[-1]}{unit})")
     for name in held_out_names(metrics):
         at, rates = series(metrics, name)
         if at:

@@ -55,17 +55,24 @@ class RunFolder:
 
         Raises ConfigError where the folder already holds a run.
         """
+        cls.check_free(path)
         folder = cls(Path(path))
-        if folder.config_file.exists() or folder.metrics_file.exists():
-            raise ConfigError(
-                f"{folder.path} already holds a run: choose another name with --name, or continue it with --resume"
-            )
         for place in (folder.path, folder.rollouts, folder.checkpoints):
             place.mkdir(parents=True, exist_ok=True)
         _write(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
         folder.metrics_file.touch()
         _write(folder.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
         return folder
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """ConfigError where the folder already holds a run."""
+        folder = cls(Path(path))
+        if folder.config_file.exists() or folder.metrics_file.exists():
+            raise ConfigError(
+                f"{folder.path} already holds a run: choose another name with --name, continue it with --resume, or "
+                "delete the folder"
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from rank_worker import TwoRanks, engine_of, run, settings
-from rank_worker import models as models
-from rank_worker import two_ranks as two_ranks
 from transformers import AutoModelForCausalLM
 
 from rlkit.engine import checkpoint
@@ -81,6 +79,7 @@ def test_what_is_half_written_is_not_seen_and_the_oldest_go(models: dict[str, Pa
     path = checkpoint.latest(tmp_path)
     assert path is not None
     assert checkpoint.load(path, {"policy": policy}) == {"step": 10}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_checkpoint_of_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_a_checkpoint_of_another_model_is_refused(models: dict[str, Path], tmp_p
         assert said in str(error.value)
         assert str(models[other]) in str(error.value)
     staged = engine_of(settings(models["tied"], engine={"zero_stage": 2}))
-    with pytest.raises(ConfigError, match="engine.zero_stage: 0 in the checkpoint, 2 here"):
+    with pytest.raises(ConfigError, match=r"engine\.zero_stage: 0 in the checkpoint, 2 here"):
         checkpoint.load(path, {"policy": staged})
     with pytest.raises(ConfigError, match="this run has critic, policy"):
         checkpoint.load(path, {"policy": staged, "critic": staged})

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from rank_worker import run, settings
-from rank_worker import models as models
 
 SEED = 5
 

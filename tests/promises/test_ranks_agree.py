@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from rank_worker import STATS, TwoRanks, policy_loss, random_batch, run, settings
-from rank_worker import models as models
-from rank_worker import two_ranks as two_ranks
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -20,8 +20,6 @@ from rank_worker import (
     save_model,
     settings,
 )
-from rank_worker import models as models
-from rank_worker import two_ranks as two_ranks
 from torch import Tensor
 
 from rlkit.config import OptimizerConfig
@@ -61,19 +59,23 @@ def test_bfloat16_moves_as_far_as_float32_and_the_same_way(stage: int, models: d
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bfloat16_gradients_add_up_in_float32(stage: int, models: dict[str, Path]) -> None:
+    """A hundred passes over one sample: the mean is that sample's gradient. Added up in bfloat16 it is 5 % off."""
+    config = settings(
+        models["tied"],
+        model={"dtype": "bfloat16"},
+        engine={"zero_stage": stage},
+        batch={"tokens_per_microbatch": 1},
+    )
+    batch, targets = random_batch(SEED)
     found = {}
-    for budget in (1, 10_000):
-        config = settings(
-            models["tied"],
-            model={"dtype": "bfloat16"},
-            engine={"zero_stage": stage},
-            batch={"tokens_per_microbatch": budget},
-        )
+    for copies in (1, 100):
         policy = engine_of(config)
         gradients = keep_gradients(policy)
-        policy.update(*random_batch(SEED, rows=40), logprob_loss)
-        found[budget] = flat(gradients[0])
-    assert (found[1] - found[10_000]).norm() < 0.01 * found[10_000].norm()
+        same = batch.rows([0] * copies)
+        same.n_tokens = int(same.mask.sum())
+        policy.update(same, targets.rows([0] * copies), logprob_loss)
+        found[copies] = flat(gradients[0])
+    assert (found[100] - found[1]).norm() < 0.02 * found[1].norm()
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

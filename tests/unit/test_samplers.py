@@ -111,9 +111,9 @@ def test_generate_leaves_gradients_on_between_completions(folder: Path) -> None:
 
 def test_a_sync_with_a_strange_weight_is_an_error(folder: Path) -> None:
     sampler = build("transformers", folder)
-    with pytest.raises(RlkitError, match="has no weight 'model.wrong'"):
+    with pytest.raises(RlkitError, match=r"has no weight 'model\.wrong'"):
         sampler.sync([("model.wrong", torch.zeros(2))], 1)
-    with pytest.raises(RlkitError, match=r"'model.norm.weight' is \[2\], the sampler's is \[64\]"):
+    with pytest.raises(RlkitError, match=r"'model\.norm\.weight' is \[2\], the sampler's is \[64\]"):
         sampler.sync([("model.norm.weight", torch.zeros(2))], 1)
 
 
@@ -132,27 +132,37 @@ def test_bfloat16_log_probs_are_near_those_of_the_same_weights(folder: Path, tmp
     assert largest_gap(model, prompts, completions, 1.0) < 0.1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_tensor_parallelism_past_the_number_of_ranks_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel is 2, which does not divide the number of ranks \(1\)"):
         build("vllm", folder, tensor_parallel=2)
 
 
+def test_vllm_is_refused_before_the_ranks_are_joined(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank would make a group of its own, and training would take it for all ranks'."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RlkitError, match="before the ranks were joined"):
+        build("vllm", folder)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
-def test_two_ranks_sample_with_vllm(folder: Path, tensor_parallel: int) -> None:
+@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(1, ["1"]), (2, ["1", "2"])])
+def test_vllm_samples_beside_a_trainers_process_group(folder: Path, ranks: int, tensor_parallel: list[str]) -> None:
     """Each rank asks for its own completions, syncs, asks again; the script holds them against a plain forward."""
-    script = Path(__file__).parents[1] / "vllm_two_ranks.py"
+    script = Path(__file__).parents[1] / "vllm_ranks.py"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     done = subprocess.run(
-        [*launcher, str(script), str(folder), str(tensor_parallel)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+            *("--master-port", str(port), str(script), str(folder), *tensor_parallel),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank ")) == ["rank 0 ok", "rank 1 ok"]
+    for size in tensor_parallel:
+        for rank in range(ranks):
+            assert f"tensor_parallel {size}: rank {rank} ok" in done.stdout

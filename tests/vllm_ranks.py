@@ -1,23 +1,25 @@
-"""Run by torchrun on two ranks: an engine in each, or one over both. Arguments: model folder, tensor_parallel."""
+"""Run by torchrun: vLLM beside a trainer's process group. Arguments: model folder, then sizes of tensor_parallel to try
+one after the other."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed
 from sampler_help import ask, largest_gap
-from transformers import AutoModelForCausalLM
 
 from rlkit import registry
 from rlkit.config import ModelConfig
 
 
-def main(folder: str, tensor_parallel: int) -> None:
-    torch.distributed.init_process_group("gloo")
+def check(folder: Path, tensor_parallel: int) -> None:
+    from transformers import AutoModelForCausalLM
+
     rank = torch.distributed.get_rank()
     options = {"tensor_parallel": tensor_parallel}
-    sampler = registry.build("samplers", "vllm", options, ModelConfig(path=folder, dtype="float32"), 64, 0)
+    sampler = registry.build("samplers", "vllm", options, ModelConfig(path=str(folder), dtype="float32"), 64, 0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     # Ranks ask for different numbers of completions, of other prompts, with other seeds.
     prompts = [[3 + rank, 5, 7 + i % 4] for i in range(10 + 3 * rank)]
@@ -38,10 +40,12 @@ def main(folder: str, tensor_parallel: int) -> None:
     sampler.close()
     total = torch.ones(1)
     torch.distributed.all_reduce(total)  # the trainer's group outlives the engine
-    assert total.item() == 2
-    torch.distributed.destroy_process_group()
-    print(f"rank {rank} ok", flush=True)
+    assert total.item() == torch.distributed.get_world_size()
+    print(f"tensor_parallel {tensor_parallel}: rank {rank} ok\n", end="", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    torch.distributed.init_process_group("gloo")
+    for size in sys.argv[2:]:
+        check(Path(sys.argv[1]), int(size))
+    torch.distributed.destroy_process_group()

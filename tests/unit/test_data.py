@@ -1,0 +1,241 @@
+"""Problems from files and the embedded task, prompts as token ids, and the order they come in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rlkit import embedded
+from rlkit.config import DataConfig
+from rlkit.data import Cursor, ProblemSet, load_problems, prompt_tokens
+from rlkit.errors import ConfigError
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer() -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def load(tokenizer: Any, **settings: Any) -> ProblemSet:
+    found = load_problems(DataConfig(**settings), tokenizer)
+    assert found is not None
+    return found
+
+
+def test_embedded_task_has_disjoint_train_and_held_out_problems(tokenizer: Any) -> None:
+    config = DataConfig(path="embedded:arithmetic")
+    train, test = load_problems(config, tokenizer), load_problems(config, tokenizer, held_out=True)
+    assert train is not None
+    assert test is not None
+    assert not {p.id for p in train.problems} & {p.id for p in test.problems}
+    problem = train.problems[0]
+    a, b = problem.text.removesuffix("=").split("+")
+    assert problem.answer == str(int(a) + int(b))
+    assert tokenizer.decode(problem.tokens) == problem.text
+    assert (train.dropped_long, train.duplicates) == (0, 0)
+
+
+def test_no_held_out_source_is_none_and_a_held_out_file_is_read(tmp_path: Path, tokenizer: Any) -> None:
+    train = write(tmp_path, [{"prompt": "1+1=", "answer": "2"}], "train.jsonl")
+    test = write(tmp_path, [{"prompt": "2+2=", "answer": "4"}], "test.jsonl")
+    assert load_problems(DataConfig(path=train), tokenizer, held_out=True) is None
+    held_out = load_problems(DataConfig(path=train, eval_path=test), tokenizer, held_out=True)
+    assert held_out is not None
+    assert [p.text for p in held_out.problems] == ["2+2="]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "lines.json", "parquet"])
+def test_every_file_kind_gives_the_same_problems(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    rows = [{"q": "1+1=", "gold": {"value": 2}, "level": 1}, {"q": "1+2=", "gold": {"value": 3}, "level": 2}]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n\n".join(json.dumps(r) for r in rows))
+    found = load(tokenizer, path=str(path), prompt="q", answer="gold.value")
+    assert [(p.text, p.answer, p.columns) for p in found.problems] == [
+        ("1+1=", "2", {"gold": {"value": 2}, "level": 1}),
+        ("1+2=", "3", {"gold": {"value": 3}, "level": 2}),
+    ]
+
+
+def test_verl_rows_are_read_unchanged(tmp_path: Path, chat_tokenizer: Any, tokenizer: Any) -> None:
+    row = {
+        "data_source": "math",
+        "prompt": [{"role": "user", "content": "1+1="}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 0},
+    }
+    settings = {"path": write(tmp_path, [row]), "answer": "reward_model.ground_truth"}
+    chat = load(chat_tokenizer, **settings).problems[0]
+    assert chat.text == "<user>1+1=</user><assistant>"
+    assert chat.answer == "2"
+    assert chat.columns["data_source"] == "math"
+    base = load(tokenizer, **settings).problems[0]
+    assert base.text == "1+1="
+    assert base.id == chat.id
+
+
+def test_templates_and_systems(tmp_path: Path, tokenizer: Any, chat_tokenizer: Any) -> None:
+    path = write(tmp_path, [{"prompt": r"\frac{1}{2}", "answer": "0.5"}])
+    templated = load(chat_tokenizer, path=path, template="({prompt})=").problems[0]
+    assert templated.text == r"(\frac{1}{2})="
+    both = load(chat_tokenizer, path=path, template="({prompt})=", chat=True, system="1").problems[0]
+    assert both.text == r"<system>1</system><user>(\frac{1}{2})=</user><assistant>"
+    plain = load(chat_tokenizer, path=path, chat=False).problems[0]
+    assert plain.text == r"\frac{1}{2}"
+    assert len({templated.id, both.id, plain.id}) == 1
+    assert prompt_tokens("1", DataConfig(path=path, template="({prompt})="), tokenizer) == tokenizer.encode("(1)=")
+    for settings, said in [
+        ({"template": "no place"}, "data.template must hold {prompt}"),
+        ({"chat": True}, "no chat template"),
+        ({"system": "1"}, "data.system needs a chat template"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load(tokenizer, path=path, **settings)
+
+
+def test_long_prompts_are_dropped_and_counted_and_duplicates_only_counted(tmp_path: Path, tokenizer: Any) -> None:
+    prompts = ["1+1=", "1+1+1+1+1=", "1+1=", "2+2="]
+    path = write(tmp_path, [{"prompt": p, "answer": "0"} for p in prompts])
+    found = load(tokenizer, path=path, max_prompt_tokens=4)
+    assert [p.text for p in found.problems] == ["1+1=", "1+1=", "2+2="]
+    assert (found.dropped_long, found.duplicates) == (1, 1)
+    with pytest.raises(ConfigError, match=r"all 4 prompts are over data\.max_prompt_tokens \(3 tokens; .* has 4\)"):
+        load(tokenizer, path=path, max_prompt_tokens=3)
+
+
+def test_golds_become_text(tmp_path: Path, tokenizer: Any) -> None:
+    golds: list[Any] = ["a", 12, 0.5, ["$8$"], None]
+    path = write(tmp_path, [{"prompt": "1", "answer": gold} for gold in golds])
+    assert [p.answer for p in load(tokenizer, path=path).problems] == ["a", "12", "0.5", "$8$", ""]
+    path = write(tmp_path, [{"prompt": "1", "answer": ["a", "b"]}])
+    with pytest.raises(ConfigError, match=r"row 1, column 'answer': expected text or a number, got list"):
+        load(tokenizer, path=path)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path, [{}], "gsm8k_train.jsonl")
+    with pytest.raises(ConfigError, match=r"does not exist; did you mean 'gsm8k_train.jsonl'\?") as caught:
+        load(tokenizer, path=str(tmp_path / "gsm8k_trian.jsonl"))
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match="there is no folder"):
+        load(tokenizer, path=str(tmp_path / "nowhere" / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("\n  \n", "holds no problems"),
+        ("[]", "holds no problems"),
+        ('{"prompt": "1", "answer": "2"}\n{"prompt": ', r"line 2: not JSON: .*'\{\"prompt\":'"),
+        ('[{"prompt": "1"},\n{"prompt" 1}]', "line 2: not JSON"),
+        ('{"prompt": "1", "answer": "2"}\n3', "line 2: expected an object with named columns, got int"),
+        ("prompt,answer\n1,2", "line 1: not JSON"),
+        ('{"prompt": "", "answer": "2"}', "row 1: the prompt is empty"),
+        ('{"prompt": 5, "answer": "2"}', "row 1: the prompt must be text"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path: Path, tokenizer: Any, text: str, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(tokenizer, path=str(path))
+    assert "rows.jsonl" in str(caught.value)
+
+
+def test_bad_bytes(tmp_path: Path, tokenizer: Any) -> None:
+    for name, said in [("rows.jsonl", "not UTF-8"), ("rows.parquet", "cannot be read as parquet")]:
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00\x01")
+        with pytest.raises(ConfigError, match=said):
+            load(tokenizer, path=str(tmp_path / name))
+    (tmp_path / "rows.csv").write_text("prompt,answer")
+    with pytest.raises(ConfigError, match=r"cannot read \.csv; give a \.json, \.jsonl or \.parquet file"):
+        load(tokenizer, path=str(tmp_path / "rows.csv"))
+
+
+def test_a_lacking_column_names_the_nearest_and_all(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path, [{"question": "1", "answer": "2", "meta": {"ground_truth": "2"}}])
+    with pytest.raises(
+        ConfigError, match=r"row 1: no column 'questoin'; did you mean 'question'\?.*Set data.prompt"
+    ) as e:
+        load(tokenizer, path=path, prompt="questoin")
+    assert "columns: question, answer, meta, meta.ground_truth" in str(e.value)
+    with pytest.raises(ConfigError, match=r"no column 'meta\.truth'; did you mean .*'meta\.ground_truth'"):
+        load(tokenizer, path=path, prompt="question", answer="meta.truth")
+
+
+def test_unknown_embedded_data_and_split(tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'embedded:arithmetic'"):
+        load(tokenizer, path="embedded:arithmetics")
+    with pytest.raises(ConfigError, match="no split 'tset'; did you mean 'test'"):
+        load(tokenizer, path="embedded:arithmetic", split="tset")
+
+
+def test_several_messages_need_a_chat_template(tmp_path: Path, tokenizer: Any, chat_tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "1"}, {"role": "user", "content": "2"}]
+    path = write(tmp_path, [{"prompt": messages, "answer": "2"}])
+    assert load(chat_tokenizer, path=path).problems[0].text == "<system>1</system><user>2</user><assistant>"
+    with pytest.raises(ConfigError, match="2 chat messages cannot be put to a model without its chat template"):
+        load(tokenizer, path=path)
+    with pytest.raises(ConfigError, match="system message of its own"):
+        load(chat_tokenizer, path=path, system="3")
+
+
+def test_gsm8k_rows_are_read_as_they_are(tokenizer: Any) -> None:
+    path = SHARED / "gsm8k_train.jsonl"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    found = load(tokenizer, path=str(path), prompt="question", max_prompt_tokens=4096)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(found.problems) == len(rows) == 7473
+    assert [p.answer for p in found.problems] == [row["answer"] for row in rows]
+
+
+def test_cursor_goes_through_everything_once_a_pass_in_a_fresh_order() -> None:
+    cursor = Cursor(10, seed=3)
+    passes = [cursor.take(10) for _ in range(3)]
+    assert all(sorted(p) == list(range(10)) for p in passes)
+    assert len({tuple(p) for p in passes}) == 3
+    assert passes[0] != Cursor(10, seed=4).take(10)
+
+
+def test_cursor_position_is_all_there_is_to_save() -> None:
+    straight, cut = Cursor(7, seed=5), Cursor(7, seed=5)
+    whole = straight.take(40)
+    parts = cut.take(3) + cut.take(9)
+    resumed = Cursor(7, seed=5, position=cut.position)
+    assert parts + resumed.take(28) == whole
+    assert resumed.position == straight.position == 40
+    # The order itself is a promise: a run resumed under another numpy must meet it.
+    assert Cursor(7, seed=5).take(14) == [4, 3, 5, 6, 2, 0, 1, 6, 1, 5, 4, 2, 0, 3]

