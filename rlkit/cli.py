@@ -111,9 +111,7 @@ def run(
 
 def _resumed(run: Path, config: str) -> str:
     if config != "embedded":
-        raise ConfigError(
-            "--resume takes the config of the run itself: leave CONFIG out, and use -s for changes"
-        )
+        raise ConfigError("--resume takes the config of the run itself: leave CONFIG out, and use -s for changes")
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"--resume {run}: no run is there (no config.yaml)")
     return str(run / "config.yaml")

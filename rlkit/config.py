@@ -46,17 +46,24 @@ class LoraConfig(Section):
     """Low-rank adapters by peft; the reference policy is then the adapter switched off."""
 
     rank: Positive = 16
+    """Inner dimension of the adapters."""
     alpha: float = 32.0
+    """An adapter's output is scaled by alpha / rank."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the modules that get adapters; all-linear: every linear layer but the head."""
 
 
 class ModelConfig(Section):
     path: str
     """A folder or hub id for `from_pretrained`, or `embedded:s` / `embedded:xs`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and products, in training and sampling."""
     lora: LoraConfig | None = None
+    """Train adapters alone; null: all weights."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
+    """Let the model's folder bring code of its own."""
 
 
 class DataConfig(Section):
@@ -65,6 +72,7 @@ class DataConfig(Section):
     subset: str | None = None
     """The hub data set's configuration name."""
     split: str = "train"
+    """Of the hub or embedded data set."""
     prompt: str = "prompt"
     """Column of the question: text, or a list of chat messages."""
     answer: str = "answer"
@@ -81,11 +89,14 @@ class DataConfig(Section):
     eval_path: str | None = None
     """Held-out problems, read in the same way; None: the embedded task's test split, or no evaluation."""
     eval_split: str = "test"
+    """Of the held-out problems, as `split`."""
 
 
 class BatchConfig(Section):
     prompts_per_step: Positive = 96
+    """Prompts of one rollout."""
     samples_per_prompt: Positive = 8
+    """Responses to each: its group."""
     minibatches: Positive = 1
     """Optimizer batches that one rollout is cut into, each of whole prompts."""
     epochs: Positive = 1
@@ -106,12 +117,17 @@ class OptimizerConfig(Section):
     """AdamW."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's, decoupled from the gradient."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two running means."""
     eps: float = 1e-8
+    """Added to the root of the second."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Bound on the global norm of the gradient."""
     warmup_updates: Annotated[int, Field(ge=0)] = 10
+    """Updates over which the learning rate rises to lr."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up; linear and cosine end at 0 with the run."""
 
@@ -128,6 +144,7 @@ class EngineConfig(Section):
     """DeepSpeed."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (stages 1 to 3)."""
     offload_parameters: bool = False
@@ -138,9 +155,13 @@ class SamplingConfig(Section):
     """The distribution that training samples are drawn from."""
 
     max_tokens: Positive = 4096
+    """Longest response; one that reaches it is truncated."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Log-probs of policy and reference are of this temperature too."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only 1, while nothing corrects for what it cuts off."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Only 0, for the same reason."""
     stop: list[str] = []
     """Texts that end a response; each must be one token of the model's vocabulary."""
     check_every: Annotated[int, Field(ge=0)] = 50
@@ -163,9 +184,13 @@ class EvalConfig(Section):
     every: Annotated[int, Field(ge=0)] = 0
     """Steps; 0: only before and after."""
     problems: Positive = 256
+    """At most; the first of the held-out problems."""
     samples: Positive = 1
+    """Responses to each; the pass rate is the mean over all, mean@samples."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0: greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """1: the whole distribution."""
 
 
 class CheckpointConfig(Section):
@@ -179,10 +204,13 @@ class RunConfig(Section):
     name: str | None = None
     """Folder of the run under `out`; None: algorithm, model and seed."""
     out: Path = Path("runs")
+    """Folder of all runs."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides data order and samples."""
     steps: Positive = 200
     """Rollouts: sample, score, update."""
     algo: Ref
+    """`rlkit list algorithms`."""
     advantage: Ref | None = None
     """Takes the place of the algorithm's own."""
     loss: Ref | None = None
@@ -190,11 +218,13 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     reward: Ref
+    """`rlkit list rewards`."""
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     critic: CriticConfig = CriticConfig()
     engine: EngineConfig = EngineConfig()
     sampler: Ref = PluginRef(kind="auto")
+    """vllm or transformers; auto: vLLM where it is installed and pays."""
     sampling: SamplingConfig = SamplingConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class Collector:
     sampler: Sampler
     reward: RewardFn
     reward_name: str
-    tokenizer: Any
+    tokenizer: scoring.Decoder
     seed: int
 
     def collect(

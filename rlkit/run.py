@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
 
     if not resume:
         RunFolder.check_free(config.folder)
+    _loading_bars(config)
     algorithm: Algorithm = configs.build_algorithm(config)
     reward = registry.build("rewards", config.reward.kind, config.reward.options)
     tokenizer = load_tokenizer(config.model)
@@ -81,8 +83,9 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
 
     if distributed.main_rank() and not quiet:
         print(make_plan(config, algorithm, problems, held_out), flush=True)
+    context = _context(problems, held_out, config)
     policy, reference, critic = _engines(config, algorithm, tokenizer)
-    sampler = _sampler(config, _context(problems, held_out, config))
+    sampler = _sampler(config, context)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
@@ -127,9 +130,25 @@ def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
 
 
 def _context(problems: ProblemSet, held_out: ProblemSet | None, config: RunConfig) -> int:
-    """Tokens of the longest prompt and its response."""
+    """Tokens of the longest prompt and its response. ConfigError where the model has not as many positions."""
+    from rlkit.engine.models import positions
+
     every = problems.problems + (held_out.problems if held_out else [])
-    return max(len(problem.tokens) for problem in every) + config.sampling.max_tokens
+    longest, limit = max(len(problem.tokens) for problem in every), positions(config.model)
+    if limit is not None and longest + config.sampling.max_tokens > limit:
+        raise ConfigError(
+            f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) exceed the "
+            f"{limit} positions of {config.model.path}: lower sampling.max_tokens or data.max_prompt_tokens"
+        )
+    return longest + config.sampling.max_tokens
+
+
+def _loading_bars(config: RunConfig) -> None:
+    """transformers' progress bars are for people who wait."""
+    from transformers.utils import logging
+
+    if config.model.path.startswith("embedded:") or not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[Engine, Engine | None, Engine | None]:
@@ -217,6 +236,7 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     from rlkit.engine.models import load_tokenizer
 
     config = configs.load(run / "config.yaml")
+    _loading_bars(config)
     model = config.model.model_copy(update={"path": str(newest_model(run)), "lora": None})
     tokenizer = load_tokenizer(model)
     tokens = prompt_tokens(prompt, config.data, tokenizer)

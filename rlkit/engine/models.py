@@ -34,6 +34,14 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(resolve(config.path), trust_remote_code=config.trust_remote_code)
 
 
+def positions(config: ModelConfig) -> int | None:
+    """Tokens that prompt and response may have together; None where the model sets no limit."""
+    with _explained(config):
+        settings = AutoConfig.from_pretrained(resolve(config.path), trust_remote_code=config.trust_remote_code)
+    limit: int | None = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def load_policy(config: ModelConfig) -> Policy:
     """A causal language model on the CPU, dropout off, with LoRA adapters where the config asks for them.
 

@@ -20,7 +20,7 @@ def rlkit(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--algo", "vinpo"], ["unknown algorithm 'vinpo'", "did you mean 'vimpo'?"]),
+        (["--algo", "vinpo"], ["unknown algorithm 'vinpo'", "did you mean 'vimpo'"]),
         (["-s", "reward=final_anser"], ["unknown reward 'final_anser'", "did you mean 'final_answer'?"]),
         (["-s", "optimizer.learning_rte=1"], ["unknown key 'learning_rte' in 'optimizer'", "known: ", "lr"]),
         (["-s", "optimizr.lr=1"], ["unknown key 'optimizr' at the top level", "did you mean 'optimizer'?"]),
@@ -35,7 +35,7 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
         (["--plugin", "nowhere.py"], ["plugin file 'nowhere.py' does not exist"]),
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
-        (["-s", "model.path=embedded:xl"], ["embedded:xl"]),
+        (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_a_model_is_loaded(arguments: list[str], said: list[str]) -> None:
@@ -78,6 +78,13 @@ def test_a_data_file_that_cannot_be_used(name: str, content: str | None, said: s
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_responses_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    result = rlkit(*XS, "-s", "sampling.max_tokens=100000", "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 2, result.output
+    assert "lower sampling.max_tokens" in result.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -72,9 +72,7 @@ def test_a_class_is_built_with_its_options() -> None:
 
 def test_a_file_is_loaded_once_and_named_as_the_origin(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from rlkit import reward\n\n@reward('test_registry_file')\ndef mine(samples):\n    return [1.0] * len(samples)\n"
-    )
+    file.write_text("from rlkit import reward\n\nreward('test_registry_file')(lambda samples: [1.0] * len(samples))\n")
     registry.load([str(file)])
     registry.load([str(file)])
     assert registry.find("rewards", "test_registry_file").distribution == str(file)
