@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import traceback
@@ -60,7 +61,9 @@ def _settings(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> configs.RunConfig:
     loaded = configs.load(config, list(overrides), algo)
-    return loaded.model_copy(update={"plugins": [*loaded.plugins, *(p for p in plugins if p not in loaded.plugins)]})
+    # Whole paths, so that the run can be resumed from another folder.
+    named = [str(Path(p).resolve()) if p.endswith(".py") else p for p in plugins]
+    return loaded.model_copy(update={"plugins": [*loaded.plugins, *(p for p in named if p not in loaded.plugins)]})
 
 
 @main.command()
@@ -89,11 +92,12 @@ def run(
     """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]"""
     from rlkit import run as runs
 
-    shortcuts = {"seed": seed, "name": name, "out": out}
-    overrides = (*overrides, *(f"{key}={value}" for key, value in shortcuts.items() if value is not None))
     if resume is not None:
         config = _resumed(resume, config)
-        overrides = (*overrides, f"out={resume.resolve().parent}", f"name={resume.resolve().name}")
+        out, name = resume.resolve().parent, resume.resolve().name
+    # Quoted: values are read as YAML, where a name such as 1 would be a number.
+    shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
+    overrides = (*overrides, *(f"{key}={value}" for key, value in shortcuts.items() if value is not None))
     settings = _load(config, algo, overrides, plugins)
     runs.prepare_environment()
     if dry_run:
@@ -206,8 +210,6 @@ def config_validate(settings: configs.RunConfig) -> None:
 @config.command("schema")
 def config_schema() -> None:
     """Print the config's JSON schema, with what each field means."""
-    import json
-
     click.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=2))
 
 

@@ -33,7 +33,7 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "sampling.top_p=0.9"], ["top_p below 1", "top_p: 1.0"]),
         (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
         (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
-        (["--plugin", "nowhere.py"], ["plugin file 'nowhere.py' does not exist"]),
+        (["--plugin", "nowhere.py"], ["plugin file", "nowhere.py' does not exist"]),
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
         (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
     ],

@@ -6,6 +6,7 @@ batch are exact expectations under that policy, and a policy and its rewards the
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -253,6 +254,8 @@ def test_4_on_policy_it_adds_the_gradient_of_the_kl_at_the_states_visited(tree: 
     descent = gradient(reinforce(tree, theta, ref, batch.rollout.reward.mean().item()), theta)
     expected = BETA * (descent + gradient(pull, theta))
     close(gradient(loss, theta), expected)
+    # The stop-gradient is the loss's own, whoever measured the KL.
+    close(gradient(made.policy_loss(stats, dataclasses.replace(batch, now=stats), targets)[0], theta), expected)
 
     grpo = algorithm("dr_grpo", sequence_constant=1.0, kl_coef=BETA, kl_estimator="exact")
     grpo_loss, _ = grpo.policy_loss(stats, batch, grpo.advantage(batch, {}))

@@ -1,0 +1,34 @@
+"""`--nproc 2` makes the run that one rank makes: the same prompts and samples, the same weights but for rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+
+def test_one_rank_and_two(tmp_path: Path) -> None:
+    for ranks in ("1", "2"):
+        command = [
+            sys.executable, "-m", "rlkit.cli", "run", "embedded_xs", "--algo", "ppo", "--nproc", ranks,
+            "--name", ranks, "--out", str(tmp_path), "-s", "steps=2", "-s", "batch.prompts_per_step=5",
+            "-s", "batch.samples_per_prompt=3", "-s", "eval.problems=8", "-s", "optimizer.lr=1e-5",
+        ]  # fmt: skip
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for step in (1, 2):
+        one, two = (
+            pq.read_table(tmp_path / ranks / "rollouts" / f"step-{step:06d}.parquet").to_pydict() for ranks in "12"
+        )
+        for column in ("prompt_id", "tokens", "reward"):
+            assert one[column] == two[column]
+    one, two = (
+        load_file(tmp_path / ranks / "checkpoints" / "step-00000002" / "hf" / "model.safetensors") for ranks in "12"
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
