@@ -143,7 +143,7 @@ class CriticConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (stages 1 to 3)."""

@@ -54,9 +54,10 @@ def examine() -> list[Check]:
 def report(checks: Sequence[Check]) -> str:
     """A page of text: a line for each check, and below it what to do."""
     signs = {True: "ok", None: "note", False: "FAIL"}
-    lines = [f"{'':<22} {'found':<34} wanted"]
+    width = max(len(check.found) for check in checks)
+    lines = [f"{'':<22} {'found':<{width}}  wanted"]
     for check in checks:
-        lines.append(f"{signs[check.ok]:<5} {check.name:<16} {check.found:<34} {check.wanted}")
+        lines.append(f"{signs[check.ok]:<5} {check.name:<16} {check.found:<{width}}  {check.wanted}")
         if check.mend:
             lines.append(f"{'':<22} -> {check.mend}")
     failed = [check.name for check in checks if check.ok is False]
@@ -205,13 +206,7 @@ def _threads() -> Check:
     """OpenMP's threads wait by spinning: two of them on a busy core were up to 30 times slower than one."""
     found, cores = os.environ.get("OMP_NUM_THREADS"), _core_count()
     if found is None:
-        return Check(
-            "OMP_NUM_THREADS",
-            "not set",
-            "1 for small models",
-            None,
-            "where other work shares the cores: export OMP_NUM_THREADS=1",
-        )
+        return Check("OMP_NUM_THREADS", "not set: rlkit takes 1", f"1 to {cores}", True)
     fits = found.isdigit() and 1 <= int(found) <= cores
     return Check(
         "OMP_NUM_THREADS", found, f"1 to {cores}", True if fits else None, "" if fits else "export OMP_NUM_THREADS=1"

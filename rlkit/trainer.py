@@ -93,11 +93,11 @@ class Trainer:
         self.step = step
         with self._time("sync"):
             self._sync()
+        metrics["time/step_s"] = time.perf_counter() - started
+        metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
         if _due(step, self.config.eval.every) or step == self.config.steps:
             metrics |= self._measure_pass_rate()
         metrics |= {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()}
-        metrics["time/step_s"] = time.perf_counter() - started
-        metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
 
         self._log(metrics)
