@@ -145,7 +145,8 @@ class VimpoAdvantage(_Implied):
         scalars["vimpo/actor_coef"] = coef
         if rms > EQUAL_REWARDS:
             scalars["vimpo/actor_ratio"] = coef / unit
-            if coef / unit > RATIO_LIMIT:
+            if coef / unit > RATIO_LIMIT and not state.get("warned"):
+                state["warned"] = True
                 warnings.warn(
                     f"vimpo: the actor part weighs more than {RATIO_LIMIT} of the value loss (vimpo/actor_ratio in the "
                     "log), where it tends to run away from the reference: lower actor_coef or actor_ratio",

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def main() -> None:
 
     `rlkit run --algo vimpo` trains the small model that ships with rlkit, in a few minutes on a CPU.
     """
+    # A person reads them, for whom the line of code that warned is noise.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 _set = click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any field of the config.")

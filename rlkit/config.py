@@ -326,6 +326,12 @@ def resolve(config: RunConfig) -> RunConfig:
             f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
             "samples of a prompt with each other: set it to 2 or more (8 is common)"
         )
+    needs = algorithm.needs
+    if "values" in needs.old | needs.now and algorithm.value_loss is None:
+        raise ConfigError(
+            f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
+            "choose another advantage, or an algorithm with a value loss (ppo)"
+        )
     if missing := algorithm.missing_targets():
         raise ConfigError(
             f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "

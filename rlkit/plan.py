@@ -41,7 +41,7 @@ def chosen_sampler(config: RunConfig) -> tuple[str, str]:
     if config.sampler.kind != "auto":
         return config.sampler.kind, "named in the config"
     shape = model_shape(config.model)
-    return sampling.choose(shape[0] if shape else 10**9)
+    return sampling.choose(shape[0] if shape else None)
 
 
 def make_plan(config: RunConfig, algorithm: Algorithm, problems: ProblemSet | None, held_out: ProblemSet | None) -> str:

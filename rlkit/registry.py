@@ -62,7 +62,12 @@ class Plugin:
         hints = typing.get_type_hints(signature)
         config = hints.get("config")
         if inspect.isclass(config) and issubclass(config, BaseModel):
-            return config
+            if config.model_config.get("extra", "ignore") != "ignore":
+                return config
+            # pydantic's own default would let a misspelt option pass.
+            return type(
+                config.__name__, (config,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__}
+            )
         fields: dict[str, Any] = {}
         for name, parameter in inspect.signature(self.factory).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:

@@ -105,7 +105,7 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     if resume:
         trainer.resume()
         if folder is not None:
-            folder.cut_after(trainer.step)
+            folder.cut_after(trainer.step, config)
     return trainer
 
 
@@ -194,7 +194,10 @@ def plan(config: RunConfig) -> str:
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         tokenizer = load_tokenizer(config.model)
         problems = load_problems(config.data, tokenizer)
+        assert problems is not None
         held_out = load_problems(config.data, tokenizer, held_out=True)
+        sampling_params(config, tokenizer)
+        _context(problems, held_out, config)
     return make_plan(config, configs.build_algorithm(config), problems, held_out)
 
 

@@ -56,13 +56,14 @@ def _row(key: str, field: FieldInfo, default: str | None) -> str:
 def _yaml(value: Any) -> str:
     """As one would write it in a config."""
     if isinstance(value, PluginRef):
-        return value.kind
+        value = value.kind
     if isinstance(value, float):
         return f"{value:g}"
     plain = list(value) if isinstance(value, tuple) else value
     if not isinstance(plain, (bool, int, list, types.NoneType)):
         plain = str(plain)
-    return str(yaml.safe_dump(plain, default_flow_style=True)).strip().removesuffix("...").strip()
+    text: str = yaml.safe_dump(plain, default_flow_style=True)
+    return text.strip().removesuffix("...").strip()
 
 
 def _type(annotation: Any) -> str:
@@ -89,7 +90,8 @@ def _name(part: Any) -> str:
         return "list of " + _type(members[0])
     if _is_section(part):
         return "section"
-    return {"str": "text", "Path": "path", "PluginRef": "plugin"}.get(part.__name__, part.__name__)
+    name: str = part.__name__
+    return {"str": "text", "Path": "path", "PluginRef": "plugin"}.get(name, name)
 
 
 def _is_section(part: Any) -> bool:

@@ -19,15 +19,20 @@ VLLM_PAYS_FROM = 10_000_000
 """Parameters from which vLLM is quicker than generate on a CPU."""
 
 
-def choose(model_parameters: int) -> tuple[str, str]:
-    """The sampler that `sampler: auto` stands for, and one sentence that says why. Imports no vLLM."""
+def choose(model_parameters: int | None) -> tuple[str, str]:
+    """The sampler that `sampler: auto` stands for, and one sentence that says why. Imports no vLLM.
+
+    `model_parameters` is None where the size is not known: then the model is taken for a large one.
+    """
     import torch
 
-    size = f"{model_parameters / 1e6:.3g} M parameters"
     if importlib.util.find_spec("vllm") is None:
         return "transformers", "vLLM is not installed"
     if torch.cuda.is_available():
         return "vllm", "vLLM is installed and there is a GPU"
+    if model_parameters is None:
+        return "vllm", "vLLM is installed"
+    size = f"{model_parameters / 1e6:.3g} M parameters"
     if model_parameters >= VLLM_PAYS_FROM:
         return "vllm", f"vLLM is installed and pays for a model of {size}"
     return "transformers", f"a model of {size} is too small for vLLM to pay"

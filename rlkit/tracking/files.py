@@ -61,7 +61,7 @@ class RunFolder:
             place.mkdir(parents=True, exist_ok=True)
         _write(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
         folder.metrics_file.touch()
-        _write(folder.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+        folder._write_config(config)
         return folder
 
     @classmethod
@@ -109,20 +109,25 @@ class RunFolder:
     def rollout_file(self, step: int) -> Path:
         return self.rollouts / f"step-{step:06d}.parquet"
 
+    def _write_config(self, config: RunConfig) -> None:
+        _write(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+
     def read_config(self) -> RunConfig:
         """The resolved settings of the run."""
         return load(self.config_file)
 
-    def cut_after(self, step: int) -> None:
-        """For a run that goes on from `step`: drop what was written of later steps, and note it in provenance.json."""
+    def cut_after(self, step: int, config: RunConfig) -> None:
+        """For a run that goes on from `step`: drop what was written of later steps, write the settings it goes on
+        with, and note it in provenance.json."""
         kept = [line for row, line in self._lines() if row["step"] <= step]
         _write(self.metrics_file, "".join(line + "\n" for line in kept))
         for file in self.rollouts.glob("step-*.parquet"):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
         record = json.loads(self.provenance_file.read_text())
-        record["resumed"].append({"after_step": step, **provenance(self.read_config())})
+        record["resumed"].append({"after_step": step, **provenance(config)})
         _write(self.provenance_file, _as_json(record))
+        self._write_config(config)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl. A step may have several: training, then evaluation."""

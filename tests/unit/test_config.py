@@ -44,6 +44,11 @@ def test_a_loss_that_reads_what_the_advantage_does_not_give_is_refused() -> None
         configs.resolve(configs.load("embedded", ["advantage=rloo"], algo="vimpo"))
 
 
+def test_an_advantage_that_needs_a_critic_is_refused_where_none_is_trained() -> None:
+    with pytest.raises(ConfigError, match="grpo trains no critic"):
+        configs.resolve(configs.load("embedded", ["advantage=gae"], algo="grpo"))
+
+
 def test_a_run_is_named_after_algorithm_model_and_seed() -> None:
     assert configs.load("embedded", ["seed=3"]).run_name == "vimpo-s-seed3"
     assert configs.load("embedded", ["model.path=Qwen/Qwen3-4B-Base"]).run_name == "vimpo-Qwen3-4B-Base-seed0"

@@ -36,7 +36,7 @@ def test_every_statistic_is_its_definition(temperature: float) -> None:
     assert found.keys() == EVERY
     p, q = probabilities(hidden, weight, temperature), probabilities(ref_hidden, ref_weight, temperature)
     for n, token in enumerate(tokens.tolist()):
-        assert float(found["logprobs"][n]) == pytest.approx(math.log(p[n][token]))
+        assert found["logprobs"][n].item() == pytest.approx(math.log(p[n][token]))
         assert float(found["ref_logprobs"][n]) == pytest.approx(math.log(q[n][token]))
         assert float(found["entropy"][n]) == pytest.approx(-sum(a * math.log(a) for a in p[n]))
         assert float(found["token_kl"][n]) == pytest.approx(

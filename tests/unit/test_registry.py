@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from rlkit import registry
 from rlkit.errors import ConfigError
 from rlkit.interfaces import Sample
+
+
+class Config(BaseModel):
+    scale: float = 1.0
 
 
 def test_a_name_registered_twice_names_both_places() -> None:
@@ -80,3 +85,13 @@ def test_a_file_is_loaded_once_and_named_as_the_origin(tmp_path: Path) -> None:
 
 def test_names_import_nothing() -> None:
     assert {"vimpo", "grpo", "ppo"} <= set(registry.names("algorithms"))
+
+
+def test_a_config_model_that_says_nothing_of_unknown_options_refuses_them() -> None:
+    @registry.algorithm("test_registry_plain")
+    def plain(config: Config) -> Config:
+        return config
+
+    assert isinstance(registry.build("algorithms", "test_registry_plain", {"scale": 2}), Config)
+    with pytest.raises(ConfigError, match="did you mean 'scale'"):
+        registry.build("algorithms", "test_registry_plain", {"scle": 2})

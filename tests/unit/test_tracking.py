@@ -190,7 +190,7 @@ def test_after_a_resume_nothing_is_there_twice(folder: RunFolder) -> None:
         folder.log_rollout(step, *random_rollout())
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 6, ')
-    folder.cut_after(3)
+    folder.cut_after(3, folder.read_config())
     folder.log_metrics(4, {"reward/mean": 0.99})
     assert [(row["step"], row["reward/mean"]) for row in folder.read_metrics()] == [
         (1, 0.1),
