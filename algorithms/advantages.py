@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -47,7 +46,7 @@ class GroupConfig(Section):
     divide_by_std: bool = True
     """Divide by the group's standard deviation (unbiased, + 1e-6)."""
     overlong_mask: bool = False
-    """Leave truncated responses out of the loss and of their group's baseline."""
+    """Leave truncated responses out: of the loss, of their group's baseline, of all counts."""
     overlong_penalty: OverlongPenalty | None = None
     """Take something off the reward of long responses."""
 
@@ -59,11 +58,11 @@ class GroupAdvantage:
     config: GroupConfig
     compares_groups: ClassVar[bool] = True
 
+    @property
+    def leaves_out_truncated(self) -> bool:
+        return self.config.overlong_mask
+
     def __call__(self, batch: Batch, state: State) -> Targets:
-        scalars: dict[str, float] = {}
-        if self.config.overlong_mask:
-            scalars = _count_without_truncated(batch)
-            batch = kept_batch(batch, Targets(scalars=scalars))
         rollout = batch.rollout
         reward, group, valid = rollout.reward, rollout.group, rollout.valid
         if self.config.overlong_penalty is not None:
@@ -74,31 +73,7 @@ class GroupAdvantage:
             score = score * size / (size - 1).clamp(min=1)
         if self.config.divide_by_std:
             score = score / (group_std(reward, group, valid) + STD_EPS)
-        return Targets(advantages=torch.where(batch.mask, score.unsqueeze(1), 0.0), scalars=scalars)
-
-
-def _count_without_truncated(batch: Batch) -> dict[str, float]:
-    kept = ~batch.rollout.truncated
-    return {
-        "grpo/kept_sequences": float((batch.rollout.valid & kept).sum()),
-        "grpo/kept_tokens": float((batch.mask & kept.unsqueeze(1)).sum()),
-    }
-
-
-def kept_batch(batch: Batch, targets: Targets) -> Batch:
-    """The batch without its truncated responses where the advantage left them out (`overlong_mask`), else as it is.
-
-    The counts come with the targets, because a loss sees some rows only.
-    """
-    if "grpo/kept_tokens" not in targets.scalars:
-        return batch
-    rollout, kept = batch.rollout, ~batch.rollout.truncated
-    return dataclasses.replace(
-        batch,
-        rollout=dataclasses.replace(rollout, mask=rollout.mask & kept.unsqueeze(1), valid=rollout.valid & kept),
-        n_sequences=int(targets.scalars["grpo/kept_sequences"]),
-        n_tokens=int(targets.scalars["grpo/kept_tokens"]),
-    )
+        return Targets(advantages=torch.where(batch.mask, score.unsqueeze(1), 0.0))
 
 
 @advantage("group")

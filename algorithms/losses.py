@@ -18,8 +18,6 @@ from rlkit.interfaces import Batch, Metrics, Needs, PolicyLoss, Stat, Targets, T
 from rlkit.ops.masked import masked_mean, masked_sum
 from rlkit.registry import loss
 
-from .advantages import kept_batch
-
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Estimator = Literal["k2", "k3", "exact"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -164,7 +162,6 @@ class ClipLoss:
 
     def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
         config = self.config
-        batch = kept_batch(batch, targets)
         advantages = targets.get("advantages")
         ratio = log_ratios(new, batch, config.ratio)
         if config.surrogate == "cispo":

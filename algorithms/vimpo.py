@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -31,8 +31,6 @@ from .losses import NonNegative, Share, aggregate, clipped_surrogate, log_ratios
 
 RATIO_LIMIT = 0.2
 """Above it the actor part has been seen to run away."""
-EQUAL_REWARDS = 1e-6
-"""RMS of the targets under which they are rounding: all rewards of each group are equal, and no ratio exists."""
 GATE_DECAY = 0.9
 """Weight of the past in the gate's running moments, an update."""
 
@@ -89,7 +87,7 @@ class VimpoConfig(Section):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Implied:
     """What the advantage and the loss both take from the policy."""
 
@@ -117,10 +115,12 @@ class _Implied:
         return self.config.beta * (log_ratio if self.config.value == "soft" else log_ratio - self.kl(batch))
 
 
-@dataclass(frozen=True)
+@dataclass
 class VimpoAdvantage(_Implied):
     gives: ClassVar[frozenset[str]] = frozenset({"advantages", "scores"})
     compares_groups: ClassVar[bool] = True
+    warned: bool = field(default=False, init=False)
+    """A heavy actor part has been warned of. Not in `state`: a resumed run says it again."""
 
     def __call__(self, batch: Batch, state: State) -> Targets:
         config, rollout, mask = self.config, batch.rollout, batch.mask
@@ -143,10 +143,10 @@ class VimpoAdvantage(_Implied):
             scalars["vimpo/gate"] = _running_correlation(state, implied.sum(1), scores, rollout.valid)
             coef *= max(0.0, scalars["vimpo/gate"])
         scalars["vimpo/actor_coef"] = coef
-        if rms > EQUAL_REWARDS:
+        if unit > 0:  # 0: all rewards of each group are equal
             scalars["vimpo/actor_ratio"] = coef / unit
-            if coef / unit > RATIO_LIMIT and not state.get("warned"):
-                state["warned"] = True
+            if coef / unit > RATIO_LIMIT and not self.warned:
+                self.warned = True
                 warnings.warn(
                     f"vimpo: the actor part weighs more than {RATIO_LIMIT} of the value loss (vimpo/actor_ratio in the "
                     "log), where it tends to run away from the reference: lower actor_coef or actor_ratio",
@@ -167,7 +167,7 @@ def _running_correlation(state: State, x: Tensor, y: Tensor, valid: Tensor) -> f
     return (xy - mean_x * mean_y) / math.sqrt(spread) if spread > 0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class VimpoLoss(_Implied):
     reads: ClassVar[frozenset[str]] = frozenset({"advantages", "scores"})
 

@@ -64,9 +64,7 @@ def _settings(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> configs.RunConfig:
     loaded = configs.load(config, list(overrides), algo)
-    # Whole paths, so that the run can be resumed from another folder.
-    named = [str(Path(p).resolve()) if p.endswith(".py") else p for p in plugins]
-    return loaded.model_copy(update={"plugins": [*loaded.plugins, *(p for p in named if p not in loaded.plugins)]})
+    return loaded.model_copy(update={"plugins": [*loaded.plugins, *(p for p in plugins if p not in loaded.plugins)]})
 
 
 @main.command()
@@ -104,7 +102,7 @@ def run(
     settings = _load(config, algo, overrides, plugins)
     runs.prepare_environment()
     if dry_run:
-        click.echo(runs.plan(configs.resolve(settings)))
+        click.echo(runs.plan(configs.resolve(settings), nproc))
         return
     if nproc > 1 and "RANK" not in os.environ:
         from rlkit.launch import launch

@@ -18,6 +18,7 @@ from rlkit import registry
 from rlkit.errors import ConfigError, nearest
 
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -120,7 +121,7 @@ class OptimizerConfig(Section):
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """AdamW's, decoupled from the gradient."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's two running means."""
     eps: float = 1e-8
     """Added to the root of the second."""
@@ -304,21 +305,24 @@ def resolve(config: RunConfig) -> RunConfig:
 
     Raises ConfigError. Loads no model and no data.
     """
-    registry.load(config.plugins)
+    # Whole paths, so that the run can be resumed from another folder.
+    plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
+    registry.load(plugins)
     changes: dict[str, Any] = {
-        "algo": _resolve_ref("algorithms", config.algo, "algo"),
-        "reward": _resolve_ref("rewards", config.reward, "reward"),
-        "trackers": [_resolve_ref("trackers", t, "trackers") for t in config.trackers],
+        "plugins": plugins,
+        "algo": resolve_ref("algorithms", config.algo, "algo"),
+        "reward": resolve_ref("rewards", config.reward, "reward"),
+        "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
     }
     if config.advantage is not None:
-        changes["advantage"] = _resolve_ref("advantages", config.advantage, "advantage")
+        changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
     if config.loss is not None:
-        changes["loss"] = _resolve_ref("losses", config.loss, "loss")
+        changes["loss"] = resolve_ref("losses", config.loss, "loss")
     if config.sampler.kind == "auto":
         if config.sampler.options:
             raise ConfigError("sampler: 'auto' takes no options; name the sampler (vllm or transformers)")
     else:
-        changes["sampler"] = _resolve_ref("samplers", config.sampler, "sampler")
+        changes["sampler"] = resolve_ref("samplers", config.sampler, "sampler")
     resolved = config.model_copy(update=changes)
     algorithm = build_algorithm(resolved)
     if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
@@ -350,7 +354,8 @@ def build_algorithm(config: RunConfig) -> Any:
     return algorithm
 
 
-def _resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
+def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
+    """The plugin by name with all its options, as its model fills them in."""
     plugin = registry.find(kind, ref.kind)
     options = registry.validate_options(plugin, ref.options, where)
     return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))

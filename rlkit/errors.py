@@ -18,6 +18,10 @@ class ConfigError(RlkitError):
     exit_code = 2
 
 
+class NotFiniteError(RlkitError):
+    """A loss or a gradient that is not finite. The step was not made."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'a' or 'b'?" for the known names nearest to `word`, else a list of what is known."""
     names = sorted(known)

@@ -100,7 +100,8 @@ class Rollout(Rows):
     mask: Tensor
     """[B, T] bool: the policy chose this token, and the sample is valid."""
     valid: Tensor
-    """[B] bool: it has a reward, and so has another of its group where the algorithm compares within groups."""
+    """[B] bool: it has a reward and is not left out for being truncated, and so is another of its group, where the
+    algorithm asks for that: see `Algorithm.leaves_out_truncated` and `Algorithm.compares_groups`."""
     group: Tensor
     """[B] int64: sequences with one number answer the same prompt."""
     reward: Tensor
@@ -169,6 +170,14 @@ class Needs:
         """True: something is compared with a reference policy."""
         return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
 
+    def per_rollout(self, updates: int) -> frozenset[Stat]:
+        """What is computed without gradient once per rollout that makes so many optimizer updates.
+
+        With one, the weights about to be updated are those that sampled, so `now` comes from the same pass. With
+        several, they move away from them, and only a pass before the first gives the log-probs of the ratio.
+        """
+        return self.old | self.now if updates == 1 else self.old | {"logprobs"}
+
     def __or__(self, other: Needs) -> Needs:
         return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
 
@@ -222,7 +231,7 @@ class Advantage(Protocol):
     """Sees the whole optimizer batch over all ranks, and alone may change `state`.
 
     May carry the attributes `needs: Needs`, `gives: frozenset[str]` (fields of Targets; without it
-    "advantages") and `compares_groups: bool` (without it False): see `Algorithm`.
+    "advantages"), `compares_groups: bool` and `leaves_out_truncated: bool` (without them False): see `Algorithm`.
     """
 
     def __call__(self, batch: Batch, state: State) -> Targets: ...
@@ -254,8 +263,6 @@ class Algorithm:
     """Present: a critic is built, and trained with it."""
     critic_warmup_steps: int = 0
     """Steps at the start in which the critic alone learns."""
-    keep_group: Callable[[Rollout], bool] | None = None
-    """Dynamic sampling: False for a group that teaches nothing."""
 
     @property
     def needs(self) -> Needs:
@@ -269,6 +276,11 @@ class Algorithm:
     def compares_groups(self) -> bool:
         """True: a sample is judged against the others of its group, so a group needs two valid ones."""
         return bool(getattr(self.advantage, "compares_groups", False))
+
+    @property
+    def leaves_out_truncated(self) -> bool:
+        """True: truncated samples are invalid, so they are out of loss, baseline and counts."""
+        return bool(getattr(self.advantage, "leaves_out_truncated", False))
 
     def missing_targets(self) -> frozenset[str]:
         """Fields of Targets that a loss reads and the advantage does not give: empty when they fit."""
@@ -305,9 +317,10 @@ class RewardResult:
     value: float | None
     status: Status = "ok"
     correct: bool | None = None
-    """The verdict; None: the value is the highest of the reward's range."""
+    """The verdict; None: the value is the highest of the reward's declared range, or, where it declares none, at least
+    1."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Named parts of the value, logged as reward/NAME."""
+    """Named parts of the value, logged as reward/part/NAME."""
     info: dict[str, Any] = field(default_factory=dict)
     """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
 
@@ -315,7 +328,7 @@ class RewardResult:
 class RewardFn(Protocol):
     """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
 
-    May carry the attribute `range: tuple[float, float]`, the lowest and highest value (without it 0 and 1).
+    May carry the attribute `range: tuple[float, float]`, the lowest and highest value it gives.
     """
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...

@@ -44,11 +44,12 @@ def chosen_sampler(config: RunConfig) -> tuple[str, str]:
     return sampling.choose(shape[0] if shape else None)
 
 
-def make_plan(config: RunConfig, algorithm: Algorithm, problems: ProblemSet | None, held_out: ProblemSet | None) -> str:
+def make_plan(
+    config: RunConfig, algorithm: Algorithm, problems: ProblemSet | None, held_out: ProblemSet | None, ranks: int
+) -> str:
     """The plan as text. `problems` is None where the data has not been read (a dry run of a hub data set)."""
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     kind, why = chosen_sampler(config)
     rows = {
         "algorithm": _with_options(config.algo.kind, config.algo.options),
@@ -60,7 +61,7 @@ def make_plan(config: RunConfig, algorithm: Algorithm, problems: ProblemSet | No
         "updates": f"{batch.minibatches} minibatch x {batch.epochs} epoch = {config.updates_per_step} a step of "
         f"{sequences // batch.minibatches} sequences; {config.steps} steps = "
         f"{config.steps * config.updates_per_step} updates",
-        "passes": _passes(algorithm, config.updates_per_step == 1),
+        "passes": _passes(algorithm, config.updates_per_step),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
@@ -99,17 +100,24 @@ def _adapter(model: ModelConfig) -> str:
 def _data(path: str, problems: ProblemSet | None, held_out: ProblemSet | None) -> str:
     if problems is None:
         return f"{path} (read when the run starts)"
-    said = f"{path}: {len(problems.problems)} problems"
+    said = f"{path}: {len(problems.problems)} problems{_left_out(problems)}"
+    return said + (f", {len(held_out.problems)} held out{_left_out(held_out)}" if held_out else ", none held out")
+
+
+def _left_out(problems: ProblemSet) -> str:
+    notes = []
     if problems.dropped_long:
-        said += f" ({problems.dropped_long} with prompts over the length limit dropped)"
-    return said + (f", {len(held_out.problems)} held out" if held_out else ", none held out")
+        notes.append(f"{problems.dropped_long} with prompts over the length limit dropped")
+    if problems.duplicates:
+        notes.append(f"{problems.duplicates} of them repeated")
+    return f" ({', '.join(notes)})" if notes else ""
 
 
-def _passes(algorithm: Algorithm, once: bool) -> str:
+def _passes(algorithm: Algorithm, updates: int) -> str:
     needs = algorithm.needs
-    old = needs.old | (needs.now if once else {"logprobs"})
+    old = needs.per_rollout(updates)
     parts = [f"gradient: {', '.join(sorted(needs.grad))}"]
-    if not once and needs.now:
+    if updates > 1 and needs.now:
         parts.insert(0, f"each update: {', '.join(sorted(needs.now))}")
     if old:
         parts.insert(0, f"once a rollout: {', '.join(sorted(old))}")
@@ -131,7 +139,8 @@ def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
     models = 1 + (algorithm.needs.reference and not config.model.lora)
     total = weights * models + (state + gradients) * (2 if algorithm.value_loss else 1)
     total += weights if algorithm.value_loss else 0
-    logits = config.batch.tokens_per_microbatch * vocabulary * 4 * 3
+    # Measured peaks: 5 times the float32 logits in a pass with exact KL, 6 with gradient.
+    logits = config.batch.tokens_per_microbatch * vocabulary * 4 * 6
     return (
         f"about {_bytes(total)} for weights, gradients and optimizer, up to {_bytes(logits)} for logits, on each rank"
     )

@@ -84,20 +84,22 @@ def _origin(factory: Callable[..., Any]) -> str:
     inner = inspect.unwrap(factory)
     code = getattr(inner, "__code__", None)
     file = code.co_filename if code else getattr(sys.modules.get(inner.__module__), "__file__", "?")
-    return f"{inner.__module__}:{inner.__qualname__} ({file})"
+    line = f":{code.co_firstlineno}" if code else ""
+    return f"{inner.__module__}:{inner.__qualname__} ({file}{line})"
 
 
 def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) -> Plugin:
     plugin = Plugin(kind, name, factory, _origin(factory), distribution)
     known = _plugins.get((kind, name))
-    if known is not None and known.origin != plugin.origin:
+    # A cell of a notebook is run again and again: there the newest counts.
+    interactive = known is not None and known.factory.__module__ == factory.__module__ == "__main__"
+    if known is not None and known.origin != plugin.origin and not interactive:
         raise ConfigError(
             f"{kind}: the name {name!r} is registered twice, by {known.origin} and by {plugin.origin}. "
             "Rename one of them."
         )
-    if known is None:
-        _plugins[kind, name] = plugin
-    return known or plugin
+    _plugins[kind, name] = plugin
+    return plugin
 
 
 def register(kind: Kind, name: str) -> Callable[[F], F]:

@@ -6,6 +6,7 @@ depend on the number of ranks.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from rlkit import scoring
 from rlkit.data import Problem
 from rlkit.engine import distributed
+from rlkit.errors import RlkitError
 from rlkit.interfaces import (
     Completion,
     Request,
@@ -30,14 +32,20 @@ from rlkit.interfaces import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One completion with what its reward function said."""
+@dataclass(frozen=True)
+class Sampled:
+    """One completion, as tokens and as text."""
 
     key: SampleKey
     problem: Problem
     completion: Completion
     text: str
+
+
+@dataclass(frozen=True)
+class Scored(Sampled):
+    """One completion with what its reward function said."""
+
     result: RewardResult
 
 
@@ -57,38 +65,65 @@ class Collector:
         """`samples` completions for each problem, in the problems' order, the same list on every rank; and the
         seconds that sampling and scoring took on this rank."""
         started = time.perf_counter()
+        sampled = self._sample(problems, samples, step, params, purpose)
+        between = time.perf_counter()
+        results = self._score(sampled)
+        scored = [Scored(**vars(s), result=result) for s, result in zip(sampled, results, strict=True)]
+        seconds = {"sample": between - started, "score": time.perf_counter() - between}
+        everywhere = {s.key: s for part in distributed.gather_objects(scored) for s in part}
+        return [everywhere[key] for key in _keys(problems, samples, step)], seconds
+
+    def _sample(
+        self, problems: Sequence[Problem], samples: int, step: int, params: SamplingParams, purpose: str
+    ) -> list[Sampled]:
+        """This rank's share."""
         keys = _keys(problems, samples, step)
         mine = [i for i in range(len(keys)) if (i // samples) % distributed.world_size() == distributed.rank()]
         requests = [
             Request(prompt_tokens=problems[i // samples].tokens, seed=keys[i].seed(self.seed, purpose), params=params)
             for i in mine
         ]
-        completions: dict[int, Completion] = {mine[at]: done for at, done in self.sampler.generate(requests)}
-        sampled = time.perf_counter()
-        texts = {i: self.tokenizer.decode(completions[i].tokens, skip_special_tokens=True) for i in mine}
-        results = scoring.score(
-            self.reward,
-            self.reward_name,
-            [self._sample(keys[i], problems[i // samples], completions[i], texts[i]) for i in mine],
-        )
-        here = [
-            Scored(keys[i], problems[i // samples], completions[i], texts[i], result)
-            for i, result in zip(mine, results, strict=True)
+        completions = dict(self.sampler.generate(requests))
+        return [
+            Sampled(
+                keys[i],
+                problems[i // samples],
+                completions[at],
+                self.tokenizer.decode(completions[at].tokens, skip_special_tokens=True),
+            )
+            for at, i in enumerate(mine)
         ]
-        seconds = {"sample": sampled - started, "score": time.perf_counter() - sampled}
-        everywhere = {s.key: s for part in distributed.gather_objects(here) for s in part}
-        return [everywhere[key] for key in keys], seconds
 
-    def _sample(self, key: SampleKey, problem: Problem, completion: Completion, text: str) -> Sample:
-        return Sample(
-            key=key,
-            prompt=problem.text,
-            response=text,
-            tokens=completion.tokens,
-            answer=problem.answer,
-            truncated=completion.truncated,
-            columns=problem.columns,
-        )
+    def _score(self, sampled: Sequence[Sampled]) -> list[RewardResult]:
+        """Results of this rank's samples. What goes wrong on one rank is raised on all of them."""
+        results, failure = [], None
+        try:
+            results = scoring.score(self.reward, self.reward_name, [_as_sample(s) for s in sampled])
+        except RlkitError as error:
+            failure = error
+        for error_there in distributed.gather_objects(failure):
+            if error_there is not None:
+                raise error_there
+        return results
+
+    def sample_unscored(self, problems: Sequence[Problem], step: int, params: SamplingParams) -> Rollout:
+        """One completion a problem, to look at log-probs alone: every sample counts, and has no reward."""
+        everywhere = distributed.gather_objects(self._sample(problems, 1, step, params, "check"))
+        by_key = {s.key: s for part in everywhere for s in part}
+        nothing = RewardResult(value=0.0)
+        return assemble([Scored(**vars(by_key[key]), result=nothing) for key in _keys(problems, 1, step)], 1)
+
+
+def _as_sample(sampled: Sampled) -> Sample:
+    return Sample(
+        key=sampled.key,
+        prompt=sampled.problem.text,
+        response=sampled.text,
+        tokens=sampled.completion.tokens,
+        answer=sampled.problem.answer,
+        truncated=sampled.completion.truncated,
+        columns=sampled.problem.columns,
+    )
 
 
 def _keys(problems: Sequence[Problem], samples: int, step: int) -> list[SampleKey]:
@@ -100,12 +135,18 @@ def _keys(problems: Sequence[Problem], samples: int, step: int) -> list[SampleKe
     return keys
 
 
-def assemble(scored: Sequence[Scored], samples: int, compares_groups: bool) -> Rollout:
-    """The Rollout of whole groups of `samples`, groups one after the other."""
+def assemble(
+    scored: Sequence[Scored], samples: int, compares_groups: bool = False, leaves_out_truncated: bool = False
+) -> Rollout:
+    """The Rollout of whole groups of `samples`, groups one after the other; the flags as in `Algorithm`."""
     group = torch.arange(len(scored)) // samples
-    has_value = torch.tensor([s.result.value is not None for s in scored])
-    members = torch.zeros(len(scored) // samples, dtype=torch.long).index_add_(0, group, has_value.long())
-    valid = has_value & (members[group] > 1) if compares_groups else has_value
+    truncated = torch.tensor([s.completion.truncated for s in scored])
+    valid = torch.tensor([s.result.value is not None for s in scored])
+    if leaves_out_truncated:
+        valid = valid & ~truncated
+    if compares_groups:
+        members = torch.zeros(len(scored) // samples, dtype=torch.long).index_add_(0, group, valid.long())
+        valid = valid & (members[group] > 1)
     length = torch.tensor([len(s.completion.tokens) for s in scored])
     exists = torch.arange(int(length.max())) < length[:, None]
     reward = torch.tensor([s.result.value or 0.0 for s in scored])
@@ -121,7 +162,7 @@ def assemble(scored: Sequence[Scored], samples: int, compares_groups: bool) -> R
         clean_reward=reward.clone(),
         sampler_logprobs=_padded([torch.tensor(s.completion.logprobs) for s in scored]),
         version=torch.tensor([s.completion.version for s in scored]),
-        truncated=torch.tensor([s.completion.truncated for s in scored]),
+        truncated=truncated,
     )
 
 
@@ -133,7 +174,10 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
     """What is logged of a rollout: rewards, verdicts, lengths, groups, statuses."""
     valued = [s.result for s in scored if s.result.value is not None]
     clean = rollout.clean_reward[[s.result.value is not None for s in scored]]
-    groups = rollout.reward.view(int(rollout.group.max()) + 1, -1)
+    groups = int(rollout.group.max()) + 1
+    valid = rollout.valid.view(groups, -1)
+    lowest = rollout.reward.view(groups, -1).masked_fill(~valid, math.inf).amin(1)
+    highest = rollout.reward.view(groups, -1).masked_fill(~valid, -math.inf).amax(1)
     metrics = {
         "reward/mean": float(rollout.reward[rollout.valid].mean()) if rollout.valid.any() else float("nan"),
         "reward/clean": float(clean.mean()) if len(clean) else float("nan"),
@@ -142,12 +186,13 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
         "response/length": float(rollout.length.float().mean()),
         "response/length_max": float(rollout.length.max()),
         "response/truncated": float(rollout.truncated.float().mean()),
-        "groups/equal_rewards": float((groups == groups[:, :1]).all(1).float().mean()),
+        # A group without a valid sample is one that teaches nothing, too.
+        "groups/equal_rewards": float((lowest >= highest).float().mean()),
         "samples/no_value": float(len(scored) - len(valued)),
         "samples/invalid": float((~rollout.valid).sum()),
     }
     for status, count in Counter(s.result.status for s in scored).items():
         metrics[f"samples/{status}"] = float(count)
     for name in sorted({name for r in valued for name in r.parts}):
-        metrics[f"reward/{name}"] = sum(r.parts.get(name, 0.0) for r in valued) / len(valued)
+        metrics[f"reward/part/{name}"] = sum(r.parts.get(name, 0.0) for r in valued) / len(valued)
     return metrics

@@ -70,7 +70,11 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     from rlkit.tracking.files import RunFolder
     from rlkit.trainer import Trainer
 
-    if not resume:
+    if resume:
+        began = RunFolder.open(config.folder).read_config().algo.kind
+        if began != config.algo.kind:
+            raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
+    else:
         RunFolder.check_free(config.folder)
     _loading_bars(config)
     algorithm: Algorithm = configs.build_algorithm(config)
@@ -82,10 +86,13 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     sampling = sampling_params(config, tokenizer)
 
     if distributed.main_rank() and not quiet:
-        print(make_plan(config, algorithm, problems, held_out), flush=True)
+        print(make_plan(config, algorithm, problems, held_out, distributed.world_size()), flush=True)
+    config = config.model_copy(update={"sampler": _sampler_ref(config)})
     context = _context(problems, held_out, config)
     policy, reference, critic = _engines(config, algorithm, tokenizer)
-    sampler = _sampler(config, context)
+    sampler = registry.build(
+        "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
+    )
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
@@ -156,7 +163,8 @@ def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[E
     from rlkit.engine.models import load_critic, load_policy
 
     updates = config.steps * config.updates_per_step
-    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=updates)
+    learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
+    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=learns)
     reference = None
     if algorithm.needs.reference and config.model.lora is None:
         reference = Engine(load_policy(config.model), config, tokenizer)
@@ -167,12 +175,14 @@ def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[E
     return policy, reference, critic
 
 
-def _sampler(config: RunConfig, context: int) -> Any:
+def _sampler_ref(config: RunConfig) -> configs.PluginRef:
+    """The sampler to use. What `auto` stands for here goes into the config.yaml, and stays so on resume."""
     from rlkit.plan import chosen_sampler
 
+    if config.sampler.kind != "auto":
+        return config.sampler
     kind, _ = chosen_sampler(config)
-    options = {} if config.sampler.kind == "auto" else config.sampler.options
-    return registry.build("samplers", kind, options, config.model, context, config.seed)
+    return configs.resolve_ref("samplers", configs.PluginRef(kind=kind), "sampler")
 
 
 def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
@@ -184,7 +194,7 @@ def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
     return trackers + [registry.build("trackers", t.kind, t.options, info) for t in config.trackers]
 
 
-def plan(config: RunConfig) -> str:
+def plan(config: RunConfig, ranks: int = 1) -> str:
     """The plan of a resolved config. Embedded and local data are read; a hub data set is left for the run."""
     from rlkit.data import load_problems
     from rlkit.engine.models import load_tokenizer
@@ -198,7 +208,7 @@ def plan(config: RunConfig) -> str:
         held_out = load_problems(config.data, tokenizer, held_out=True)
         sampling_params(config, tokenizer)
         _context(problems, held_out, config)
-    return make_plan(config, configs.build_algorithm(config), problems, held_out)
+    return make_plan(config, configs.build_algorithm(config), problems, held_out, ranks)
 
 
 def summary(folder: Path) -> str:
@@ -210,7 +220,9 @@ def summary(folder: Path) -> str:
     metrics, steps = run.read_metrics(), run.read_config().steps
     lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}", f"  run      {folder}"]
     if metrics[-1]["step"] < steps:
-        lines.append(f"  stopped after step {metrics[-1]['step']} of {steps}; go on with: rlkit run --resume {folder}")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        command = f"rlkit run --resume {folder}" + (f" --nproc {ranks}" if ranks > 1 else "")
+        lines.append(f"  stopped after step {metrics[-1]['step']} of {steps}; go on with: {command}")
     return "\n".join(lines)
 
 
@@ -237,8 +249,9 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     prepare_environment()
     from rlkit.data import prompt_tokens
     from rlkit.engine.models import load_tokenizer
+    from rlkit.tracking.files import RunFolder
 
-    config = configs.load(run / "config.yaml")
+    config = RunFolder.open(run).read_config()
     _loading_bars(config)
     model = config.model.model_copy(update={"path": str(newest_model(run)), "lora": None})
     tokenizer = load_tokenizer(model)

@@ -44,14 +44,14 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
             f"reward {name!r} returned {len(returned)} results for {len(samples)} samples: it must return one per "
             "sample, in order (None for a sample without a value)"
         )
-    highest = float(getattr(reward, "range", (0.0, 1.0))[1])
+    declared: tuple[float, float] | None = getattr(reward, "range", None)
     return [
-        _checked(value, highest, f"reward {name!r}, sample {i} of {len(samples)} ({_named(sample)})")
+        _checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({_named(sample)})")
         for i, (value, sample) in enumerate(zip(returned, samples, strict=True), 1)
     ]
 
 
-def _checked(returned: object, highest: float, where: str) -> RewardResult:
+def _checked(returned: object, declared: tuple[float, float] | None, where: str) -> RewardResult:
     if returned is None:
         return RewardResult(value=None, status="abstain")
     if isinstance(returned, RewardResult):
@@ -87,9 +87,11 @@ def _checked(returned: object, highest: float, where: str) -> RewardResult:
     value = float(result.value)
     if result.status != "ok" and value != 0:
         raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
+    if declared is not None and not declared[0] <= value <= declared[1]:
+        raise RlkitError(f"{where}: got {value}, outside the range {declared} that the reward declares")
     correct = result.correct
     if correct is None:
-        correct = result.status == "ok" and value == highest
+        correct = result.status == "ok" and (value >= 1 if declared is None else value == declared[1])
     return dataclasses.replace(result, value=value, correct=correct)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlkit.config import RunConfig
 from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import LOGPROBS, Engine
-from rlkit.errors import RlkitError
+from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.evaluation import evaluate
 from rlkit.interfaces import (
     Algorithm,
@@ -33,11 +33,13 @@ from rlkit.interfaces import (
     TokenStats,
     Tracker,
 )
-from rlkit.rollouts import Collector, assemble, describe
+from rlkit.rollouts import Collector, Scored, assemble, describe
 from rlkit.tracking.files import RunFolder
 
 GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean |sampler's - trainer's log-prob| past which the weights in the sampler are not the trainer's."""
+NOT_FINITE_ALLOWED = 3
+"""Updates in a row whose loss or gradient is not finite: the last of them ends the run."""
 
 
 @dataclass
@@ -64,32 +66,36 @@ class Trainer:
     def __post_init__(self) -> None:
         self.cursor = Cursor(len(self.problems), self.config.seed)
         self._timer: dict[str, float] = defaultdict(float)
+        self._not_finite = 0
+        """Updates in a row."""
 
     def train(self) -> None:
         """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
-        if self.step == 0:
-            self._evaluate()
         with _interruptible() as interrupt:
-            while self.step < self.config.steps:
+            self._prove_sync()
+            if self.step == 0:
+                self._evaluate()
+            while self.step < self.config.steps and not distributed.any_rank(interrupt.asked):
                 self._one_step()
                 last = self.step == self.config.steps
-                stop = distributed.any_rank(interrupt.asked)
-                if last or stop or _due(self.step, self.config.checkpoint.every):
+                if last or _due(self.step, self.config.checkpoint.every):
                     self.save()
-                if stop:
-                    break
+            if 0 < self.step < self.config.steps:
+                self.save()
 
     def _one_step(self) -> None:
         started = time.perf_counter()
         self._timer.clear()
-        batch = self.config.batch
+        shape, algorithm = self.config.batch, self.algorithm
         step = self.step + 1
 
-        problems = [self.problems[i] for i in self.cursor.take(batch.prompts_per_step)]
-        scored, seconds = self.collector.collect(problems, batch.samples_per_prompt, step, self.sampling, "train")
-        rollout = assemble(scored, batch.samples_per_prompt, self.algorithm.compares_groups)
+        scored, seconds = self._collect(step)
+        rollout = assemble(scored, shape.samples_per_prompt, algorithm.compares_groups, algorithm.leaves_out_truncated)
+        with self._time("measure"):
+            old = self._token_stats(rollout, self._wanted(step))
+        self._keep(step, rollout, scored, old)
         metrics = describe(scored, rollout) | {f"time/{phase}_s": s for phase, s in seconds.items()}
-        metrics |= self._learn(rollout, step)
+        metrics |= self._learn(rollout, old, step)
         self.step = step
         with self._time("sync"):
             self._sync()
@@ -99,23 +105,45 @@ class Trainer:
             metrics |= self._measure_pass_rate()
         metrics |= {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()}
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
-
         self._log(metrics)
-        if self.folder is not None:
-            self.folder.log_rollout(step, rollout, [s.text for s in scored], [s.result for s in scored])
-            shown = [
-                {"prompt": s.problem.text, "response": s.text, "reward": s.result.value, "answer": s.problem.answer}
-                for s in scored[: 8 * batch.samples_per_prompt : batch.samples_per_prompt]
-            ]
-            for tracker in self.trackers:
-                tracker.log_samples(step, shown)
 
-    def _learn(self, rollout: Rollout, step: int) -> dict[str, float]:
+    def _collect(self, step: int) -> tuple[list[Scored], dict[str, float]]:
+        before = self.cursor.position
+        problems = [self.problems[i] for i in self.cursor.take(self.config.batch.prompts_per_step)]
+        try:
+            return self.collector.collect(problems, self.config.batch.samples_per_prompt, step, self.sampling, "train")
+        except RlkitError:
+            # Nothing was learnt from this step: when what failed is mended, the run can go on from here.
+            self.cursor.position = before
+            if self.step > 0:
+                self.save()
+            raise
+
+    def _keep(self, step: int, rollout: Rollout, scored: Sequence[Scored], old: TokenStats) -> None:
+        """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
+        if self.folder is None:
+            return
+        self.folder.log_rollout(step, rollout, [s.text for s in scored], [s.result for s in scored], old)
+        each = self.config.batch.samples_per_prompt
+        shown = [
+            {"prompt": s.problem.text, "response": s.text, "reward": s.result.value, "answer": s.problem.answer}
+            for s in scored[: 8 * each : each]
+        ]
+        for tracker in self.trackers:
+            tracker.log_samples(step, shown)
+
+    def _wanted(self, step: int) -> frozenset[Stat]:
+        """What is computed without gradient once per rollout."""
+        wanted = self.algorithm.needs.per_rollout(self.config.updates_per_step)
+        # A policy that does not learn yet makes no forward of its own, which would show the sampler's log-prob gap.
+        return wanted if self._policy_learns(step) else wanted | LOGPROBS
+
+    def _policy_learns(self, step: int) -> bool:
+        return step > self.algorithm.critic_warmup_steps
+
+    def _learn(self, rollout: Rollout, old: TokenStats, step: int) -> dict[str, float]:
         """All optimizer updates on one rollout."""
         needs, once = self.algorithm.needs, self.config.updates_per_step == 1
-        wanted = needs.old | (needs.now if once else LOGPROBS)
-        with self._time("measure"):
-            old = self._token_stats(rollout, wanted)
         logged: dict[str, list[float]] = defaultdict(list)
         skipped = 0
         for rows in self._minibatches(rollout, step):
@@ -127,14 +155,35 @@ class Trainer:
                 batch.now = batch.old if once else self._token_stats(batch.rollout, needs.now)
             targets = self.algorithm.advantage(batch, self.state)
             with self._time("update"):
-                metrics = self._update(batch, targets, needs, step)
+                metrics = self._guarded_update(batch, targets, needs, step)
             for name, value in (metrics | targets.scalars).items():
                 logged[name].append(value)
             self.update += 1
+        if skipped and distributed.main_rank():
+            warnings.warn(
+                f"step {step}: {skipped} of {self.config.updates_per_step} updates had no sample to learn from "
+                "(samples/no_value and samples/invalid in the log), and were skipped",
+                stacklevel=2,
+            )
         means = {name: sum(values) / len(values) for name, values in logged.items()}
-        # Later updates of a rollout move away from the weights that sampled it: only the first shows the mismatch.
-        means |= {name: logged[name][0] for name in ("sampler/gap_mean", "sampler/gap_max") if name in logged}
+        if old.logprobs is not None:
+            # Of the whole rollout, at the weights that sampled it; later updates move away from them.
+            means |= _gap(old.logprobs, rollout)
         return means | {"updates/skipped": float(skipped)}
+
+    def _guarded_update(self, batch: Batch, targets: Targets, needs: Needs, step: int) -> dict[str, float]:
+        """An update that is not finite is left out; several in a row end the run."""
+        try:
+            metrics = self._update(batch, targets, needs, step)
+        except NotFiniteError as error:
+            self._not_finite += 1
+            if self._not_finite == NOT_FINITE_ALLOWED:
+                raise
+            if distributed.main_rank():
+                warnings.warn(f"step {step}: {error}", stacklevel=2)
+            return {"updates/not_finite": 1.0}
+        self._not_finite = 0
+        return metrics
 
     def _update(self, batch: Batch, targets: Targets, needs: Needs, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -145,7 +194,7 @@ class Trainer:
                 return value_loss(new.get("values"), batch, targets)
 
             metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
-        if step > self.algorithm.critic_warmup_steps:
+        if self._policy_learns(step):
             metrics |= self.policy.update(batch, targets, self.algorithm.policy_loss, needs.grad, self.reference)
         return metrics
 
@@ -166,6 +215,16 @@ class Trainer:
             for part in np.array_split(groups, shape.minibatches):
                 yield part.flatten().tolist()
 
+    def _prove_sync(self) -> None:
+        """Before anything is learnt: send weights that differ in every tensor, then the true ones. After one update
+        at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
+        sampler = self.collector.sampler
+        with self.policy.perturbed():
+            sampler.sync(self.policy.weights(), self.step)
+            self._check_sampler()
+        sampler.sync(self.policy.weights(), self.step)
+        self._check_sampler()
+
     def _sync(self) -> None:
         self.collector.sampler.sync(self.policy.weights(), self.step)
         if self.step == 1 or _due(self.step, self.config.sampling.check_every):
@@ -174,11 +233,8 @@ class Trainer:
     def _check_sampler(self) -> None:
         """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
         params = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens))
-        scored, _ = self.collector.collect(self.problems[:8], 1, self.step, params, "check")
-        rollout = assemble(scored, 1, compares_groups=False)
-        rollout.mask = torch.arange(rollout.tokens.shape[1]) < rollout.length[:, None]
-        trainer = self.policy.token_stats(rollout, LOGPROBS).get("logprobs")
-        gap = float((trainer - rollout.sampler_logprobs).abs()[rollout.mask].mean())
+        rollout = self.collector.sample_unscored(self.problems[:8], self.step, params)
+        gap = _gap(self.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
         if not gap <= allowed:
             raise RlkitError(
@@ -218,11 +274,12 @@ class Trainer:
         """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
         newest = checkpoint.latest(self.config.folder / "checkpoints")
         if newest is None:
-            raise RlkitError(f"{self.config.folder} holds no checkpoint to resume from: start the run anew")
+            raise RlkitError(
+                f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
+            )
         saved: dict[str, Any] = checkpoint.load(newest, self._engines())
         self.step, self.update, self.state = saved["step"], saved["update"], saved["state"]
         self.cursor.position = saved["cursor"]
-        self.collector.sampler.sync(self.policy.weights(), self.step)
 
     def _engines(self) -> dict[str, Engine]:
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
@@ -245,6 +302,12 @@ def _optimizer_batch(rollout: Rollout, old: TokenStats, rows: list[int], update:
         update=update,
         progress=update / (config.steps * config.updates_per_step),
     )
+
+
+def _gap(logprobs: Tensor, rollout: Rollout) -> dict[str, float]:
+    """How far the sampler's log-probs are from the trainer's, over the policy's tokens."""
+    gap = (logprobs - rollout.sampler_logprobs).abs()[rollout.mask]
+    return {"sampler/gap_mean": float(gap.mean()), "sampler/gap_max": float(gap.max())} if len(gap) else {}
 
 
 def _due(step: int, every: int) -> bool:

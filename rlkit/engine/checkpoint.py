@@ -100,6 +100,8 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for key, what in (("model", "model.path"), ("zero_stage", "engine.zero_stage"), ("ranks", "number of ranks"))
         if saved[key] != now[key]
     ]
+    if saved["ranks"] != now["ranks"]:
+        lines.append(f"resume it with --nproc {saved['ranks']}")
     then, here = saved["parameters"], now["parameters"]
     changed = [name for name in then.keys() | here.keys() if then.get(name) != here.get(name)]
     lines += [

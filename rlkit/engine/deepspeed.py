@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from rlkit.engine import distributed
 from rlkit.engine.models import Critic, Policy
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.tally import Tally
-from rlkit.errors import RlkitError
+from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces import Batch, Metrics, Rollout, SampleKey, Stat, Targets, TokenStats
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
@@ -149,7 +150,7 @@ class Engine:
         and `ROLE/lr`; for a policy also `policy/entropy`, `sampler/gap_mean` and `sampler/gap_max`. With no token to
         learn from, no step is made and the result is empty.
 
-        Raises RlkitError for a loss or gradient that is not finite (no step is made), and out of memory.
+        Raises NotFiniteError for a loss or gradient that is not finite (no step is made), RlkitError out of memory.
         """
         if self._optimizer is None:
             raise RlkitError("a frozen engine was asked to learn")
@@ -209,10 +210,10 @@ class Engine:
         keys = sorted({key for keys in distributed.gather_objects(bad) for key in keys}, key=str)
         if keys:
             shown = "\n  ".join(str(key) for key in keys[:8]) + ("\n  ..." if len(keys) > 8 else "")
-            raise RlkitError(
+            raise NotFiniteError(
                 f"{self.role}, update {self.updates}: the loss is not finite; no step was made. Samples:\n  {shown}"
             )
-        raise RlkitError(
+        raise NotFiniteError(
             f"{self.role}, update {self.updates}: the loss is finite, but its gradient is not; no step was made"
         )
 
@@ -288,6 +289,23 @@ class Engine:
 
         with deepspeed.zero.GatheredParameters(list(parameters)) if self._stage == 3 else contextlib.nullcontext():
             yield
+
+    @contextlib.contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Every parameter a tenth larger or smaller, as its name decides, for as long as the context lasts."""
+        kept = []
+        for name, parameter in self._module.named_parameters():
+            factor = 1.1 if zlib.crc32(name.encode()) % 2 else 0.9
+            # Under ZeRO-3 this rank's shard, and for a small parameter the whole as well.
+            tensors = [parameter.data, *([parameter.ds_tensor.data] if hasattr(parameter, "ds_tensor") else [])]
+            for tensor in tensors:
+                kept.append((tensor, tensor.to("cpu", copy=True)))
+                tensor.mul_(factor)
+        try:
+            yield
+        finally:
+            for tensor, before in reversed(kept):  # the two of a parameter may be one
+                tensor.copy_(before)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.

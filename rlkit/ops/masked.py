@@ -1,7 +1,8 @@
 """Statistics over what is there: sums, means and variances under a mask, and within groups.
 
 Masked entries are replaced before anything is computed, so that whatever stands in padding, NaN included,
-reaches neither a value nor a gradient. Nothing there gives 0, never NaN.
+reaches neither a value nor a gradient. Nothing there gives 0, never NaN. Statistics of groups are computed in
+float64: sums of equal float32 values are exact there, so their mean is the value itself, and their deviation 0.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def whiten(x: Tensor, mask: Tensor, floor: float) -> Tensor:
 def group_sum(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """[B]: for each row, the sum of `x` ([B]) over the valid rows of its group (`group` is [B], any numbers)."""
     _, slot = torch.unique(group, return_inverse=True)
-    sums = torch.zeros_like(x).index_add(0, slot, torch.where(valid, x, 0.0))
-    return sums[slot]
+    kept = torch.where(valid, x, 0.0).double()
+    return torch.zeros_like(kept).index_add(0, slot, kept)[slot].to(x.dtype)
 
 
 def group_size(group: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +51,8 @@ def group_size(group: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 def group_mean(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     """[B]: for each row, the mean of `x` over the valid rows of its group; 0 where there are none."""
-    return group_sum(x, group, valid) / group_size(group, valid, x.dtype).clamp(min=1)
+    size = group_size(group, valid, torch.float64)
+    return (group_sum(x.double(), group, valid) / size.clamp(min=1)).to(x.dtype)
 
 
 def group_std(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
@@ -58,5 +60,6 @@ def group_std(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
 
     0 where there are fewer than two.
     """
-    squares = group_sum((x - group_mean(x, group, valid)) ** 2, group, valid)
-    return torch.sqrt(squares / (group_size(group, valid, x.dtype) - 1).clamp(min=1))
+    exact = x.double()
+    squares = group_sum((exact - group_mean(exact, group, valid)) ** 2, group, valid)
+    return torch.sqrt(squares / (group_size(group, valid, torch.float64) - 1).clamp(min=1)).to(x.dtype)

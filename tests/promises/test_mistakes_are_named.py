@@ -33,6 +33,7 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "sampling.top_p=0.9"], ["top_p below 1", "top_p: 1.0"]),
         (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
         (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
+        (["-s", "optimizer.betas=[2,3]"], ["'optimizer.betas.0'", "less than 1"]),
         (["--plugin", "nowhere.py"], ["plugin file", "nowhere.py' does not exist"]),
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
         (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
@@ -89,7 +90,7 @@ def test_responses_longer_than_the_model_reads_are_refused(tmp_path: Path) -> No
 
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     taken = tmp_path / "runs" / "taken"
-    taken.mkdir(parents=True)
+    (taken / "checkpoints" / "step-00000001").mkdir(parents=True)
     (taken / "config.yaml").write_text("steps: 1\n")
     result = rlkit(*XS, "--out", str(tmp_path / "runs"), "--name", "taken")
     assert result.exit_code == 2

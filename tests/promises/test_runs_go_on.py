@@ -112,3 +112,32 @@ def wait_for_step(process: subprocess.Popen[str]) -> None:
         if line.startswith("step 2/"):
             return
     raise AssertionError("the run ended before its second step")
+
+
+FAILING = """
+from rlkit import reward
+
+calls = 0
+
+
+@reward("failing")
+def failing(samples, *, after: int):
+    global calls
+    calls += 1
+    if calls > after:
+        raise RuntimeError("the verifier broke")
+    return [1.0 for _ in samples]
+"""
+
+
+def test_when_a_reward_breaks_the_steps_before_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    arguments = ["--plugin", str(tmp_path / "failing.py"), "-s", "reward.kind=failing"]
+    # One call is the evaluation at the start.
+    process = start("embedded_xs", *SMALL, *arguments, "-s", "reward.after=3", "--out", str(tmp_path), "--name", "r")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "the verifier broke" in said
+    said = run("--resume", str(tmp_path / "r"), "-s", "reward.after=100", "-s", "steps=4")
+    steps = [row["step"] for row in RunFolder.open(tmp_path / "r").read_metrics()]
+    assert steps == [0, 1, 2, 3, 4]

@@ -82,7 +82,7 @@ def test_gsm8k_with_a_byte_level_tokenizer(byte_level: Path, tmp_path: Path) -> 
 
 def test_prompts_over_length_are_dropped_and_counted(byte_level: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    rows = [{"prompt": "short?", "answer": "1"}] * 5 + [{"prompt": "long " * 100, "answer": "2"}] * 3
+    rows = [{"prompt": f"{i}?", "answer": "1"} for i in range(5)] + [{"prompt": "long " * 100, "answer": "2"}] * 3
     data.write_text("\n".join(map(json.dumps, rows)))
     result = CliRunner().invoke(
         main,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from typing import Any
 
 import pytest
 import torch
-from random_batches import Case, actions, by_group, fresh_case
+from random_batches import Case, actions, by_group, fresh_case, fresh_seed
 from torch import Tensor
 
 from rlkit import registry
+from rlkit.data import Problem
 from rlkit.errors import ConfigError
-from rlkit.interfaces import Batch, Targets
+from rlkit.interfaces import Batch, Completion, RewardResult, SampleKey, Targets, TokenStats
+from rlkit.rollouts import Scored, assemble
 
 
 def run(name: str, options: dict[str, Any], case: Case, importance: Tensor | None = None) -> tuple[Tensor, Targets]:
@@ -167,23 +170,62 @@ def test_rloo_leaves_the_sample_out_of_its_baseline() -> None:
     torch.testing.assert_close(own.advantages, targets.advantages)
 
 
-def test_masked_truncated_samples_leave_loss_baseline_and_counts() -> None:
-    case = fresh_case(groups=5)
-    batch = case.batch
-    kept = {
-        i: batch.rollout.reward[i].item()
-        for i in range(len(batch.rollout.keys))
-        if batch.rollout.valid[i] and not batch.rollout.truncated[i]
-    }
-    scores = naive_scores(batch, rewards=kept)
-    n = sum(len(actions(batch.rollout, i)) for i in scores)
-    naive = torch.zeros((), dtype=torch.float64)
-    for i, a in scores.items():
-        for t in actions(batch.rollout, i):
-            ratio = (case.new.logprobs[i, t] - batch.old.logprobs[i, t]).exp()
-            naive = naive + (naive_surrogate(ratio, a, 0.2, 0.28) + 0.1 * case.new.token_kl[i, t]) / n
-    options = {"overlong_mask": True, "kl_coef": 0.1, "kl_estimator": "exact"}
-    assert_same(run("dapo", options, case)[0], naive, case)
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"])
+def test_overlong_mask_asks_that_truncated_samples_be_invalid(name: str) -> None:
+    assert registry.build("algorithms", name, {"overlong_mask": True}).leaves_out_truncated
+    assert not registry.build("algorithms", name, {}).leaves_out_truncated
+
+
+def scored(rewards: list[float], lengths: list[int], truncated: list[bool], samples: int) -> list[Scored]:
+    return [
+        Scored(
+            key=SampleKey(f"prompt{i // samples}", 1, 0, i % samples),
+            problem=Problem(id=f"prompt{i // samples}", text="1+1=", tokens=[1, 2], answer="2", columns={}),
+            completion=Completion(tokens=[3] * n, logprobs=[-0.5] * n, truncated=cut, version=0),
+            text="2",
+            result=RewardResult(value=reward),
+        )
+        for i, (reward, n, cut) in enumerate(zip(rewards, lengths, truncated, strict=True))
+    ]
+
+
+def test_left_out_truncated_samples_are_in_no_loss_baseline_or_count() -> None:
+    rng = random.Random(fresh_seed())
+    truncated = [True, False, False, True, True, True, False, True, False, False, False, False]
+    rewards = [rng.random() for _ in truncated]
+    lengths = [rng.randint(1, 5) for _ in truncated]
+    algorithm = registry.build("algorithms", "dapo", {"overlong_mask": True})
+    rollout = assemble(
+        scored(rewards, lengths, truncated, 4), 4, algorithm.compares_groups, algorithm.leaves_out_truncated
+    )
+    # The second group has one answer that ended, which has nothing to be compared with.
+    groups = [[1, 2], [8, 9, 10, 11]]
+    assert rollout.valid.nonzero().flatten().tolist() == [*groups[0], *groups[1]]
+    n = sum(lengths[i] for members in groups for i in members)
+    assert rollout.action_counts.sum() == n
+
+    new = TokenStats(logprobs=rollout.sampler_logprobs.clone().requires_grad_())
+    batch = Batch(rollout=rollout, old=TokenStats(logprobs=rollout.sampler_logprobs), n_sequences=6, n_tokens=n)
+    loss, _ = algorithm.policy_loss(new, batch, algorithm.advantage(batch, {}))
+    loss.backward()
+    expected = torch.zeros_like(rollout.sampler_logprobs)
+    for members in groups:
+        left = [rewards[i] for i in members]
+        for i in members:
+            a = (rewards[i] - statistics.fmean(left)) / (statistics.stdev(left) + 1e-6)
+            expected[i, : lengths[i]] = -a / n
+    torch.testing.assert_close(new.get("logprobs").grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_equal_rewards_give_an_advantage_of_exactly_0(name: str) -> None:
+    rng = random.Random(fresh_seed())
+    for samples in (2, 3, 8, rng.randint(2, 300)):
+        value = rng.choice([0.1, 0.7, 100.1, rng.uniform(-1e4, 1e4)])
+        rollout = assemble(scored([value] * samples, [1] * samples, [False] * samples, samples), samples, True)
+        batch = Batch(rollout=rollout, n_sequences=samples, n_tokens=samples)
+        targets = registry.build("algorithms", name, {}).advantage(batch, {})
+        assert not targets.get("advantages").any()
 
 
 def test_the_overlong_penalty_grows_over_the_buffer() -> None:

@@ -88,6 +88,22 @@ def test_group_statistics_are_over_valid_members() -> None:
         assert group_std(holed, group, valid)[row].item() == pytest.approx(std, abs=1e-12)
 
 
+def test_equal_values_in_a_group_have_exactly_that_mean_and_no_deviation() -> None:
+    for value in (0.1, 0.7, 100.1, *(1e3 * torch.randn(20)).tolist(), *torch.rand(20).tolist()):
+        size = int(torch.randint(2, 500, ()))
+        x = torch.cat([torch.full((size,), value), torch.randn(7)])
+        group = torch.cat([torch.zeros(size), torch.ones(7)]).long()
+        order = torch.randperm(size + 7)
+        x, group = x[order], group[order]
+        valid = torch.rand(size + 7) < 0.8
+        equal = valid & (group == 0)
+        holed = torch.where(valid, x, NAN)
+        mean, std = group_mean(holed, group, valid), group_std(holed, group, valid)
+        assert mean.dtype == std.dtype == torch.float32
+        assert torch.equal(mean[equal], x[equal])
+        assert not std[equal].any()
+
+
 @pytest.mark.parametrize(("lam", "gamma"), [(1.0, 1.0), (0.9, 1.0), (0.0, 1.0), (0.7, 0.8)])
 def test_gae_is_its_closed_form_over_the_policys_tokens(lam: float, gamma: float) -> None:
     """A_t = sum_l (gamma lam)^(l-t) (r_l + gamma V_{l+1} - V_l), in the steps of a row's own tokens."""

@@ -37,6 +37,31 @@ def test_a_name_of_a_built_in_plugin_is_taken_before_that_is_imported() -> None:
         registry.algorithm("ppo")(lambda: None)
 
 
+def test_two_functions_of_one_name_in_one_file_are_two() -> None:
+    def twice(samples: Sequence[Sample]) -> list[float]:
+        return []
+
+    registry.reward("test_registry_lines")(twice)
+
+    def twice(samples: Sequence[Sample]) -> list[float]:  # type: ignore[no-redef]
+        return [1.0]
+
+    with pytest.raises(ConfigError, match="registered twice"):
+        registry.reward("test_registry_lines")(twice)
+
+
+def test_a_notebooks_cell_can_be_run_again() -> None:
+    for value in (1.0, 2.0):
+
+        def mine(samples: Sequence[Sample], value: float = value) -> list[float]:
+            return [value]
+
+        mine.__module__ = "__main__"
+        mine.__code__ = mine.__code__.replace(co_firstlineno=int(value))
+        registry.reward("test_registry_notebook")(mine)
+    assert registry.build("rewards", "test_registry_notebook", {})([]) == [2.0]
+
+
 def test_registering_the_same_function_again_is_harmless() -> None:
     def same(samples: Sequence[Sample]) -> list[float]:
         return []

@@ -62,6 +62,11 @@ def test_sound_results(returned: Any, value: float | None, status: str, correct:
 def test_correct_is_the_highest_of_the_declared_range() -> None:
     assert one(1.0, range=(-1.0, 2.0)).correct is False
     assert one(2.0, range=(-1.0, 2.0)).correct is True
+    with pytest.raises(RlkitError, match=r"got 3\.0, outside the range \(-1\.0, 2\.0\)"):
+        one(3.0, range=(-1.0, 2.0))
+    # Without a declared range 1 is what verifiers give.
+    assert one(2.0).correct is True
+    assert one(0.9).correct is False
     # 0 is the highest here, but there was no answer to be correct.
     assert one(RewardResult(value=0.0, status="no_answer"), range=(-1.0, 0.0)).correct is False
 

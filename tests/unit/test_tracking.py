@@ -18,7 +18,7 @@ from rich.console import Console as Terminal
 from rlkit import registry
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import RewardResult, Rollout, Sample, SampleKey
+from rlkit.interfaces import RewardResult, Rollout, Sample, SampleKey, TokenStats
 from rlkit.tracking import RunInfo, curve
 from rlkit.tracking.console import Console, step_line
 from rlkit.tracking.files import RunFolder
@@ -77,8 +77,28 @@ def random_rollout(rows: int = 6, longest: int = 9) -> tuple[Rollout, list[str],
 
 
 def test_a_folder_that_holds_a_run_is_refused(folder: RunFolder, config: RunConfig) -> None:
+    folder.log_rollout(1, *random_rollout())
     with pytest.raises(ConfigError, match=r"run already holds a run: .*--name.*--resume"):
         RunFolder.create(folder.path, config)
+
+
+def test_a_folder_of_a_run_that_made_no_step_is_begun_anew(folder: RunFolder, config: RunConfig) -> None:
+    folder.log_metrics(0, {"eval/heldout/mean@1": 0.5})
+    assert RunFolder.create(folder.path, config).read_metrics() == []
+
+
+def test_a_folder_that_cannot_be_made_says_so(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"cannot make the run's folder .*--out"):
+        RunFolder.create(Path("/proc/runs"), config)
+
+
+def test_the_first_samples_keep_what_was_computed_of_their_tokens(folder: RunFolder) -> None:
+    rollout, texts, results = random_rollout()
+    stats = TokenStats(logprobs=torch.randn(rollout.mask.shape))
+    folder.log_rollout(1, rollout, texts, results, stats)
+    kept = pq.read_table(folder.rollout_file(1)).to_pydict()["logprobs"]
+    assert kept[0] == stats.get("logprobs")[0, : rollout.length[0]].tolist()
+    assert len(kept) == len(texts)
 
 
 def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:

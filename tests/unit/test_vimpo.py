@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_batches import Case, actions, by_group, fresh_case
+from random_batches import NAN, Case, actions, by_group, fresh_case
 from test_grpo import assert_same, naive_surrogate
 from torch import Tensor
 
@@ -174,11 +174,12 @@ def test_the_actors_weight_is_scale_free() -> None:
 
 
 def test_equal_rewards_leave_a_pull_to_the_reference_and_no_actor() -> None:
-    case = fresh_case()
-    case.batch.rollout.reward[:] = 0.1
+    case = fresh_case(per_group=8)
+    case.batch.rollout.reward = torch.where(case.batch.rollout.valid, torch.rand(()), NAN)
     algorithm = build()
     targets = algorithm.advantage(case.batch, {})
-    assert targets.scalars["vimpo/actor_coef"] == pytest.approx(0, abs=1e-12)
+    assert targets.scalars["vimpo/actor_coef"] == 0
+    assert targets.scalars["vimpo/target_rms"] == 0
     assert "vimpo/actor_ratio" not in targets.scalars
     loss, _ = algorithm.policy_loss(case.new, case.batch, targets)
     (grad,) = torch.autograd.grad(loss, [case.new.get("logprobs")])
@@ -194,6 +195,20 @@ def test_a_heavy_actor_is_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(actor_ratio=0.19).advantage(case.batch, {})
+
+
+def test_a_heavy_actor_is_warned_about_once_a_process() -> None:
+    """What a checkpoint holds does not keep the process that resumes from being warned."""
+    case, state = fresh_case(), {}
+    first, resumed = (build(actor_ratio=0.3).advantage for _ in range(2))
+    with pytest.warns(UserWarning, match="vimpo"):
+        first(case.batch, state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first(case.batch, state)
+    assert not state
+    with pytest.warns(UserWarning, match="vimpo"):
+        resumed(case.batch, state)
 
 
 def test_the_gate_is_the_running_correlation_of_the_implied_sum_with_its_target() -> None:
