@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlkit import reward
-from rlkit.interfaces import RewardResult, Sample
+from rlkit.samples import RewardResult, Sample
 
 from .text import number, same_answer
 

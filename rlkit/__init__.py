@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("advantage", "algorithm", "loss", "noise", "reward", "sampler", "tracker"), "rlkit.registry"),
+    **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.samples"),
     "train": "rlkit.run",
 }
 

@@ -15,7 +15,6 @@ Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, TypeVar
@@ -23,14 +22,15 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from rlkit.samples import VALUELESS as VALUELESS
+from rlkit.samples import RewardFn as RewardFn
+from rlkit.samples import RewardResult as RewardResult
+from rlkit.samples import Sample as Sample
+from rlkit.samples import SampleKey as SampleKey
+from rlkit.samples import Status as Status
+
 Stat = Literal["logprobs", "ref_logprobs", "token_kl", "entropy", "values"]
 """What a model can say of a token: see `TokenStats`."""
-
-Status = Literal["ok", "no_answer", "refused", "abstain", "error", "timeout", "bad_gold"]
-"""How a sample's reward came about. `ok` carries its value, `no_answer` and `refused` have the value 0; the
-others have no value: such a sample is left out of loss and baseline, and counted."""
-
-VALUELESS: frozenset[Status] = frozenset({"abstain", "error", "timeout", "bad_gold"})
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, weight), both scalars. Sums and weights are added over micro-batches and ranks; then the
@@ -62,28 +62,6 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Self:
         return self._map(lambda v: v.to(device) if isinstance(v, Tensor) else v)
-
-
-@dataclass(frozen=True, slots=True)
-class SampleKey:
-    """Names a sample for ever: its sampling seed, its noise coins and its place in storage follow from it.
-
-    Example: the third of eight answers to a prompt that was drawn once in step 12 is
-    `SampleKey(prompt_id="9f2c...", rollout_step=12, occurrence=0, index=2)`.
-    """
-
-    prompt_id: str
-    """Hash of the prompt's content: the same in every run and process."""
-    rollout_step: int
-    occurrence: int
-    """0, or 1, 2, ... where the same prompt comes again within the step."""
-    index: int
-    """0 .. G-1 within its group."""
-
-    def seed(self, run_seed: int, purpose: str) -> int:
-        """A 63-bit seed that depends on the key, the run's seed and the purpose alone."""
-        text = f"{run_seed}/{purpose}/{self.prompt_id}/{self.rollout_step}/{self.occurrence}/{self.index}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -290,48 +268,6 @@ class Algorithm:
             reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
         gives: frozenset[str] = getattr(self.advantage, "gives", default)
         return reads - gives
-
-
-@dataclass(kw_only=True, slots=True)
-class Sample:
-    """What a reward function sees of one response."""
-
-    key: SampleKey
-    prompt: str
-    """The prompt as the model read it."""
-    response: str
-    """The decoded response, end token left out."""
-    tokens: list[int]
-    """Response token ids as sampled."""
-    answer: str
-    """The gold answer; "" where the data has none."""
-    truncated: bool
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """The other columns of the data set's row."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RewardResult:
-    """A value, or none with a status that says why."""
-
-    value: float | None
-    status: Status = "ok"
-    correct: bool | None = None
-    """The verdict; None: the value is the highest of the reward's declared range, or, where it declares none, at least
-    1."""
-    parts: dict[str, float] = field(default_factory=dict)
-    """Named parts of the value, logged as reward/part/NAME."""
-    info: dict[str, Any] = field(default_factory=dict)
-    """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
-
-
-class RewardFn(Protocol):
-    """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
-
-    May carry the attribute `range: tuple[float, float]`, the lowest and highest value it gives.
-    """
-
-    def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

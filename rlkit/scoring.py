@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlkit.errors import RlkitError, nearest
-from rlkit.interfaces import VALUELESS, RewardFn, RewardResult, Sample, Status
+from rlkit.samples import VALUELESS, RewardFn, RewardResult, Sample, Status
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
 

@@ -1,0 +1,81 @@
+"""The contract that rewards meet: a sample, what a reward function says of it, and the name it has for ever.
+
+Apart from the other contracts, since it needs no torch: a reward's worker process starts without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Status = Literal["ok", "no_answer", "refused", "abstain", "error", "timeout", "bad_gold"]
+"""How a sample's reward came about. `ok` carries its value, `no_answer` and `refused` have the value 0; the
+others have no value: such a sample is left out of loss and baseline, and counted."""
+
+VALUELESS: frozenset[Status] = frozenset({"abstain", "error", "timeout", "bad_gold"})
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Names a sample for ever: its sampling seed, its noise coins and its place in storage follow from it.
+
+    Example: the third of eight answers to a prompt that was drawn once in step 12 is
+    `SampleKey(prompt_id="9f2c...", rollout_step=12, occurrence=0, index=2)`.
+    """
+
+    prompt_id: str
+    """Hash of the prompt's content: the same in every run and process."""
+    rollout_step: int
+    occurrence: int
+    """0, or 1, 2, ... where the same prompt comes again within the step."""
+    index: int
+    """0 .. G-1 within its group."""
+
+    def seed(self, run_seed: int, purpose: str) -> int:
+        """A 63-bit seed that depends on the key, the run's seed and the purpose alone."""
+        text = f"{run_seed}/{purpose}/{self.prompt_id}/{self.rollout_step}/{self.occurrence}/{self.index}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(kw_only=True, slots=True)
+class Sample:
+    """What a reward function sees of one response."""
+
+    key: SampleKey
+    prompt: str
+    """The prompt as the model read it."""
+    response: str
+    """The decoded response, end token left out."""
+    tokens: list[int]
+    """Response token ids as sampled."""
+    answer: str
+    """The gold answer; "" where the data has none."""
+    truncated: bool
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the data set's row."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardResult:
+    """A value, or none with a status that says why."""
+
+    value: float | None
+    status: Status = "ok"
+    correct: bool | None = None
+    """The verdict; None: the value is the highest of the reward's declared range, or, where it declares none, at least
+    1."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Named parts of the value, logged as reward/part/NAME."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
+
+
+class RewardFn(Protocol):
+    """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
+
+    May carry the attribute `range: tuple[float, float]`, the lowest and highest value it gives.
+    """
+
+    def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...
