@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         TokenStats,
         ValueLoss,
     )
-    from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, tracker
+    from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
     from rlkit.run import train
 
 _HOME = {
-    **dict.fromkeys(("advantage", "algorithm", "loss", "noise", "reward", "sampler", "tracker"), "rlkit.registry"),
+    **dict.fromkeys(
+        ("advantage", "algorithm", "loss", "noise", "reward", "sampler", "suite", "tracker"), "rlkit.registry"
+    ),
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.samples"),
     "train": "rlkit.run",
 }
@@ -51,9 +53,14 @@ __all__ = [
     "noise",
     "reward",
     "sampler",
+    "suite",
     "tracker",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -94,6 +94,8 @@ def run(
     from rlkit import run as runs
 
     if resume is not None:
+        if name is not None or out is not None:
+            raise ConfigError("--resume goes on in the run's own folder: leave out --name and --out")
         config = _resumed(resume, config)
         out, name = resume.resolve().parent, resume.resolve().name
     # Quoted: values are read as YAML, where a name such as 1 would be a number.
@@ -188,7 +190,10 @@ def config_cp(name: str, file: Path) -> None:
     text = _preset(name)
     if file.exists():
         raise ConfigError(f"{file} exists already: choose another name, or remove it first")
-    file.write_text(text)
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from error
     click.echo(f"{file}: change it as you like, then `rlkit run {file}`")
 
 
@@ -238,7 +243,10 @@ def export(run: Path, folder: Path) -> None:
 
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another name, or remove it first")
-    shutil.copytree(runs.newest_model(run), folder)
+    try:
+        shutil.copytree(runs.newest_model(run), folder)
+    except OSError as error:
+        raise ConfigError(f"cannot write {folder}: {error}") from error
     click.echo(str(folder))
 
 

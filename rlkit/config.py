@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlkit import registry
 from rlkit.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from rlkit.interfaces import Algorithm
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -40,7 +43,7 @@ def _as_ref(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-Ref = Annotated[PluginRef, BeforeValidator(_as_ref)]
+Ref = Annotated[PluginRef, BeforeValidator(_as_ref, json_schema_input_type=str | PluginRef)]
 
 
 class LoraConfig(Section):
@@ -179,6 +182,18 @@ class SamplingConfig(Section):
         return self
 
 
+class ScoringConfig(Section):
+    """How rewards are computed: in worker processes, which a function that hangs or dies cannot outlive."""
+
+    workers: Positive = 2
+    timeout_s: Annotated[float, Field(gt=0)] = 3.0
+    """For one sample. A worker that is over it is killed and replaced."""
+    memory_gib: Annotated[float, Field(gt=0)] = 4.0
+    """Address space of one worker."""
+    max_no_value: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a step's samples without a value past which the run stops."""
+
+
 class EvalConfig(Section):
     """Pass rate on held-out problems, before training, every so many steps, and at the end."""
 
@@ -247,6 +262,15 @@ class RunConfig(Section):
             raise ValueError("engine.offload_parameters needs engine.zero_stage: 3")
         return self
 
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip() or name in (".", "..") or "/" in name):
+            raise ValueError(
+                f"{name!r} is not the name of a folder: give one without '/', and `out` for where it stands"
+            )
+        return name
+
     @property
     def run_name(self) -> str:
         model = self.model.path.rstrip("/").replace("embedded:", "").rpartition("/")[2]
@@ -282,7 +306,7 @@ def load(
     Raises ConfigError for what cannot be read, unknown keys, wrong types and settings that do not fit together.
     """
     if isinstance(source, dict):
-        text, where, data = "", "", source
+        where, data = "", source
     else:
         text, where = _read(str(source))
         data = _parse(text, where)
@@ -291,7 +315,8 @@ def load(
         named = _as_ref(data.get("algo"))
         if not (isinstance(named, dict) and named.get("kind") == algo):
             data["algo"] = {"kind": algo}
-    for override in overrides or []:
+    # A plugin's kind comes first: it drops the options of the one before.
+    for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".kind")):
         _set(data, override)
     try:
         return RunConfig.model_validate(data)
@@ -306,10 +331,13 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises ConfigError. Loads no model and no data.
     """
     # Whole paths, so that the run can be resumed from another folder.
+    places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}
     plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
     registry.load(plugins)
     changes: dict[str, Any] = {
         "plugins": plugins,
+        "data": config.data.model_copy(update=places),
+        "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
         "algo": resolve_ref("algorithms", config.algo, "algo"),
         "reward": resolve_ref("rewards", config.reward, "reward"),
         "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
@@ -336,7 +364,12 @@ def resolve(config: RunConfig) -> RunConfig:
             f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
             "choose another advantage, or an algorithm with a value loss (ppo)"
         )
-    if missing := algorithm.missing_targets():
+    if unread := algorithm.gives - algorithm.reads:
+        raise ConfigError(
+            f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
+            "reward would be lost: choose an advantage and a loss that fit together"
+        )
+    if missing := algorithm.reads - algorithm.gives:
         raise ConfigError(
             f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
             "choose an advantage and a loss that fit together"
@@ -344,14 +377,26 @@ def resolve(config: RunConfig) -> RunConfig:
     return resolved
 
 
-def build_algorithm(config: RunConfig) -> Any:
-    """The Algorithm that `algo`, `advantage` and `loss` describe."""
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """The Algorithm that `algo`, `advantage` and `loss` describe. ConfigError where they are not one."""
+    from rlkit.interfaces import Algorithm, Stat
+
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
     if config.advantage is not None:
         algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
     if config.loss is not None:
         algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
+    needs, known = algorithm.needs, set(get_args(Stat))
+    if wrong := sorted((needs.old | needs.now | needs.grad) - known):
+        raise ConfigError(f"{config.algo.kind}: needs {wrong[0]!r}, which no model can say{nearest(wrong[0], known)}")
     return algorithm
+
+
+def _whole(path: str | None) -> str | None:
+    """The absolute path of what is here on disk; anything else as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
@@ -399,4 +444,6 @@ def _set(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"-s {override}: {part!r} is {inner!r} and has no keys")
         here[part] = dict(inner)
         here = here[part]
+    if last == "kind" and here.get("kind") != value:
+        here.clear()
     here[last] = value

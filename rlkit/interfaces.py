@@ -260,14 +260,19 @@ class Algorithm:
         """True: truncated samples are invalid, so they are out of loss, baseline and counts."""
         return bool(getattr(self.advantage, "leaves_out_truncated", False))
 
-    def missing_targets(self) -> frozenset[str]:
-        """Fields of Targets that a loss reads and the advantage does not give: empty when they fit."""
-        default = frozenset({"advantages"})
-        reads: frozenset[str] = getattr(self.policy_loss, "reads", default)
+    @property
+    def gives(self) -> frozenset[str]:
+        """Fields of Targets that the advantage fills."""
+        gives: frozenset[str] = getattr(self.advantage, "gives", frozenset({"advantages"}))
+        return gives
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of Targets that the losses use."""
+        reads: frozenset[str] = getattr(self.policy_loss, "reads", frozenset({"advantages"}))
         if self.value_loss is not None:
             reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
-        gives: frozenset[str] = getattr(self.advantage, "gives", default)
-        return reads - gives
+        return reads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

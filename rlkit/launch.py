@@ -23,7 +23,7 @@ def launch(nproc: int, arguments: list[str]) -> int:
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "rlkit.cli", *arguments],
+            [sys.executable, "-m", "rlkit", *arguments],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             preexec_fn=_default_signals,
         )

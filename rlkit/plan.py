@@ -58,8 +58,8 @@ def make_plan(
         "reward": _with_options(config.reward.kind, config.reward.options),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}",
-        "updates": f"{batch.minibatches} minibatch x {batch.epochs} epoch = {config.updates_per_step} a step of "
-        f"{sequences // batch.minibatches} sequences; {config.steps} steps = "
+        "updates": f"{_plural(batch.minibatches, 'minibatch', 'es')} x {_plural(batch.epochs, 'epoch')} = "
+        f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
         f"{config.steps * config.updates_per_step} updates",
         "passes": _passes(algorithm, config.updates_per_step),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
@@ -74,6 +74,10 @@ def make_plan(
     }
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{ending if count > 1 else ''}"
 
 
 def _with_options(kind: str, options: dict[str, Any]) -> str:

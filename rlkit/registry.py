@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from rlkit.errors import ConfigError, nearest
 
-Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers"]
+Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,6 +104,8 @@ def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) 
 
 def register(kind: Kind, name: str) -> Callable[[F], F]:
     """Decorator: make a factory known under a name. ConfigError where the name is taken."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{_origin(name)}: give the plugin a name, as in @{_singular(kind)}({name.__name__!r})")
 
     def add(factory: F) -> F:
         for point in _entry_points(kind).get(name, ()):
@@ -125,6 +127,7 @@ reward = functools.partial(register, "rewards")
 noise = functools.partial(register, "noise")
 sampler = functools.partial(register, "samplers")
 tracker = functools.partial(register, "trackers")
+suite = functools.partial(register, "suites")
 
 
 @functools.cache
@@ -219,7 +222,8 @@ def _importing(what: str) -> Iterator[None]:
 
 def _load_file(path: Path) -> None:
     if not path.is_file():
-        raise ConfigError(f"plugin file {str(path)!r} does not exist (looked in {Path.cwd()})")
+        why = "is a folder, not a Python file" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
+        raise ConfigError(f"plugin file {str(path)!r} {why}")
     name = f"rlkit_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
     if name in sys.modules:
         return
@@ -238,8 +242,8 @@ def _load_file(path: Path) -> None:
 def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     """Make the thing a plugin stands for, from validated options.
 
-    `context` is what the kind's factories get after their options: nothing for algorithms, advantages, losses
-    and rewards; see `rlkit.sampling` and `rlkit.tracking` for the others.
+    `context` is what the kind's factories get after their options: nothing for algorithms, advantages, losses,
+    rewards and suites; see `rlkit.sampling` and `rlkit.tracking` for the others.
     """
     plugin = find(kind, name)
     model = validate_options(plugin, options, where=_singular(kind))
@@ -274,11 +278,19 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
             known = inside.model_fields if inside else {}
             place = f"in {'.'.join(path[:-1])!r}" if path[:-1] else "at the top level"
             lines.append(f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}")
+        elif item["type"] == "missing" and path[-1] == "kind":
+            lines.append(f"{'.'.join(path)!r} is missing: name the plugin whose options these are")
         elif item["type"] == "missing":
             lines.append(f"{'.'.join(path)!r} is missing: it has no default")
         elif item["type"] == "value_error":
             prefix = f"{'.'.join(path)!r}: " if path else ""
             lines.append(prefix + str(item["ctx"]["error"]))
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            lines.append(f"{'.'.join(path)!r}: should hold keys and values of its own (got {item['input']!r})")
+        elif item["type"] == "list_type":
+            lines.append(
+                f"{'.'.join(path)!r}: should be a list, as in -s '{'.'.join(path)}=[a, b]' (got {item['input']!r})"
+            )
         else:
             said = item["msg"][0].lower() + item["msg"][1:]
             lines.append(f"{'.'.join(path)!r}: {said} (got {item['input']!r})")

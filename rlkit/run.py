@@ -111,8 +111,6 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     )
     if resume:
         trainer.resume()
-        if folder is not None:
-            folder.cut_after(trainer.step, config)
     return trainer
 
 

@@ -66,6 +66,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.cursor = Cursor(len(self.problems), self.config.seed)
         self._timer: dict[str, float] = defaultdict(float)
+        self._resumed = False
         self._not_finite = 0
         """Updates in a row."""
 
@@ -123,7 +124,19 @@ class Trainer:
         """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
         if self.folder is None:
             return
-        self.folder.log_rollout(step, rollout, [s.text for s in scored], [s.result for s in scored], old)
+        if self._resumed:
+            # Not before: a resume that fails leaves the run as it was.
+            self.folder.cut_after(self.step, self.config)
+            self._resumed = False
+        self.folder.log_rollout(
+            step,
+            rollout,
+            prompts=[s.problem.text for s in scored],
+            answers=[s.problem.answer for s in scored],
+            texts=[s.text for s in scored],
+            results=[s.result for s in scored],
+            stats=old,
+        )
         each = self.config.batch.samples_per_prompt
         shown = [
             {"prompt": s.problem.text, "response": s.text, "reward": s.result.value, "answer": s.problem.answer}
@@ -280,6 +293,7 @@ class Trainer:
         saved: dict[str, Any] = checkpoint.load(newest, self._engines())
         self.step, self.update, self.state = saved["step"], saved["update"], saved["state"]
         self.cursor.position = saved["cursor"]
+        self._resumed = True
 
     def _engines(self) -> dict[str, Engine]:
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})

@@ -146,6 +146,8 @@ class Policy(nn.Module):
         """Write `weights` (of `pieces`) as a Hugging Face folder."""
         kept = {name: buffer for name, buffer in self.lm.named_buffers() if name in self.lm.state_dict()}
         self.lm.save_pretrained(folder, state_dict={**kept, **weights})
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # written for the user alone
 
 
 class Critic(nn.Module):
@@ -236,6 +238,15 @@ def _explained(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        if Path(config.path).is_dir() and not (Path(config.path) / "config.json").is_file():
+            hint = (
+                " (a run's models are in its checkpoints/*/hf)" if (Path(config.path) / "config.yaml").is_file() else ""
+            )
+            raise ConfigError(
+                f"model.path {config.path!r} is a folder without a model: no config.json{hint}"
+            ) from error
+        if config.path.startswith((".", "/", "~")) and not Path(config.path).exists():
+            raise ConfigError(f"model.path {config.path!r} does not exist (looked in {Path.cwd()})") from error
         raise ConfigError(
             f"model.path {config.path!r} cannot be loaded: {error}\nGive the folder or hub id of a causal model, "
             "or embedded:s"

@@ -168,11 +168,14 @@ class RunFolder:
         self,
         step: int,
         rollout: Rollout,
+        *,
+        prompts: Sequence[str],
+        answers: Sequence[str],
         texts: Sequence[str],
         results: Sequence[RewardResult],
         stats: TokenStats | None = None,
     ) -> None:
-        """Write every sample of the step: `texts` and `results` are the B responses and what they earned.
+        """Write every sample of the step: the B prompts, gold answers, responses, and what they earned.
 
         Of `stats` the first DIAGNOSED samples keep what was computed, token by token; the others have null.
         """
@@ -189,6 +192,8 @@ class RunFolder:
             "tokens": _ragged(rollout.tokens, rollout.length, pa.int32()),
             "mask": _ragged(rollout.mask, rollout.length, pa.bool_()),
             "sampler_logprobs": _ragged(rollout.sampler_logprobs, rollout.length, pa.float32()),
+            "prompt": pa.array(prompts, pa.string()),
+            "answer": pa.array(answers, pa.string()),
             "response": pa.array(texts, pa.string()),
             "reward": pa.array(rollout.reward.numpy(), pa.float32()),
             "clean_reward": pa.array(rollout.clean_reward.numpy(), pa.float32()),

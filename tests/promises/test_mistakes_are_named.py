@@ -34,6 +34,14 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
         (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
         (["-s", "optimizer.betas=[2,3]"], ["'optimizer.betas.0'", "less than 1"]),
+        (["--name", ".."], ["not the name of a folder"]),
+        (["--name", "a/b"], ["not the name of a folder"]),
+        (["-s", "loss=clip"], ["gives scores, which the loss does not read"]),
+        (["-s", "trackers=wandb"], ["should be a list, as in -s 'trackers=[a, b]'"]),
+        (["-s", "model=embedded:xs"], ["should hold keys and values"]),
+        (["-s", "sampler.gpu_memory=0.5"], ["name the plugin whose options these are"]),
+        (["-s", "model.path=./nowhere"], ["'./nowhere' does not exist"]),
+        (["-s", "model.path=/proc"], ["no config.json"]),
         (["--plugin", "nowhere.py"], ["plugin file", "nowhere.py' does not exist"]),
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
         (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
@@ -151,3 +159,19 @@ def test_a_run_that_is_done_has_nothing_to_resume(tmp_path: Path) -> None:
     assert "steps=2" in result.output
     assert (out / "a" / "metrics.jsonl").read_text() == before
     assert json.loads(before.splitlines()[-1])["step"] == 1
+
+
+def test_a_resume_that_fails_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    assert rlkit(*XS, "--out", str(out), "--name", "a", "-s", "eval.problems=2").exit_code == 0
+    before = {file: file.read_text() for file in (out / "a").glob("*.*") if file.suffix != ".png"}
+    assert rlkit("run", "--resume", str(out / "a"), "-s", "steps=1", "-s", "optimizer.lr=1").exit_code == 2
+    assert rlkit("run", "--resume", str(out / "a"), "-s", "steps=9", "-s", "reward=nowhere").exit_code == 2
+    assert rlkit("run", "--resume", str(out / "a"), "-s", "steps=9", "--name", "b").exit_code == 2
+    assert {file: file.read_text() for file in before} == before
+
+
+def test_files_that_cannot_be_written(tmp_path: Path) -> None:
+    result = rlkit("config", "cp", "embedded", str(tmp_path / "nowhere" / "x.yaml"))
+    assert result.exit_code == 2
+    assert "cannot write" in result.output

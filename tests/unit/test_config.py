@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -31,6 +32,16 @@ def test_naming_the_same_algorithm_keeps_its_options_and_another_drops_them() ->
 
 def test_an_override_reaches_into_a_plugin_given_by_name() -> None:
     assert configs.load("embedded", ["reward=math", "reward.x=1"]).reward.options == {"x": 1}
+
+
+def test_naming_another_kind_drops_the_options_of_the_one_before() -> None:
+    assert configs.load("embedded", ["algo.lam=0.9", "algo.kind=ppo"]).algo.options == {"lam": 0.9}
+    assert configs.load("embedded", ["algo.kind=vimpo"]).algo.options == {"beta": 0.05}
+
+
+def test_the_schema_takes_the_presets_as_they_are() -> None:
+    for text in configs.presets().values():
+        jsonschema.validate(yaml.safe_load(text), configs.RunConfig.model_json_schema())
 
 
 def test_a_loss_and_an_advantage_can_be_set_by_name() -> None:

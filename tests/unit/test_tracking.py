@@ -76,8 +76,14 @@ def random_rollout(rows: int = 6, longest: int = 9) -> tuple[Rollout, list[str],
     return rollout, [f"answer {row} é" for row in range(rows)], [*results, RewardResult(value=None, status="timeout")]
 
 
+def write(folder: RunFolder, step: int, rollout: Rollout, texts: list[str], *rest: Any) -> None:
+    prompts, answers = [["1+1="] * len(texts), ["2"] * len(texts)]
+    results, stats = [*rest, None][:2]
+    folder.log_rollout(step, rollout, prompts=prompts, answers=answers, texts=texts, results=results, stats=stats)
+
+
 def test_a_folder_that_holds_a_run_is_refused(folder: RunFolder, config: RunConfig) -> None:
-    folder.log_rollout(1, *random_rollout())
+    write(folder, 1, *random_rollout())
     with pytest.raises(ConfigError, match=r"run already holds a run: .*--name.*--resume"):
         RunFolder.create(folder.path, config)
 
@@ -95,7 +101,7 @@ def test_a_folder_that_cannot_be_made_says_so(config: RunConfig) -> None:
 def test_the_first_samples_keep_what_was_computed_of_their_tokens(folder: RunFolder) -> None:
     rollout, texts, results = random_rollout()
     stats = TokenStats(logprobs=torch.randn(rollout.mask.shape))
-    folder.log_rollout(1, rollout, texts, results, stats)
+    write(folder, 1, rollout, texts, results, stats)
     kept = pq.read_table(folder.rollout_file(1)).to_pydict()["logprobs"]
     assert kept[0] == stats.get("logprobs")[0, : rollout.length[0]].tolist()
     assert len(kept) == len(texts)
@@ -167,7 +173,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(fold
 
 def test_every_sample_of_a_step_reads_back(folder: RunFolder) -> None:
     rollout, texts, results = random_rollout()
-    folder.log_rollout(12, rollout, texts, results)
+    write(folder, 12, rollout, texts, results)
     file = folder.path / "rollouts" / "step-000012.parquet"
     assert pq.ParquetFile(file).metadata.row_group(0).column(0).compression == "ZSTD"
     rows = pq.read_table(file).to_pylist()
@@ -193,7 +199,7 @@ def test_every_sample_of_a_step_reads_back(folder: RunFolder) -> None:
 def test_dense_rewards_are_kept(folder: RunFolder) -> None:
     rollout, texts, results = random_rollout()
     rollout.token_reward = torch.rand(rollout.tokens.shape)
-    folder.log_rollout(1, rollout, texts, results)
+    write(folder, 1, rollout, texts, results)
     first = pq.read_table(folder.rollout_file(1))["token_reward"].to_pylist()[0]
     assert first == rollout.token_reward[0, : int(rollout.length[0])].tolist()
 
@@ -201,13 +207,13 @@ def test_dense_rewards_are_kept(folder: RunFolder) -> None:
 def test_texts_that_do_not_fit_the_samples_are_refused(folder: RunFolder) -> None:
     rollout, texts, results = random_rollout()
     with pytest.raises(ValueError, match="6 samples, but 5 texts"):
-        folder.log_rollout(1, rollout, texts[:-1], results)
+        write(folder, 1, rollout, texts[:-1], results)
 
 
 def test_after_a_resume_nothing_is_there_twice(folder: RunFolder) -> None:
     for step in range(1, 6):
         folder.log_metrics(step, {"reward/mean": step / 10})
-        folder.log_rollout(step, *random_rollout())
+        write(folder, step, *random_rollout())
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 6, ')
     folder.cut_after(3, folder.read_config())
