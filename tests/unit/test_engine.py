@@ -177,7 +177,7 @@ def test_out_of_memory_names_the_setting(models: dict[str, Path]) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for load in (load_policy, load_tokenizer):
-        with pytest.raises(ConfigError, match=r"model\.path .* cannot be loaded"):
+        with pytest.raises(ConfigError, match=r"model\.path .*nothing. does not exist"):
             load(settings(tmp_path / "nothing").model)
 
 
