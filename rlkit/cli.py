@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
+from rlkit import commands_eval, registry
 from rlkit import config as configs
-from rlkit import registry
 from rlkit.errors import ConfigError, RlkitError, nearest
 
 
@@ -75,6 +75,7 @@ def _load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tu
 @click.option("--seed", type=int, help="Decides data order, samples and noise.")
 @click.option("--name", help="Name of the run's folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of all runs.  [runs]")
+@click.option("--noise", "noises", multiple=True, metavar="KIND:P", help="Disturb rewards, as in group_flip:0.25.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder.")
 @click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -86,6 +87,7 @@ def run(
     seed: int | None,
     name: str | None,
     out: Path | None,
+    noises: tuple[str, ...],
     resume: Path | None,
     nproc: int,
     dry_run: bool,
@@ -102,6 +104,8 @@ def run(
     shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
     overrides = (*overrides, *(f"{key}={value}" for key, value in shortcuts.items() if value is not None))
     settings = _load(config, algo, overrides, plugins)
+    if noises:
+        settings = _with_noise(settings, noises)
     runs.prepare_environment()
     if dry_run:
         click.echo(runs.plan(configs.resolve(settings), nproc))
@@ -114,6 +118,14 @@ def run(
     folder = runs.train(settings, resume=resume is not None)
     if os.environ.get("RANK", "0") == "0":
         click.echo(runs.summary(folder))
+
+
+def _with_noise(settings: configs.RunConfig, noises: tuple[str, ...]) -> configs.RunConfig:
+    from rlkit.reward_noise import parse_noise
+
+    registry.load(settings.plugins)
+    parsed = [configs.PluginRef(**parse_noise(noise)) for noise in noises]
+    return settings.model_copy(update={"noise": [*settings.noise, *parsed]})
 
 
 def _resumed(run: Path, config: str) -> str:
@@ -258,6 +270,10 @@ def doctor() -> None:
     checks = doctors.examine()
     click.echo(doctors.report(checks))
     sys.exit(1 if any(check.ok is False for check in checks) else 0)
+
+
+for command in (commands_eval.evaluate, commands_eval.verify, commands_eval.data):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,24 @@ def _as_ref(value: Any) -> Any:
 Ref = Annotated[PluginRef, BeforeValidator(_as_ref, json_schema_input_type=str | PluginRef)]
 
 
+class RewardRef(PluginRef):
+    """A reward by name, with its options, and its weight in the sum of several."""
+
+    weight: float = 1.0
+
+
+def _as_refs(value: Any) -> Any:
+    return [_as_ref(each) for each in value] if isinstance(value, list) else [_as_ref(value)]
+
+
+_OneReward = str | RewardRef
+Rewards = Annotated[
+    list[RewardRef],
+    Field(min_length=1),
+    BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward]),
+]
+
+
 class LoraConfig(Section):
     """Low-rank adapters by peft; the reference policy is then the adapter switched off."""
 
@@ -233,8 +251,11 @@ class RunConfig(Section):
     """Takes the place of the algorithm's own policy loss."""
     model: ModelConfig
     data: DataConfig
-    reward: Ref
+    reward: Rewards
     """`rlkit list rewards`."""
+    noise: list[Ref] = []
+    """Disturbs rewards in training, on purpose and reproducibly: `[{kind: group_flip, prob: 0.25}]`."""
+    scoring: ScoringConfig = ScoringConfig()
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     critic: CriticConfig = CriticConfig()
@@ -339,7 +360,10 @@ def resolve(config: RunConfig) -> RunConfig:
         "data": config.data.model_copy(update=places),
         "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
         "algo": resolve_ref("algorithms", config.algo, "algo"),
-        "reward": resolve_ref("rewards", config.reward, "reward"),
+        "reward": [
+            RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in config.reward
+        ],
+        "noise": [resolve_ref("noise", ref, "noise") for ref in config.noise],
         "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
     }
     if config.advantage is not None:
@@ -439,7 +463,12 @@ def _set(data: dict[str, Any], override: str) -> None:
     *path, last = key.split(".")
     here = data
     for part in path:
-        inner = _as_ref(here.get(part) or {})
+        inner = here.get(part) or {}
+        if isinstance(inner, list) and len(inner) == 1:
+            here[part] = [dict(_as_ref(inner[0]))]
+            here = here[part][0]
+            continue
+        inner = _as_ref(inner)
         if not isinstance(inner, dict):
             raise ConfigError(f"-s {override}: {part!r} is {inner!r} and has no keys")
         here[part] = dict(inner)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from rlkit import embedded
 from rlkit.config import DataConfig
+from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
 
 Row = Mapping[str, Any]
@@ -53,12 +55,20 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
         if config.eval_path is None and not config.path.startswith(embedded.PREFIX):
             return None
         path, split = config.eval_path or config.path, config.eval_split
-    rows = _read(path, config.subset, split)
+    rows = read_rows(path, config.subset, split)
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
+    return as_problems(rows, config, tokenizer, path)
+
+
+def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str) -> ProblemSet:
+    """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages.
+
+    Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
+    """
     chat = _uses_chat(config, tokenizer)
-    prompts = [_column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
-    answers = [_column(row, config.answer, "data.answer", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    prompts = [column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    answers = [column(row, config.answer, "data.answer", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
     texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
     tokens = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
     problems = [
@@ -66,7 +76,7 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
             id=_identity(prompts[i]),
             text=texts[i],
             tokens=tokens[i],
-            answer=_gold(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
+            answer=gold_text(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
             columns={name: value for name, value in row.items() if name not in (config.prompt, config.answer)},
         )
         for i, row in enumerate(rows)
@@ -119,7 +129,11 @@ def _order(n: int, seed: int, passes: int) -> np.ndarray[Any, np.dtype[np.int64]
 # Reading
 
 
-def _read(path: str, subset: str | None, split: str) -> list[Row]:
+def read_rows(path: str, subset: str | None = None, split: str = "train") -> list[Row]:
+    """The rows of a .json, .jsonl or .parquet file, an embedded data set, or a hub data set's split.
+
+    Raises ConfigError, naming the file and the line, for what cannot be read.
+    """
     if path.startswith(embedded.PREFIX):
         return _embedded(path, split)
     if path.startswith("hf://"):
@@ -142,14 +156,13 @@ _ENDINGS = "a .json, .jsonl or .parquet file"
 
 
 def _embedded(path: str, split: str) -> list[Row]:
-    from rlkit.embedded import arithmetic
-
-    known = [embedded.PREFIX + "arithmetic"]
+    known = [embedded.PREFIX + name for name in embedded.TASKS]
     if path not in known:
         raise ConfigError(f"no embedded data set {path!r}{nearest(path, known)}")
     if split not in ("train", "test"):
         raise ConfigError(f"{path} has no split {split!r}{nearest(split, ['train', 'test'])}")
-    return [{"prompt": p.prompt, "answer": p.answer} for p in arithmetic.problems(held_out=split == "test")]
+    task: Task = importlib.import_module(f"rlkit.embedded.{path.removeprefix(embedded.PREFIX)}")
+    return [{"prompt": p.prompt, "answer": p.answer, **p.columns} for p in task.problems(held_out=split == "test")]
 
 
 def _beside(file: Path) -> str:
@@ -190,10 +203,16 @@ def _parse(text: str, file: Path, line: int) -> Any:
 
 
 def _parquet(path: str) -> list[Row]:
-    from datasets import load_dataset
-
     try:
-        return list(load_dataset("parquet", data_files=path, split="train", streaming=True))
+        if path.startswith("hf://"):
+            from datasets import load_dataset
+
+            return list(load_dataset("parquet", data_files=path, split="train", streaming=True))
+        import pyarrow.parquet as pq
+
+        # Not by datasets, which knows no maps, and a run's rollouts have one.
+        rows: list[Row] = pq.ParquetFile(path).read().to_pylist()
+        return rows
     except Exception as error:
         raise ConfigError(f"{path} cannot be read as parquet: {error}") from error
 
@@ -214,7 +233,8 @@ def _hub(path: str, subset: str | None, split: str) -> list[Row]:
 # Columns
 
 
-def _column(row: Row, name: str, key: str, where: str) -> Any:
+def column(row: Row, name: str, key: str, where: str) -> Any:
+    """A cell; dots in `name` go into nested columns. ConfigError, which tells to set `key`, where there is none."""
     if name in row:
         return row[name]
     here: Any = row
@@ -235,7 +255,8 @@ def _names(row: Row, prefix: str = "") -> Iterable[str]:
             yield from _names(value, f"{prefix}{name}.")
 
 
-def _gold(value: Any, where: str) -> str:
+def gold_text(value: Any, where: str) -> str:
+    """A gold cell as text: a string, a number, a list of one of them, or nothing. ConfigError for anything else."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if value is None:

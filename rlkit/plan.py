@@ -6,7 +6,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from rlkit.config import ModelConfig, RunConfig
+from rlkit.config import ModelConfig, RewardRef, RunConfig
 from rlkit.interfaces import Algorithm
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ def make_plan(
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, problems, held_out),
-        "reward": _with_options(config.reward.kind, config.reward.options),
+        "reward": " + ".join(_weighted(ref) for ref in config.reward),
+        **(
+            {"noise": ", then ".join(_with_options(ref.kind, ref.options) for ref in config.noise)}
+            if config.noise
+            else {}
+        ),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}",
         "updates": f"{_plural(batch.minibatches, 'minibatch', 'es')} x {_plural(batch.epochs, 'epoch')} = "
@@ -74,6 +79,11 @@ def make_plan(
     }
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _weighted(ref: RewardRef) -> str:
+    said = _with_options(ref.kind, ref.options)
+    return said if ref.weight == 1 else f"{ref.weight:g} x {said}"
 
 
 def _plural(count: int, noun: str, ending: str = "s") -> str:

@@ -59,7 +59,7 @@ class Plugin:
     def options(self) -> type[BaseModel]:
         """The pydantic model of its options. Unknown keys are refused."""
         signature = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
-        hints = typing.get_type_hints(signature)
+        hints = typing.get_type_hints(signature, include_extras=True)
         config = hints.get("config")
         if inspect.isclass(config) and issubclass(config, BaseModel):
             if config.model_config.get("extra", "ignore") != "ignore":

@@ -9,20 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlkit import scoring
 from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.errors import RlkitError
 from rlkit.interfaces import (
     Completion,
     Request,
-    RewardFn,
     RewardResult,
     Rollout,
     Sample,
@@ -30,6 +28,7 @@ from rlkit.interfaces import (
     Sampler,
     SamplingParams,
 )
+from rlkit.scoring import Decoder, Scorer
 
 
 @dataclass(frozen=True)
@@ -54,51 +53,45 @@ class Collector:
     """What turns problems into scored completions."""
 
     sampler: Sampler
-    reward: RewardFn
-    reward_name: str
-    tokenizer: scoring.Decoder
+    scorer: Scorer
+    tokenizer: Decoder
     seed: int
 
     def collect(
         self, problems: Sequence[Problem], samples: int, step: int, params: SamplingParams, purpose: str
     ) -> tuple[list[Scored], dict[str, float]]:
         """`samples` completions for each problem, in the problems' order, the same list on every rank; and the
-        seconds that sampling and scoring took on this rank."""
+        seconds that sampling took on this rank, and the scoring that was not done by then."""
         started = time.perf_counter()
-        sampled = self._sample(problems, samples, step, params, purpose)
+        sampled = []
+        for one in self._sample(problems, samples, step, params, purpose):
+            self.scorer.submit(_as_sample(one))
+            sampled.append(one)
         between = time.perf_counter()
-        results = self._score(sampled)
-        scored = [Scored(**vars(s), result=result) for s, result in zip(sampled, results, strict=True)]
+        scored = [Scored(**vars(s), result=result) for s, result in zip(sampled, self._results(), strict=True)]
         seconds = {"sample": between - started, "score": time.perf_counter() - between}
         everywhere = {s.key: s for part in distributed.gather_objects(scored) for s in part}
         return [everywhere[key] for key in _keys(problems, samples, step)], seconds
 
     def _sample(
         self, problems: Sequence[Problem], samples: int, step: int, params: SamplingParams, purpose: str
-    ) -> list[Sampled]:
-        """This rank's share."""
+    ) -> Iterator[Sampled]:
+        """This rank's share, as they end."""
         keys = _keys(problems, samples, step)
         mine = [i for i in range(len(keys)) if (i // samples) % distributed.world_size() == distributed.rank()]
         requests = [
             Request(prompt_tokens=problems[i // samples].tokens, seed=keys[i].seed(self.seed, purpose), params=params)
             for i in mine
         ]
-        completions = dict(self.sampler.generate(requests))
-        return [
-            Sampled(
-                keys[i],
-                problems[i // samples],
-                completions[at],
-                self.tokenizer.decode(completions[at].tokens, skip_special_tokens=True),
-            )
-            for at, i in enumerate(mine)
-        ]
+        for at, completion in self.sampler.generate(requests):
+            text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+            yield Sampled(keys[mine[at]], problems[mine[at] // samples], completion, text)
 
-    def _score(self, sampled: Sequence[Sampled]) -> list[RewardResult]:
-        """Results of this rank's samples. What goes wrong on one rank is raised on all of them."""
+    def _results(self) -> list[RewardResult]:
+        """Of this rank's samples, in the order of submission. What goes wrong on one rank is raised on all of them."""
         results, failure = [], None
         try:
-            results = scoring.score(self.reward, self.reward_name, [_as_sample(s) for s in sampled])
+            results = self.scorer.finish()
         except RlkitError as error:
             failure = error
         for error_there in distributed.gather_objects(failure):
@@ -108,7 +101,7 @@ class Collector:
 
     def sample_unscored(self, problems: Sequence[Problem], step: int, params: SamplingParams) -> Rollout:
         """One completion a problem, to look at log-probs alone: every sample counts, and has no reward."""
-        everywhere = distributed.gather_objects(self._sample(problems, 1, step, params, "check"))
+        everywhere = distributed.gather_objects(list(self._sample(problems, 1, step, params, "check")))
         by_key = {s.key: s for part in everywhere for s in part}
         nothing = RewardResult(value=0.0)
         return assemble([Scored(**vars(by_key[key]), result=nothing) for key in _keys(problems, 1, step)], 1)
@@ -136,12 +129,21 @@ def _keys(problems: Sequence[Problem], samples: int, step: int) -> list[SampleKe
 
 
 def assemble(
-    scored: Sequence[Scored], samples: int, compares_groups: bool = False, leaves_out_truncated: bool = False
+    scored: Sequence[Scored],
+    samples: int,
+    compares_groups: bool = False,
+    leaves_out_truncated: bool = False,
+    rewards: Sequence[float | None] | None = None,
 ) -> Rollout:
-    """The Rollout of whole groups of `samples`, groups one after the other; the flags as in `Algorithm`."""
+    """The Rollout of whole groups of `samples`, groups one after the other.
+
+    The flags are those of `Algorithm`; `rewards` are the values after noise, None: the clean ones.
+    """
+    clean = [s.result.value for s in scored]
+    rewards = clean if rewards is None else rewards
     group = torch.arange(len(scored)) // samples
     truncated = torch.tensor([s.completion.truncated for s in scored])
-    valid = torch.tensor([s.result.value is not None for s in scored])
+    valid = torch.tensor([value is not None for value in rewards])
     if leaves_out_truncated:
         valid = valid & ~truncated
     if compares_groups:
@@ -149,7 +151,6 @@ def assemble(
         valid = valid & (members[group] > 1)
     length = torch.tensor([len(s.completion.tokens) for s in scored])
     exists = torch.arange(int(length.max())) < length[:, None]
-    reward = torch.tensor([s.result.value or 0.0 for s in scored])
     return Rollout(
         keys=[s.key for s in scored],
         prompt_tokens=[torch.tensor(s.problem.tokens) for s in scored],
@@ -158,8 +159,8 @@ def assemble(
         mask=exists & valid[:, None],
         valid=valid,
         group=group,
-        reward=reward,
-        clean_reward=reward.clone(),
+        reward=torch.tensor([value or 0.0 for value in rewards]),
+        clean_reward=torch.tensor([value or 0.0 for value in clean]),
         sampler_logprobs=_padded([torch.tensor(s.completion.logprobs) for s in scored]),
         version=torch.tensor([s.completion.version for s in scored]),
         truncated=truncated,
@@ -196,3 +197,9 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
     for name in sorted({name for r in valued for name in r.parts}):
         metrics[f"reward/part/{name}"] = sum(r.parts.get(name, 0.0) for r in valued) / len(valued)
     return metrics
+
+
+def disturbed(results: Sequence[RewardResult], rewards: Sequence[float | None]) -> float:
+    """The share of rewards that noise has changed or taken away, among those that had a value."""
+    pairs = [(r.value, noisy) for r, noisy in zip(results, rewards, strict=True) if r.value is not None]
+    return sum(clean != noisy for clean, noisy in pairs) / max(len(pairs), 1)

@@ -53,6 +53,7 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
         trainer.train()
     finally:
         trainer.collector.sampler.close()
+        trainer.collector.scorer.close()
         for tracker in trainer.trackers:
             tracker.close()
     if distributed.main_rank():
@@ -66,7 +67,9 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     from rlkit.engine import distributed
     from rlkit.engine.models import load_tokenizer
     from rlkit.plan import make_plan
+    from rlkit.reward_noise import check_noise
     from rlkit.rollouts import Collector
+    from rlkit.scoring import Scorer, WeightedReward
     from rlkit.tracking.files import RunFolder
     from rlkit.trainer import Trainer
 
@@ -78,7 +81,11 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
         RunFolder.check_free(config.folder)
     _loading_bars(config)
     algorithm: Algorithm = configs.build_algorithm(config)
-    reward = registry.build("rewards", config.reward.kind, config.reward.options)
+    scorer = Scorer(
+        [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward], config.plugins, config.scoring
+    )
+    noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
+    check_noise(noises, scorer.range, config.reward[0].kind)
     tokenizer = load_tokenizer(config.model)
     problems = load_problems(config.data, tokenizer)
     assert problems is not None
@@ -102,7 +109,8 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
         policy=policy,
         reference=reference,
         critic=critic,
-        collector=Collector(sampler, reward, config.reward.kind, tokenizer, config.seed),
+        collector=Collector(sampler, scorer, tokenizer, config.seed),
+        noises=noises,
         problems=problems.problems,
         held_out=held_out.problems[: config.eval.problems] if held_out else [],
         sampling=sampling,

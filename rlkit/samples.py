@@ -75,7 +75,9 @@ class RewardResult:
 class RewardFn(Protocol):
     """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
 
-    May carry the attribute `range: tuple[float, float]`, the lowest and highest value it gives.
+    It runs in worker processes, in their main thread, a few samples a call, and is killed past its deadline. May carry
+    the attributes `range: tuple[float, float]`, the lowest and highest value it gives; `in_process: bool`, True: it
+    is called in the trainer's process instead, without a deadline; and `warm_up()`, which a worker calls first.
     """
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...

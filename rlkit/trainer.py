@@ -33,7 +33,8 @@ from rlkit.interfaces import (
     TokenStats,
     Tracker,
 )
-from rlkit.rollouts import Collector, Scored, assemble, describe
+from rlkit.reward_noise import Noise, apply_noise
+from rlkit.rollouts import Collector, Scored, assemble, describe, disturbed
 from rlkit.tracking.files import RunFolder
 
 GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
@@ -52,6 +53,7 @@ class Trainer:
     reference: Engine | None
     critic: Engine | None
     collector: Collector
+    noises: Sequence[Noise]
     problems: Sequence[Problem]
     held_out: Sequence[Problem]
     sampling: SamplingParams
@@ -91,11 +93,18 @@ class Trainer:
         step = self.step + 1
 
         scored, seconds = self._collect(step)
-        rollout = assemble(scored, shape.samples_per_prompt, algorithm.compares_groups, algorithm.leaves_out_truncated)
+        keys, results = [s.key for s in scored], [s.result for s in scored]
+        rewards = apply_noise(self.noises, self.config.seed, keys, results, self.collector.scorer.range)
+        rollout = assemble(
+            scored, shape.samples_per_prompt, algorithm.compares_groups, algorithm.leaves_out_truncated, rewards
+        )
         with self._time("measure"):
             old = self._token_stats(rollout, self._wanted(step))
         self._keep(step, rollout, scored, old)
-        metrics = describe(scored, rollout) | {f"time/{phase}_s": s for phase, s in seconds.items()}
+        metrics = describe(scored, rollout)
+        if self.noises:
+            metrics["reward/disturbed"] = disturbed(results, rewards)
+        metrics |= {f"time/{phase}_s": s for phase, s in seconds.items()}
         metrics |= self._learn(rollout, old, step)
         self.step = step
         with self._time("sync"):

@@ -1,4 +1,4 @@
-"""What ships with rlkit so that it runs with no hub and no download: two small models and their task."""
+"""What ships with rlkit so that it runs with no hub and no download: small models and their tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from rlkit.errors import ConfigError, nearest
 
 PREFIX = "embedded:"
-MODELS = ("s", "xs")
+MODELS = ("s", "xs", "xs-countdown", "xs-sorting")
+TASKS = ("arithmetic", "countdown", "sorting")
 
 
 def resolve(path: str) -> str:

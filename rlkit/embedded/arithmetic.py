@@ -6,16 +6,11 @@ its carry. `#### ` is one token, and every other token is one character.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass
+from typing import Any
 
-PAD, EOS, MARKER, UNKNOWN = "<pad>", "<eos>", "#### ", "<unk>"
-VOCABULARY = (PAD, EOS, MARKER, *"0123456789+-*/()=;,. ", UNKNOWN)
-"""25 tokens; the index is the token id."""
-
-TEST_SHARE = 5
-"""One problem in so many is held out."""
+from rlkit.embedded.task import MARKER, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +27,13 @@ class Addition:
         return str(self.a + self.b)
 
     @property
-    def digest(self) -> int:
-        """A hash of the problem: it decides the split and the order."""
-        return int.from_bytes(hashlib.blake2b(self.prompt.encode(), digest_size=8).digest(), "big")
-
-    @property
-    def held_out(self) -> bool:
-        return self.digest % TEST_SHARE == 0
+    def columns(self) -> dict[str, Any]:
+        return {}
 
 
 def problems(held_out: bool) -> list[Addition]:
     """Every problem of one split, in the order of their hashes, so that any first n are a fair sample."""
-    every = (Addition(a, b) for a in range(10, 100) for b in range(10, 100))
-    return sorted((p for p in every if p.held_out == held_out), key=lambda p: p.digest)
+    return split((Addition(a, b) for a in range(10, 100) for b in range(10, 100)), held_out)
 
 
 def demonstration(problem: Addition, rng: random.Random, guess: float, step_error: float) -> str:

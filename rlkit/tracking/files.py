@@ -238,7 +238,8 @@ def _plugins(config: RunConfig) -> dict[str, str]:
         ("algorithms", config.algo),
         ("advantages", config.advantage),
         ("losses", config.loss),
-        ("rewards", config.reward),
+        *(("rewards", ref) for ref in config.reward),
+        *(("noise", ref) for ref in config.noise),
         ("samplers", None if config.sampler.kind == "auto" else config.sampler),
         *(("trackers", tracker) for tracker in config.trackers),
     ]

@@ -127,6 +127,9 @@ def failing(samples, *, after: int):
     if calls > after:
         raise RuntimeError("the verifier broke")
     return [1.0 for _ in samples]
+
+
+failing.in_process = True  # so that all calls are counted in one place
 """
 
 

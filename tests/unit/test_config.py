@@ -31,7 +31,15 @@ def test_naming_the_same_algorithm_keeps_its_options_and_another_drops_them() ->
 
 
 def test_an_override_reaches_into_a_plugin_given_by_name() -> None:
-    assert configs.load("embedded", ["reward=math", "reward.x=1"]).reward.options == {"x": 1}
+    assert configs.load("embedded", ["reward=math", "reward.x=1"]).reward[0].options == {"x": 1}
+
+
+def test_rewards_are_a_list_with_weights_and_one_needs_no_list() -> None:
+    two = configs.load("embedded", ["reward=[final_answer, {kind: exact, weight: 0.5}]"])
+    assert [(ref.kind, ref.weight) for ref in configs.resolve(two).reward] == [("final_answer", 1.0), ("exact", 0.5)]
+    one = configs.resolve(configs.load("embedded", ["reward.marker=A"])).dump()
+    assert one["reward"] == [{"kind": "final_answer", "weight": 1.0, "marker": "A"}]
+    assert configs.load(one, ["reward.marker=B"]).reward[0].options == {"marker": "B"}
 
 
 def test_naming_another_kind_drops_the_options_of_the_one_before() -> None:

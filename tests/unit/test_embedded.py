@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 import re
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlkit import embedded
-from rlkit.embedded import arithmetic
+from rlkit import embedded, registry
+from rlkit.embedded import arithmetic, task
 from rlkit.errors import ConfigError
+from rlkit.samples import Sample, SampleKey
 
 HOME = Path(embedded.__file__).parent
 
@@ -69,7 +71,7 @@ def test_noisy_demonstrations_guess_and_err_at_the_rates_asked_for() -> None:
 @pytest.mark.parametrize("name", embedded.MODELS)
 def test_tokenizer_round_trips(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve(f"embedded:{name}"))
-    assert [tokenizer.convert_ids_to_tokens(i) for i in range(25)] == list(arithmetic.VOCABULARY)
+    assert [tokenizer.convert_ids_to_tokens(i) for i in range(25)] == list(task.VOCABULARY)
     text = "47+85=7+5+0=12;4+8+1=13;#### 132"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -80,21 +82,31 @@ def test_tokenizer_round_trips(name: str) -> None:
     assert tokenizer.encode("1x") == [4, tokenizer.unk_token_id]
 
 
+REWARDS = {"arithmetic": "final_answer", "countdown": "countdown", "sorting": "sorting"}
+
+
 @pytest.mark.parametrize("name", embedded.MODELS)
 def test_model_starts_where_its_readme_says(name: str) -> None:
     folder = embedded.resolve(f"embedded:{name}")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.float32
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    torch.manual_seed(3)
-    test = arithmetic.problems(held_out=True)[:512]
-    prompts = torch.tensor([tokenizer.encode(p.prompt) for p in test])
-    out = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=32, do_sample=True, top_k=0)
-    texts = tokenizer.batch_decode(out[:, prompts.shape[1] :], skip_special_tokens=True)
-    rate = sum(t.rpartition("#### ")[2] == p.answer for t, p in zip(texts, test, strict=True)) / len(test)
     row = next(line for line in (HOME / "README.md").read_text().splitlines() if line.startswith(f"| {name} |"))
-    recorded = float(row.split("|")[7])
-    assert 0.27 < recorded < 0.37
+    taught, recorded = row.split("|")[2].strip(), float(row.split("|")[8])
+    assert 0.05 < recorded < 0.4
+    torch.manual_seed(3)
+    test = importlib.import_module(f"rlkit.embedded.{taught}").problems(held_out=True)[:512]
+    prompts = tokenizer([p.prompt for p in test], padding=True, return_tensors="pt", return_token_type_ids=False)
+    out = model.generate(**prompts, max_new_tokens=48, do_sample=True, top_k=0)
+    texts = tokenizer.batch_decode(out[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
+    samples = [
+        Sample(
+            key=SampleKey("", 0, 0, 0), prompt=p.prompt, response=text, tokens=[], answer=p.answer, truncated=False,
+            columns=p.columns,
+        )
+        for text, p in zip(texts, test, strict=True)
+    ]  # fmt: skip
+    results = registry.build("rewards", REWARDS[taught], {})(samples)
     # Two samples of 512: four standard errors of their difference.
-    assert abs(rate - recorded) < 0.12
+    assert abs(sum(r.value for r in results) / len(test) - recorded) < 0.12

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlkit.errors import RlkitError
+from rlkit import reward
+from rlkit.config import ScoringConfig
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces import RewardResult, Sample, SampleKey
-from rlkit.scoring import score
+from rlkit.scoring import Scorer, WeightedReward, score
 
 KEYS = [SampleKey("9f2c", 4, 0, index) for index in range(3)]
 SAMPLES = [Sample(key=key, prompt="", response="", tokens=[], answer="", truncated=False) for key in KEYS]
@@ -128,7 +135,7 @@ def test_an_exception_comes_with_its_place() -> None:
     said = str(caught.value)
     assert "return [1 / len(s.response) for s in samples]" in said
     assert said.endswith("ZeroDivisionError: division by zero")
-    assert "rlkit/scoring.py" not in said
+    assert "rlkit/scoring" not in said
 
 
 def test_a_reward_that_takes_other_arguments_is_an_error_too() -> None:
@@ -149,3 +156,294 @@ def test_interrupts_pass_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         score(interrupted, "mine", SAMPLES)
+
+
+# In worker processes. What hangs, dies or floods is in promises/test_a_hung_verifier_costs_one_sample.py.
+
+PLUGIN = """
+import asyncio, os, sys, threading, time
+from rlkit import reward
+from rlkit.samples import RewardResult
+
+
+@reward("scoring_length")
+def length(samples, *, scale: float = 1.0):
+    return [RewardResult(value=scale * len(s.response), parts={"letters": len(s.response)}) for s in samples]
+
+
+@reward("scoring_right")
+def right(samples):
+    return [
+        RewardResult(value=float(s.response == s.answer), info={"seen": s.response}) if s.response
+        else RewardResult(value=0.0, status="no_answer")
+        for s in samples
+    ]
+
+
+right.range = (0.0, 1.0)
+
+
+@reward("scoring_signed")
+def signed(samples):
+    return [{"": None, "bomb": RewardResult(value=0.0, status="refused")}.get(s.response, -1.0) for s in samples]
+
+
+signed.range = (-1.0, 3.0)
+
+
+@reward("scoring_async")
+async def awaited(samples):
+    start = time.monotonic()
+    await asyncio.gather(*(asyncio.sleep(0.01) for _ in samples))
+    return [1.0 for _ in samples]
+
+
+@reward("scoring_slow")
+def slow(samples):
+    time.sleep(0.12 * len(samples))
+    return [1.0 for _ in samples]
+
+
+@reward("scoring_where")
+def where(samples):
+    info = {
+        "pid": os.getpid(),
+        "main": threading.current_thread() is threading.main_thread(),
+        "heavy": sorted({"torch", "numpy", "transformers"} & set(sys.modules)),
+        "columns": dict(samples[0].columns),
+    }
+    print("never to be seen")
+    return [RewardResult(value=1.0, info=info) for _ in samples]
+
+
+@reward("scoring_here")
+class Here:
+    in_process = True
+    range = (0.0, 2.0)
+
+    def __call__(self, samples):
+        return [RewardResult(value=2.0, info={"pid": os.getpid(), "together": len(samples)}) for _ in samples]
+
+
+@reward("scoring_warm")
+class Warm:
+    def __init__(self):
+        self.warm = False
+
+    def warm_up(self):
+        time.sleep(0.7)
+        self.warm = True
+
+    def __call__(self, samples):
+        return [float(self.warm) for _ in samples]
+
+
+@reward("scoring_marks")
+def marks(samples, *, folder: str):
+    for s in samples:
+        open(os.path.join(folder, str(s.key.index)), "w").close()
+    return [1.0 for _ in samples]
+
+
+@reward("scoring_broken")
+def broken(samples, *, how: str):
+    return {
+        "count": [1.0],
+        "none": [],
+        "text": "good",
+        "nan": [float("nan")] * len(samples),
+        "dict": [{"verdict": 1}] * len(samples),
+        "string": ["yes"] * len(samples),
+    }[how]
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("scoring") / "scoring_plugin.py"
+    file.write_text(PLUGIN)
+    return str(file)
+
+
+def sample(response: str, index: int = 0, answer: str = "right") -> Sample:
+    return replace(SAMPLES[0], key=SampleKey("9f2c", 4, 0, index), response=response, answer=answer)
+
+
+def scorer_of(plugin: str, *rewards: WeightedReward, **changes: Any) -> Scorer:
+    settings = {"timeout_s": 0.5, "max_no_value": 1.0, **changes}
+    return Scorer(rewards, [plugin], ScoringConfig.model_validate(settings))
+
+
+def test_results_come_in_the_order_of_submission(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_length"), workers=3) as scorer:
+        for _ in range(2):
+            lengths = [i * 7 % 31 for i in range(100)]
+            results = scorer.score([sample("x" * n, i) for i, n in enumerate(lengths)])
+            assert [r.value for r in results] == lengths
+            assert [r.parts for r in results] == [{"letters": n} for n in lengths]
+        assert scorer.finish() == []
+        assert scorer.score([sample("xx")])[0].value == 2.0
+
+
+def test_scoring_goes_on_while_samples_still_come(plugin: str, tmp_path: Path) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_marks", {"folder": str(tmp_path)})) as scorer:
+        for index in range(32):
+            scorer.submit(sample("", index))
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 32:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        scorer.submit(sample("", 32))
+        assert [r.value for r in scorer.finish()] == [1.0] * 33
+
+
+def test_several_rewards_are_summed_by_weight(plugin: str) -> None:
+    rewards = [WeightedReward("scoring_right"), WeightedReward("scoring_length", {"scale": 2.0}, -0.5)]
+    with scorer_of(plugin, *rewards, WeightedReward("scoring_length", {}, 0.25)) as scorer:
+        right, wrong, nothing = scorer.score([sample("right", 0), sample("no", 1), sample("", 2)])
+    assert (right.value, right.correct, right.status) == (1 - 5 + 1.25, True, "ok")
+    assert right.parts == {
+        "scoring_right": 1.0,
+        "scoring_length": 10.0,
+        "scoring_length/letters": 5,
+        "scoring_length_2": 5.0,
+        "scoring_length_2/letters": 5,
+    }
+    assert right.info == {"scoring_right": {"seen": "right"}}
+    assert (wrong.value, wrong.correct) == (0 - 2 + 0.5, False)
+    assert (nothing.value, nothing.status, nothing.correct) == (0.0, "no_answer", False)
+
+
+def test_a_part_without_a_value_leaves_the_sample_without(plugin: str) -> None:
+    rewards = [WeightedReward("scoring_length"), WeightedReward("scoring_signed")]
+    with scorer_of(plugin, *rewards) as scorer:
+        nothing, bomb, other = scorer.score([sample("", 0), sample("bomb", 1), sample("x", 2)])
+    assert (nothing.value, nothing.status, nothing.parts["scoring_length"]) == (None, "abstain", 0.0)
+    assert (bomb.value, bomb.status, bomb.correct) == (0.0, "refused", False)
+    assert (other.value, other.status) == (0.0, "ok")
+
+
+def test_the_range_is_the_weighted_sums(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_right"), WeightedReward("scoring_signed", {}, -0.5)) as scorer:
+        assert scorer.range == (-1.5, 1.5)
+    with scorer_of(plugin, WeightedReward("scoring_right"), WeightedReward("scoring_length")) as scorer:
+        assert scorer.range is None
+
+
+def test_one_reward_with_a_weight(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_right", {}, 0.5)) as scorer:
+        (result,) = scorer.score([sample("right")])
+        assert (result.value, result.correct, result.parts) == (0.5, True, {})
+        assert scorer.range == (0.0, 0.5)
+
+
+def test_async_functions_are_awaited(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_async")) as scorer:
+        assert [r.value for r in scorer.score([sample("", i) for i in range(20)])] == [1.0] * 20
+
+
+def test_a_deadline_is_for_one_sample_not_for_a_message(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_slow")) as scorer:
+        results = scorer.score([sample("", i) for i in range(16)])
+        assert [(r.value, r.status) for r in results] == [(1.0, "ok")] * 16
+
+
+def test_what_is_slow_the_first_time_is_warmed_up(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_warm")) as scorer:
+        assert scorer.score([sample("")])[0].value == 1.0
+
+
+def test_workers_are_other_processes_without_torch(plugin: str, capfd: pytest.CaptureFixture[str]) -> None:
+    rewards = [WeightedReward(kind) for kind in ("final_answer", "exact", "math", "scoring_where")]
+    with scorer_of(plugin, *rewards) as scorer:
+        (result,) = scorer.score([replace(sample("#### 1", answer="1"), columns={"level": [1, {"a": "b"}]})])
+    info = result.info["scoring_where"]
+    assert info["pid"] != os.getpid()
+    assert (info["main"], info["heavy"], info["columns"]) == (True, [], {"level": [1, {"a": "b"}]})
+    assert result.correct is True
+    assert "never to be seen" not in "".join(capfd.readouterr())
+
+
+def test_a_function_may_ask_to_stay_in_the_trainers_process(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_where"), WeightedReward("scoring_here", {}, 2.0)) as scorer:
+        results = scorer.score([sample("", i) for i in range(10)])
+    assert [r.value for r in results] == [5.0] * 10
+    assert all(r.info["scoring_here"] == {"pid": os.getpid(), "together": 10} for r in results)
+    assert all(r.info["scoring_where"]["pid"] != os.getpid() for r in results)
+
+
+def test_a_function_of_main_stays_and_that_is_said() -> None:
+    def mine(samples: Sequence[Sample]) -> list[float]:
+        return [1.0 for _ in samples]
+
+    mine.__module__ = "__main__"
+    reward("scoring_of_main")(mine)
+    with (
+        pytest.warns(UserWarning, match="'scoring_of_main' is defined in __main__.*without a deadline"),
+        Scorer([WeightedReward("scoring_of_main")], [], ScoringConfig()) as scorer,
+    ):
+        assert scorer.score([sample("")])[0].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("count", r"reward 'scoring_broken' returned 1 results for \d samples"),
+        ("none", r"reward 'scoring_broken' returned 0 results for \d samples"),
+        ("text", r"returned a str \('good'\): it must return a list"),
+        ("nan", r"reward 'scoring_broken' \(prompt 9f2c, step 4, index 0\): got nan"),
+        ("dict", r"got \{'verdict': 1\} \(dict\)"),
+        ("string", r"got yes \(str\)"),
+    ],
+)
+def test_a_function_that_breaks_the_contract_every_time_is_to_blame(plugin: str, how: str, said: str) -> None:
+    with (
+        scorer_of(plugin, WeightedReward("scoring_broken", {"how": how})) as scorer,
+        pytest.raises(RlkitError, match=said) as caught,
+    ):
+        scorer.score([sample("", i) for i in range(4)])
+    assert caught.value.exit_code == 1
+
+
+def test_a_plugin_that_only_the_parent_can_import(tmp_path: Path) -> None:
+    file = tmp_path / "fickle.py"
+    file.write_text(
+        f"import os\nfrom rlkit import reward\nassert os.getpid() == {os.getpid()}, 'not here'\n"
+        "@reward('scoring_fickle')\ndef fickle(samples):\n    return [1.0 for _ in samples]\n"
+    )
+    with scorer_of(str(file), WeightedReward("scoring_fickle")) as scorer:
+        with pytest.raises(RlkitError, match=r"(?s)cannot be built in a worker process.*fickle\.py.*not here"):
+            scorer.score([sample("")])
+        with pytest.raises(RlkitError, match="not here"):
+            scorer.score([sample("")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"timeout_s": 0.05}, "no answer within 0.05 s"), ({"memory_gib": 0.01}, "scoring.memory_gib")],
+)
+def test_a_limit_that_no_sample_can_keep_is_said(plugin: str, changes: dict[str, float], said: str) -> None:
+    with (
+        scorer_of(plugin, WeightedReward("scoring_slow"), **changes) as scorer,
+        pytest.raises(RlkitError, match=re.escape(said)),
+    ):
+        scorer.score([sample("", i) for i in range(2)])
+
+
+def test_mistakes_in_a_reward_are_found_at_once(plugin: str) -> None:
+    with pytest.raises(ConfigError, match="unknown reward 'scoring_rihgt'; did you mean 'scoring_right'"):
+        scorer_of(plugin, WeightedReward("scoring_rihgt"))
+    with pytest.raises(ConfigError, match="unknown key 'sacle'"):
+        scorer_of(plugin, WeightedReward("scoring_length", {"sacle": 1}))
+    with pytest.raises(ConfigError, match=r"nowhere\.py' does not exist"):
+        scorer_of("nowhere.py", WeightedReward("exact"))
+
+
+def test_closing_twice_is_harmless(plugin: str) -> None:
+    scorer = scorer_of(plugin, WeightedReward("scoring_right"))
+    scorer.close()
+    scorer.close()
+    scorer = scorer_of(plugin, WeightedReward("scoring_right"))
+    scorer.submit(sample(""))
+    scorer.close()
+    scorer.close()

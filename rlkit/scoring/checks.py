@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import inspect
 import math
 import numbers
 import traceback
 import typing
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from rlkit.errors import RlkitError, nearest
 from rlkit.samples import VALUELESS, RewardFn, RewardResult, Sample, Status
@@ -25,15 +28,41 @@ class Decoder(Protocol):
 def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[RewardResult]:
     """One result per sample, in order, with `correct` filled in wherever there is a value.
 
+    Calls the function here and now, without a deadline; `Scorer` is the safe way. An async function is awaited.
     Raises RlkitError, naming the reward and the sample, where the function raises, returns another number of
     results than samples, or anything but a finite number, a bool, None or a sound RewardResult.
     """
     if not samples:
         return []
     try:
-        returned = reward(samples)
+        returned = call(reward, samples, asyncio.run)
     except Exception as error:
-        raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{_tail(error)}") from error
+        raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
+    declared = declared_range(reward)
+    return [
+        checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})")
+        for i, (value, sample) in enumerate(zip(one_each(returned, name, samples), samples, strict=True), 1)
+    ]
+
+
+def call(reward: RewardFn, samples: Sequence[Sample], run: Callable[[Any], Any]) -> object:
+    """What the function returns; `run` waits for the coroutine of an async one."""
+    returned: object = reward(samples)
+    return run(_awaited(returned)) if inspect.isawaitable(returned) else returned
+
+
+async def _awaited(returned: Awaitable[object]) -> object:
+    return await returned
+
+
+def declared_range(reward: RewardFn) -> tuple[float, float] | None:
+    """The lowest and highest value that the function says it gives."""
+    declared: tuple[float, float] | None = getattr(reward, "range", None)
+    return declared
+
+
+def one_each(returned: object, name: str, samples: Sequence[Sample]) -> Sequence[object]:
+    """What was returned, if it is a list as long as the samples; else RlkitError."""
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Sequence):
         raise RlkitError(
             f"reward {name!r} returned a {type(returned).__name__} ({str(returned)[:60]!r}): it must return a list "
@@ -44,14 +73,11 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
             f"reward {name!r} returned {len(returned)} results for {len(samples)} samples: it must return one per "
             "sample, in order (None for a sample without a value)"
         )
-    declared: tuple[float, float] | None = getattr(reward, "range", None)
-    return [
-        _checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({_named(sample)})")
-        for i, (value, sample) in enumerate(zip(returned, samples, strict=True), 1)
-    ]
+    return returned
 
 
-def _checked(returned: object, declared: tuple[float, float] | None, where: str) -> RewardResult:
+def checked(returned: object, declared: tuple[float, float] | None, where: str) -> RewardResult:
+    """A sample's result with `correct` filled in; RlkitError, opening with `where`, for an unsound one."""
     if returned is None:
         return RewardResult(value=None, status="abstain")
     if isinstance(returned, RewardResult):
@@ -106,12 +132,16 @@ def _shown(value: object) -> str:
     return f"{str(value)[:60]} ({type(value).__name__})"
 
 
-def _named(sample: Sample) -> str:
+def named(sample: Sample) -> str:
+    """The sample, for messages."""
     key = sample.key
     return f"prompt {key.prompt_id}, step {key.rollout_step}, index {key.index}"
 
 
-def _tail(error: Exception) -> str:
-    """The last frames, without this module's own."""
-    inner = error.__traceback__.tb_next if error.__traceback__ else None
-    return "".join(traceback.format_exception(type(error), error, inner or error.__traceback__, limit=-3)).rstrip()
+def tail(error: BaseException) -> str:
+    """The exception with its last frames, without this package's own."""
+    here = str(Path(__file__).parent)
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(here):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip()

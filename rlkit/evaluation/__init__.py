@@ -1,4 +1,4 @@
-"""The pass rate on held-out problems."""
+"""How good a model is: on problems of its task while it trains, and on benchmark suites."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from rlkit.rollouts import Collector
 
 
 def evaluate(
-    collector: Collector, problems: Sequence[Problem], config: EvalConfig, sampling: SamplingParams
+    collector: Collector,
+    problems: Sequence[Problem],
+    config: EvalConfig,
+    sampling: SamplingParams,
+    name: str = "heldout",
 ) -> dict[str, float]:
-    """`eval/heldout/mean@k`: the share of correct answers, over problems and k samples of each.
+    """`eval/NAME/mean@k`: the share of correct answers, over problems and k samples of each.
 
     Every evaluation of a run draws with the same seeds, so two of them differ by the weights alone. An answer
-    without a verdict counts as wrong, and is counted in `eval/heldout/no_value`.
+    without a verdict counts as wrong, and is counted in `eval/NAME/no_value`.
     """
     params = replace(sampling, temperature=config.temperature, top_p=config.top_p)
     scored, _ = collector.collect(problems, config.samples, 0, params, "eval")
     correct = sum(bool(s.result.correct) for s in scored)
     return {
-        f"eval/heldout/mean@{config.samples}": correct / len(scored),
-        "eval/heldout/no_value": float(sum(s.result.value is None for s in scored)),
-        "eval/heldout/length": sum(len(s.completion.tokens) for s in scored) / len(scored),
+        f"eval/{name}/mean@{config.samples}": correct / len(scored),
+        f"eval/{name}/no_value": float(sum(s.result.value is None for s in scored)),
+        f"eval/{name}/length": sum(len(s.completion.tokens) for s in scored) / len(scored),
     }

@@ -1,0 +1,125 @@
+r"""math-verify, the last resort: for what is neither the same text nor the same rational number.
+
+It may take for ever and any amount of memory, so it runs where it can be killed. What it is known not to come back
+from is refused before.
+"""
+
+from __future__ import annotations
+
+import cmath
+import functools
+import logging
+import re
+from typing import Any
+
+LONGEST = 400
+_HOSTILE = re.compile(
+    "|".join(
+        (
+            r"[0-9]{60}",
+            r"[0-9.][eE][+-]?[0-9]{3}",
+            r"\^[{(+-]*[0-9]{4}|\^[{(][^{}()]*(?:[0-9]{4}|[0-9](?:\*|\\cdot|\\times)[0-9])",  # large exponents
+            r"\^[\w\\]+\^|\^[{(][^{}()]*[\^!]|\^\{?[0-9]+\}?[)}]+\^",  # powers in exponents, and of powers
+            r"[)}]\^\{?[0-9]{3}",  # expansions
+            r"[0-9]{3}\)?!(?!=)|!\)*!|[)}!]\)!",  # factorials of large numbers and of factorials
+            r"\^\{?[0-9]+\}?\)?!|\\lim.*!",
+            r"\\[dt]?binom\{[^{}]*(?:[0-9]{4}|\^)|\\[dt]?binom\{[^{}]*\{",
+            r"\\(?:sum|prod|int)(?![a-zA-Z])[^=]*(?:=[^^]*)?\^(?:\{[^{}]*(?:[0-9]{3}|\^)|[0-9]{3})",
+            r"\\(?:b|p)?mod(?![a-zA-Z]).*\^|\^.*\\(?:b|p)?mod(?![a-zA-Z])",
+        )
+    )
+)
+_DEEPEST = 12
+
+
+class RefusedError(Exception):
+    """The answer is too long, or of a form that computer algebra may not come back from."""
+
+
+class BadGoldError(Exception):
+    """math-verify cannot read the gold."""
+
+
+class UndecidedError(Exception):
+    """math-verify failed on the two."""
+
+
+def warm_up() -> None:
+    """Import what computer algebra needs, so that the first sample is not charged for it."""
+    import math_verify  # noqa: F401
+
+
+def refuse(text: str) -> None:
+    """Raise RefusedError for what must not reach computer algebra."""
+    tight = text.replace(" ", "").replace("**", "^")
+    if len(text) > LONGEST or _HOSTILE.search(tight) or _depth(tight) > _DEEPEST:
+        raise RefusedError
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth -= 1
+    return deepest
+
+
+def equal(given: str, gold: str) -> bool:
+    """Whether math-verify finds the two equal. No deadline: that is the worker's.
+
+    Raises RefusedError, BadGoldError, UndecidedError.
+    """
+    from math_verify import verify
+
+    refuse(given)
+    refuse(gold)
+    try:
+        wanted = _parsed(gold)
+    except Exception as error:
+        raise BadGoldError(repr(error)) from error
+    if not wanted:
+        raise BadGoldError("math-verify reads nothing in it")
+    try:
+        found = _parsed(given)
+        if found and _differ(found[0], wanted[0]):
+            return False
+        # Its own timeout is an alarm, which no C call heeds and only a main thread may set.
+        return bool(found) and bool(verify(wanted, found, timeout_seconds=None, raise_on_error=True))
+    except Exception as error:
+        raise UndecidedError(repr(error)) from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> list[Any]:
+    from math_verify import parse
+
+    for name in ("math_verify.parser", "math_verify.grader", "math_verify.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return list(parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True))
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two expressions differ plainly at two points: far cheaper than to simplify their difference."""
+    from sympy import Expr, Integral, Limit, Product, Sum
+
+    slow = (Integral, Limit, Product, Sum)
+    if not all(isinstance(each, Expr) and not each.has(*slow) for each in (a, b)):
+        return False
+    try:
+        return _far_apart(a, b, 1) and _far_apart(a, b, 2)
+    except Exception:  # no value at a point says nothing: math-verify decides
+        return False
+
+
+def _far_apart(a: Any, b: Any, point: int) -> bool:
+    x, y = (complex(each.evalf(15, subs=_values(each, point))) for each in (a, b))
+    finite = all(cmath.isfinite(each) for each in (x, y))
+    return finite and abs(x - y) > 1e-3 * max(1.0, abs(x), abs(y))
+
+
+def _values(expression: Any, point: int) -> dict[Any, float]:
+    """By name: parsed apart, the same letter may be two symbols to sympy."""
+    return {s: 0.37 * point + sum(map(ord, s.name)) % 97 / 50 for s in expression.free_symbols}

@@ -1,0 +1,176 @@
+"""A reward function that was written for another project, used as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rlkit import reward
+from rlkit.errors import ConfigError, RlkitError, nearest
+from rlkit.samples import RewardResult, Sample
+
+from .http import Endpoint, Failure, checked_url
+from .styles import Adapter, Style, misfit, openrlhf_results
+
+_TEXTS_PER_REQUEST = 64
+
+
+class FunctionConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    path: str | None = None
+    """A Python file, or a module that can be imported."""
+    name: str | None = None
+    """The function in it."""
+    style: Style = "trl"
+    """The project whose way of calling it follows."""
+    chat: bool = False
+    """Styles trl and verifiers: prompts and completions as chat messages; false: as text."""
+    kwargs: dict[str, Any] = {}
+    """Further keyword arguments, the same for each call."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest reward; None: the function's own attribute `range`, where it has one."""
+    url: str | None = None
+    """Style openrlhf_http: the server that answers POST {"query", "prompts", "labels"}."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Style openrlhf_http: for one request, its three retries included."""
+
+    @field_validator("path")
+    @classmethod
+    def _whole(cls, path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path is not None and _is_file(path) else path
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.style == "openrlhf_http":
+            if self.url is None or self.path is not None or self.name is not None:
+                raise ValueError("style openrlhf_http asks a server: give url, and neither path nor name")
+            if self.kwargs:
+                raise ValueError("style openrlhf_http takes no kwargs: the request has three fields")
+            checked_url(self.url)
+        elif self.path is None or self.name is None or self.url is not None:
+            raise ValueError(f"style {self.style} calls a function: give path and name (and no url)")
+        if self.chat and self.style not in ("trl", "verifiers"):
+            raise ValueError(f"chat is for styles trl and verifiers; {self.style} gives text")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range {self.range}: the lowest must be below the highest")
+        return self
+
+
+@reward("function")
+class Function:
+    """Your own reward function, as written for TRL, verl, OpenRLHF, verifiers or AReaL.
+
+    Raises ConfigError where the function is not there or its signature does not fit the style, with the style that
+    would fit; RlkitError for a call that turns out not to fit the data's columns, or an unusable return value. An
+    exception in a style that calls once a sample costs that sample (`error`).
+    """
+
+    def __init__(self, config: FunctionConfig) -> None:
+        self.range = config.range
+        # A server is only waited for, under deadlines of this reward's own.
+        self.in_process = config.url is not None
+        if config.url is not None:
+            self._call: Callable[[Sequence[Sample]], list[RewardResult]] = _Remote(config.url, config.timeout_s)
+            return
+        assert config.path is not None
+        assert config.name is not None
+        name = f"{config.path}:{config.name}"
+        function = _find(config.path, config.name)
+        signature = inspect.signature(function)
+        if why := misfit(signature, config.style, config.kwargs):
+            raise ConfigError(f"reward function {name}{signature} does not fit: {why}")
+        self.range = config.range or getattr(function, "range", None)
+        self.in_process = bool(getattr(function, "in_process", False))
+        # One event loop for all calls, so that a client the function keeps stays usable.
+        self._call = Adapter(
+            function, f"reward function {name}", config.style, config.chat, config.kwargs, asyncio.Runner()
+        )
+
+    def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
+        return self._call(samples) if samples else []
+
+
+class _Remote:
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._endpoint = Endpoint(url=url, concurrency=4, timeout_s=timeout_s, retries=3, backoff_s=0.5)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
+        parts = [samples[at : at + _TEXTS_PER_REQUEST] for at in range(0, len(samples), _TEXTS_PER_REQUEST)]
+        bodies = [
+            {
+                "query": [s.prompt + s.response for s in part],
+                "prompts": [s.prompt for s in part],
+                "labels": [s.answer for s in part],
+            }
+            for part in parts
+        ]
+        results: list[RewardResult] = []
+        for part, reply in zip(parts, self._endpoint.post_all(bodies, _Reply), strict=True):
+            if not isinstance(reply, Failure):
+                try:
+                    results += openrlhf_results(reply.json, len(part), f"{self._endpoint.url} answered ")
+                    continue
+                except RlkitError as error:
+                    reply = Failure("error", str(error))
+            results += [RewardResult(value=None, status=reply.status, info={"error": reply.reason}) for _ in part]
+        return results
+
+
+class _Reply:
+    def __init__(self, json: Any) -> None:
+        self.json = json
+
+
+def _is_file(path: str) -> bool:
+    return path.endswith(".py") or os.sep in path
+
+
+def _find(path: str, name: str) -> Callable[..., Any]:
+    try:
+        module = _load_file(Path(path)) if _is_file(path) else importlib.import_module(path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None and path.startswith(error.name):
+            raise ConfigError(
+                f"reward function: module {path!r} does not exist: give one that can be imported, or a path ending in "
+                ".py"
+            ) from error
+        raise ConfigError(f"reward function: {path} failed to import:\n{traceback.format_exc()}") from error
+    if not hasattr(module, name):
+        there = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        raise ConfigError(f"reward function: {path} has no {name!r}{nearest(name, there)}")
+    function = getattr(module, name)
+    if inspect.isclass(function) or not callable(function):
+        raise ConfigError(f"reward function: {path}:{name} is a {type(function).__name__}; name a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"reward function: file {str(path)!r} does not exist")
+    name = f"rlkit_function_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

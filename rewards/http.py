@@ -1,0 +1,130 @@
+"""JSON over HTTP for rewards that ask a server: many requests at once, a deadline and bounded retries for each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+_LARGEST_REPLY = 16 * 2**20
+_LONGEST_EXCERPT = 300
+_BUSY = frozenset({408, 409, 425, 429})
+"""Statuses below 500 that another attempt may mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request without a usable reply."""
+
+    status: Literal["error", "timeout"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int
+    """Requests under way at once."""
+    timeout_s: float
+    """For one request, its retries and the waits between them included."""
+    retries: int
+    """After the first attempt: where the server cannot be reached, is busy, breaks (5xx), or answers nonsense."""
+    backoff_s: float
+    """Wait before the first retry (less a random part); it doubles with each. A server's Retry-After goes first."""
+
+    def post_all(self, bodies: Sequence[Mapping[str, Any]], read: Callable[[Any], T]) -> list[T | Failure]:
+        """What `read` makes of each reply's JSON, in order. `read` raises ValueError for nonsense.
+
+        Where more requests in a row fail than could be chance, the rest are not sent: a dead server costs one
+        deadline, not one for each.
+        """
+        return _run(self._post_all(bodies, read)) if bodies else []
+
+    async def _post_all(self, bodies: Sequence[Mapping[str, Any]], read: Callable[[Any], T]) -> list[T | Failure]:
+        slots = asyncio.Semaphore(self.concurrency)
+        failed_in_a_row, enough = 0, max(self.concurrency, 8)
+
+        async def one(body: Mapping[str, Any]) -> T | Failure:
+            nonlocal failed_in_a_row
+            async with slots:
+                if failed_in_a_row >= enough:
+                    return Failure("error", f"not sent: the last {failed_in_a_row} requests to {self.url} failed")
+                result = await self._post(client, body, read)
+                failed_in_a_row = failed_in_a_row + 1 if isinstance(result, Failure) else 0
+                return result
+
+        limits = httpx.Limits(max_connections=self.concurrency)
+        async with httpx.AsyncClient(headers=dict(self.headers), timeout=None, limits=limits) as client:
+            return await asyncio.gather(*map(one, bodies))
+
+    async def _post(self, client: httpx.AsyncClient, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | Failure:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self.timeout_s
+        for attempt in range(self.retries + 1):
+            wait = self.backoff_s * 2**attempt * random.uniform(0.5, 1)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    status, headers, content = await _exchange(client, self.url, body)
+            except TimeoutError:
+                return Failure("timeout", f"{self.url}: no answer within {self.timeout_s:g} s")
+            except httpx.HTTPError as error:
+                reason = f"{self.url}: {type(error).__name__}: {error}"
+            else:
+                excerpt = content[:_LONGEST_EXCERPT].decode(errors="replace")
+                if 200 <= status < 300:
+                    try:
+                        return read(json.loads(content))
+                    except ValueError as error:
+                        reason = f"{self.url}: unusable reply ({error}): {excerpt}"
+                else:
+                    reason = f"{self.url}: status {status}: {excerpt}"
+                    if status < 500 and status not in _BUSY:
+                        return Failure("error", reason)
+                    if (asked := headers.get("retry-after", "")).isdecimal():
+                        wait = max(wait, float(asked))
+            if attempt == self.retries or clock() + wait >= deadline:
+                break
+            await asyncio.sleep(wait)
+        return Failure("error", f"{reason} (attempt {attempt + 1} of {self.retries + 1})")
+
+
+async def _exchange(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, Any]
+) -> tuple[int, Mapping[str, str], bytes]:
+    content = bytearray()
+    async with client.stream("POST", url, json=body) as reply:
+        async for chunk in reply.aiter_bytes():
+            content += chunk
+            if len(content) > _LARGEST_REPLY:
+                raise httpx.ReadError(f"the reply is larger than {_LARGEST_REPLY} bytes")
+    return reply.status_code, reply.headers, bytes(content)
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # A notebook's thread has a loop of its own that is running.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def checked_url(url: str) -> str:
+    """The URL without a slash at its end; ValueError where it is none."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url!r} is not a URL: it must begin with http:// or https:// and name a host")
+    return url.rstrip("/")

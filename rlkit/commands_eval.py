@@ -1,0 +1,180 @@
+"""The commands that measure: eval, verify, data check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlkit import registry
+from rlkit.errors import ConfigError, nearest
+
+_plugins = click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first.")
+_data = click.option(
+    "--data",
+    "folder",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Folder of local copies of the suites (math500.jsonl, ...).  [the hub]",
+)
+_json = click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write it as JSON too.")
+
+
+@click.command("eval")
+@click.option("--model", required=True, metavar="PATH|RUN", help="A model's folder or hub id, or a run's folder.")
+@click.option("--suite", "names", required=True, help="Names with commas between; see `rlkit list suites`.")
+@click.option("--n", "samples", type=click.IntRange(min=1), help="Samples of each problem.  [32 for AIME, else 1]")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many problems of each suite.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest response.  [4096]")
+@_data
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of responses and results.")
+@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: top_p=0.95.")
+@_plugins
+def evaluate(
+    model: str,
+    names: str,
+    samples: int | None,
+    limit: int | None,
+    max_tokens: int | None,
+    folder: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+) -> None:
+    """Measure a model on benchmark suites; the same command goes on where it stopped.
+
+    For example: rlkit eval --model runs/vimpo-s-seed0 --suite math500,aime24
+    """
+    from rlkit.run import prepare_environment
+
+    registry.load(list(plugins))
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    known = registry.names("suites")
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"unknown suite {name!r}{nearest(name, known)}")
+    prepare_environment()
+    given = {"samples": samples, "limit": limit, "max_tokens": max_tokens, "data": folder}
+    settings: dict[str, Any] = {
+        "model": _model(model),
+        "suites": wanted,
+        "out": out or _folder(model),
+        "plugins": list(plugins),
+        **{key: value for key, value in given.items() if value is not None},
+    }
+    from rlkit.evaluation.benchmark import load_settings, run_evaluation
+
+    run_evaluation(load_settings(settings, overrides))
+
+
+def _is_run(path: str) -> bool:
+    return (Path(path) / "config.yaml").is_file()
+
+
+def _model(path: str) -> dict[str, Any]:
+    """The model's settings: a run's newest, with the run's dtype, or a path with what suits it."""
+    if _is_run(path):
+        from rlkit.run import newest_model
+        from rlkit.tracking.files import RunFolder
+
+        config = RunFolder.open(Path(path)).read_config()
+        return config.model.model_dump() | {"path": str(newest_model(Path(path))), "lora": None}
+    return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
+
+
+def _folder(model: str) -> Path:
+    if _is_run(model):
+        from rlkit.run import newest_model
+
+        return Path(model) / "eval" / newest_model(Path(model)).parent.name
+    return Path("evals") / model.rstrip("/").replace("embedded:", "").rpartition("/")[2]
+
+
+@click.command("verify")
+@click.argument("path", metavar="RUN|FILE", type=click.Path(exists=True, path_type=Path))
+@click.option("--reward", "rewards", multiple=True, required=True, metavar="NAME", help="A verifier; several compare.")
+@click.option("--response", default="response", help="Column of the responses.  [response]")
+@click.option("--answer", default="answer", help="Column of the golds.  [answer]")
+@click.option("--expected", help="Column of verdicts to compare with.  [for a run: its own]")
+@click.option("--show", default=20, type=click.IntRange(min=0), help="Disagreements to print.  [20]")
+@_json
+@_plugins
+def verify(
+    path: Path,
+    rewards: tuple[str, ...],
+    response: str,
+    answer: str,
+    expected: str | None,
+    show: int,
+    as_json: Path | None,
+    plugins: tuple[str, ...],
+) -> None:
+    """Score saved responses again, and show where verifiers disagree.
+
+    Takes a run's rollouts, or any .json, .jsonl or .parquet file with columns of responses and golds.
+    """
+    from rlkit import verify as verifying
+
+    registry.load(list(plugins))
+    for reward in rewards:
+        registry.find("rewards", reward)
+    answered = verifying.read(path, response, answer, expected)
+    recorded = verifying.RECORDED if path.is_dir() and expected is None else expected or "expected"
+    compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded)
+    click.echo(verifying.report(compared, show))
+    _write(as_json, compared)
+
+
+@click.group("data")
+def data() -> None:
+    """Look at data sets."""
+
+
+@data.command("check")
+@click.argument("file")
+@click.option("--prompt", help="Column of the questions.  [prompt, problem or question]")
+@click.option("--answer", help="Column of the golds; dots go into nested columns.")
+@click.option("--tokenizer", metavar="PATH", help="Count lengths in this model's tokens.  [characters]")
+@click.option("--reward", metavar="NAME", help="Verify each gold against itself with this verifier.")
+@click.option("--show", default=10, type=click.IntRange(min=0), help="Rows to print of each fault.  [10]")
+@_data
+@_json
+@_plugins
+def check(
+    file: str,
+    prompt: str | None,
+    answer: str | None,
+    tokenizer: str | None,
+    reward: str | None,
+    show: int,
+    folder: Path | None,
+    as_json: Path | None,
+    plugins: tuple[str, ...],
+) -> None:
+    """Say what a data set holds, and what is wrong with it.
+
+    Rows, columns, lengths, repeated prompts, golds that no answer can match, and questions of evaluation suites.
+    FILE is a .json, .jsonl or .parquet file, or a data set's hub id.
+    """
+    from rlkit import datacheck
+
+    registry.load(list(plugins))
+    if reward is not None:
+        registry.find("rewards", reward)
+    counter = None
+    if tokenizer is not None:
+        from rlkit.config import ModelConfig
+        from rlkit.engine.models import load_tokenizer
+
+        counter = load_tokenizer(ModelConfig(path=tokenizer))
+    found = datacheck.check(
+        file, prompt=prompt, answer=answer, tokenizer=counter, reward=reward, folder=folder, plugins=plugins
+    )
+    click.echo(datacheck.report(found, show))
+    _write(as_json, found)
+
+
+def _write(file: Path | None, found: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,179 @@
+"""What is wrong with a data set before a run finds out: `rlkit data check`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlkit import data, registry, suites
+from rlkit.config import PluginRef, ScoringConfig
+from rlkit.errors import ConfigError
+from rlkit.verify import bad_golds
+
+PROMPTS = ("prompt", "problem", "question")
+ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
+"""Where questions and golds stand in the data sets people have, the first that is there counts."""
+
+_OPENING = 8
+"""Words by which a suite's question is looked for inside longer prompts."""
+
+
+def check(
+    path: str,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    tokenizer: Any = None,
+    reward: str | None = None,
+    folder: Path | None = None,
+    plugins: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Plain data for JSON and for `report`; rows count from 1.
+
+    `tokenizer`: None counts lengths in characters. `reward`: the one that golds are checked with; None leaves that
+    out. `folder`: local copies of the suites. Raises ConfigError for what cannot be read, and for a named column
+    that is not there.
+    """
+    rows = data.read_rows(path)
+    if not rows:
+        raise ConfigError(f"{path} holds no rows")
+    prompt = prompt or _present(rows[0], PROMPTS, "--prompt", path)
+    answer = answer or _present(rows[0], ANSWERS, "--answer", path)
+    wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
+    questions = [_text(data.column(row, prompt, "--prompt", w)) for row, w in zip(rows, wheres, strict=True)]
+    golds = [data.gold_text(data.column(row, answer, "--answer", w), w) for row, w in zip(rows, wheres, strict=True)]
+    found: dict[str, Any] = {
+        "file": path,
+        "rows": len(rows),
+        "columns": dict(Counter(name for row in rows for name in row)),
+        "prompt": prompt,
+        "answer": answer,
+        "lengths": _lengths(questions, tokenizer),
+        "duplicates": _duplicates(questions),
+        "empty_golds": [i for i, gold in enumerate(golds, 1) if not gold.strip()],
+        "empty_prompts": [i for i, question in enumerate(questions, 1) if not question.strip()],
+        "overlap": {},
+        "suites_not_read": {},
+    }
+    if reward is not None:
+        bad = bad_golds(
+            PluginRef(kind=reward), [(g, dict(r)) for g, r in zip(golds, rows, strict=True)], ScoringConfig(), plugins
+        )
+        found["reward"] = reward
+        found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
+    for name in registry.names("suites"):
+        try:
+            theirs = [str(row["prompt"]) for row in suites.rows(name, folder)]
+        except ConfigError as error:
+            found["suites_not_read"][name] = str(error).partition("\n")[0]
+            continue
+        found["overlap"][name] = [{"row": i + 1, "problem": j + 1} for i, j in overlap(questions, theirs)]
+    return found
+
+
+def _present(row: Mapping[str, Any], names: Sequence[str], option: str, path: str) -> str:
+    for name in names:
+        here: Any = row
+        for part in name.split("."):
+            here = here.get(part) if isinstance(here, Mapping) else None
+        if here is not None:
+            return name
+    raise ConfigError(
+        f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(row)}). Set {option}"
+    )
+
+
+def _text(prompt: Any) -> str:
+    """The question in a cell: text, or chat messages, of which the user's count."""
+    if isinstance(prompt, list):
+        return "\n".join(
+            str(m.get("content", "")) for m in prompt if isinstance(m, Mapping) and m.get("role") == "user"
+        )
+    return str(prompt)
+
+
+def _lengths(questions: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+    sizes = [len(q) for q in questions]
+    if tokenizer is not None:
+        sizes = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
+    low, median, high, top = np.quantile(sizes, [0, 0.5, 0.95, 1], method="inverted_cdf")
+    unit = "characters" if tokenizer is None else "tokens"
+    return {"unit": unit, "min": int(low), "median": int(median), "p95": int(high), "max": int(top)}
+
+
+def _duplicates(questions: Sequence[str]) -> list[list[int]]:
+    """Rows with one question, each list of them in order."""
+    seen: dict[str, list[int]] = defaultdict(list)
+    for i, question in enumerate(questions, 1):
+        seen[question.strip()].append(i)
+    return [rows for rows in seen.values() if len(rows) > 1]
+
+
+def words(text: str) -> list[str]:
+    """Lower case, punctuation dropped, cut at white space."""
+    return re.sub(r"[^\w\s]|_", "", text.lower()).split()
+
+
+def overlap(questions: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(i, j) where question i is problem j of `theirs`, or holds it whole, after normalising by `words`.
+
+    A problem of fewer than eight words counts only where it is the whole question.
+    """
+    whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    opening: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
+    for j, problem in enumerate(theirs):
+        its = words(problem)
+        if len(its) < _OPENING:
+            whole[tuple(its)].append(j)
+        else:
+            opening[tuple(its[:_OPENING])].append((j, its))
+    for i, question in enumerate(questions):
+        mine = words(question)
+        hits = set(whole.get(tuple(mine), ()))
+        for at in range(len(mine) - _OPENING + 1):
+            for j, its in opening.get(tuple(mine[at : at + _OPENING]), ()):
+                if mine[at : at + len(its)] == its:
+                    hits.add(j)
+        yield from ((i, j) for j in sorted(hits))
+
+
+def report(found: Mapping[str, Any], show: int = 10) -> str:
+    """What `check` found, for a terminal, with the first `show` rows of each fault."""
+    rows, lengths = found["rows"], found["lengths"]
+    columns = ", ".join(name if count == rows else f"{name} (in {count})" for name, count in found["columns"].items())
+    lines = [
+        f"{found['file']}: {rows} rows",
+        f"  columns: {columns}",
+        f"  prompt column {found['prompt']}, answer column {found['answer']}",
+        f"  prompt length in {lengths['unit']}: shortest {lengths['min']}, median {lengths['median']}, 95 % at most "
+        f"{lengths['p95']}, longest {lengths['max']}",
+        f"  repeated prompts: {_some([' = '.join(map(str, same)) for same in found['duplicates']], show)}",
+        f"  empty prompts: {_some(list(map(str, found['empty_prompts'])), show)}",
+        f"  empty golds: {_some(list(map(str, found['empty_golds'])), show)}",
+    ]
+    if "bad_golds" in found:
+        bad = [
+            f"row {b['row']} {json.dumps(b['gold'][-60:], ensure_ascii=False)} ({b['status']})"
+            for b in found["bad_golds"]
+        ]
+        lines.append(f"  golds that {found['reward']} does not take for right: {_some(bad, show)}")
+    else:
+        lines.append("  golds were not verified: name a verifier with --reward")
+    for name, hits in found["overlap"].items():
+        said = [f"row {hit['row']} is problem {hit['problem']}" for hit in hits]
+        lines.append(f"  overlap with {name}: {_some(said, show)}")
+    for name, why in found["suites_not_read"].items():
+        lines.append(f"  overlap with {name}: NOT CHECKED: {why}")
+    return "\n".join(lines)
+
+
+def _some(items: Sequence[str], show: int) -> str:
+    if not items:
+        return "none"
+    return f"{len(items)}: " + "; ".join(items[:show]) + ("; ..." if len(items) > show else "")

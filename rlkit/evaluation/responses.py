@@ -1,0 +1,74 @@
+"""The responses of one suite on disk: appended as they end, so that an evaluation goes on where it stopped.
+
+SUITE/settings.json      what decides the responses; another evaluation must agree with it to go on here
+SUITE/responses.jsonl    a JSON object for each response; complete ones also hold their verdict
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlkit.errors import ConfigError, RlkitError
+
+Key = tuple[int, int]
+"""(problem, sample), both from 0."""
+
+
+class Responses:
+    """The folder of one suite's responses. Opening it with settings that differ from what it holds: ConfigError."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.file = folder / "responses.jsonl"
+        self.rows: dict[Key, dict[str, Any]] = {}
+        wanted = json.loads(json.dumps(settings))
+        record = folder / "settings.json"
+        if record.is_file():
+            _must_match(json.loads(record.read_text()), wanted, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(record, json.dumps(wanted, indent=2) + "\n")
+        self._read()
+
+    def _read(self) -> None:
+        if not self.file.is_file():
+            return
+        whole, newline, cut_off = self.file.read_bytes().rpartition(b"\n")
+        if cut_off:  # whoever wrote it was stopped within a line
+            self.file.write_bytes(whole + newline)
+        for i, line in enumerate(whole.split(b"\n") if whole else [], 1):
+            try:
+                row = json.loads(line)
+                self.rows[row["problem"], row["sample"]] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise RlkitError(f"{self.file}, line {i} is no response: {error}. Remove the line to go on") from error
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Keep one response, on disk when this returns."""
+        self.rows[row["problem"], row["sample"]] = row
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def replace(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write the file anew, in the order of problems and samples."""
+        ordered = sorted(rows, key=lambda row: (row["problem"], row["sample"]))
+        self.rows = {(row["problem"], row["sample"]): row for row in ordered}
+        write(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
+
+
+def write(path: Path, text: str) -> None:
+    """Write beside the file, then put it in its place: a reader sees the old or the new, never half of one."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _must_match(there: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    differ = [key for key in sorted(there.keys() | wanted.keys()) if there.get(key) != wanted.get(key)]
+    if differ:
+        said = "; ".join(f"{key} was {there.get(key)!r} and is now {wanted.get(key)!r}" for key in differ)
+        raise ConfigError(
+            f"{folder} holds responses drawn with other settings: {said}. Give the same settings to go on, or another "
+            "folder with --out"
+        )

@@ -1,0 +1,8 @@
+"""Rewards for samples: functions run where they can be killed, results checked, and a fault named."""
+
+from __future__ import annotations
+
+from rlkit.scoring.checks import Decoder, score
+from rlkit.scoring.scorer import Scorer, WeightedReward
+
+__all__ = ["Decoder", "Scorer", "WeightedReward", "score"]

@@ -1,0 +1,203 @@
+"""The rewards of a run, combined: submit samples as they are finished, and fetch their results at the end."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+from rlkit import registry
+from rlkit.config import ScoringConfig
+from rlkit.errors import RlkitError
+from rlkit.samples import RewardFn, RewardResult, Sample
+from rlkit.scoring.checks import declared_range, named, score
+from rlkit.scoring.pool import Pool
+from rlkit.scoring.worker import Fault, Killed, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedReward:
+    """A registered reward by name, with its options, and its weight in the sum."""
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    """The kind; kind_2, kind_3, ... where it comes again."""
+    weight: float
+    function: RewardFn
+    place: int | None
+    """In the pool; None: it is called in this process."""
+
+
+class Scorer:
+    """Scores samples by one or several rewards, in worker processes that a hung or dying function cannot outlive.
+
+    Workers build the rewards anew from their names, and start with the first sample. A function with the attribute
+    `in_process = True` is called in this process instead, with all samples of a `finish` at once and without a
+    deadline; so is one that is defined in `__main__`, which no other process can import. What is slow the first time
+    (an import within the function) belongs into an attribute `warm_up()`: a worker calls it before its first sample,
+    when no sample's deadline counts yet.
+
+    What comes of a sample: a function that raises leaves it without a value (`error`); one that hangs longer than
+    `timeout_s`, dies or runs out of memory twice on it, the second time in a fresh worker, gives it 0 (`refused`).
+    With several rewards the value is the sum of weight times value, `parts` holds each one's value by name, and the
+    verdict `correct` is the first one's. A sample that one of them refuses is refused; one that has no value from
+    one of them has none, with that one's status.
+
+    Raises ConfigError for rewards or plugins that cannot be.
+    """
+
+    def __init__(self, rewards: Sequence[WeightedReward], plugins: Sequence[str], config: ScoringConfig) -> None:
+        registry.load(list(plugins))
+        self._config = config
+        self._samples: list[Sample] = []
+        self._places: list[list[int]] = []
+        self._parts: list[_Part] = []
+        pooled: list[tuple[str, dict[str, Any]]] = []
+        homes = list(plugins)
+        kinds = Counter[str]()
+        for reward in rewards:
+            function: RewardFn = registry.build("rewards", reward.kind, reward.options)
+            kinds[reward.kind] += 1
+            name = reward.kind if kinds[reward.kind] == 1 else f"{reward.kind}_{kinds[reward.kind]}"
+            home = registry.find("rewards", reward.kind).factory.__module__
+            place: int | None = None
+            if home == "__main__" and not getattr(function, "in_process", False):
+                warnings.warn(
+                    f"reward {reward.kind!r} is defined in __main__, where worker processes cannot import it: it runs "
+                    "in the trainer's process, without a deadline. Move it to a file and name that under `plugins`",
+                    stacklevel=2,
+                )
+            elif not getattr(function, "in_process", False):
+                place = len(pooled)
+                pooled.append((reward.kind, reward.options))
+                if not home.startswith("rlkit_plugin_") and home not in homes:
+                    homes.append(home)
+            self._parts.append(_Part(name, reward.weight, function, place))
+        self._pool = Pool(pooled, homes, config) if pooled else None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Lowest and highest value of the weighted sum; None where a reward declares no range."""
+        low = high = 0.0
+        for part in self._parts:
+            declared = declared_range(part.function)
+            if declared is None:
+                return None
+            ends = [part.weight * end for end in declared]
+            low, high = low + min(ends), high + max(ends)
+        return low, high
+
+    def submit(self, sample: Sample) -> None:
+        """Have a sample scored; returns at once."""
+        self._samples.append(sample)
+        if self._pool is not None:
+            self._places.append([self._pool.submit(p.place, sample) for p in self._parts if p.place is not None])
+
+    def finish(self) -> list[RewardResult]:
+        """Results of all that was submitted since the last `finish`, in that order.
+
+        Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample; where
+        workers cannot start; and where more than `max_no_value` of the samples, and at least 2, have no value.
+        """
+        samples, self._samples = self._samples, []
+        places, self._places = self._places, []
+        if not samples:
+            return []
+        own = {p.name: score(p.function, p.name, samples) for p in self._parts if p.place is None}
+        pooled = self._pool.finish() if self._pool is not None else []
+        columns: list[list[RewardResult]] = []
+        for part in self._parts:
+            if part.place is None:
+                columns.append(own[part.name])
+            else:
+                columns.append(_results(part.name, [pooled[row[part.place]] for row in places]))
+        self._hold_to_limit(samples, columns)
+        return [self._combined(row) for row in zip(*columns, strict=True)]
+
+    def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
+        """`submit` all and `finish`."""
+        for sample in samples:
+            self.submit(sample)
+        return self.finish()
+
+    def _combined(self, results: Sequence[RewardResult]) -> RewardResult:
+        first = results[0]
+        if len(results) == 1:
+            return first if first.value is None else replace(first, value=self._parts[0].weight * first.value)
+        info = {p.name: r.info for p, r in zip(self._parts, results, strict=True) if r.info}
+        parts = {}
+        for part, result in zip(self._parts, results, strict=True):
+            parts.update({f"{part.name}/{name}": value for name, value in result.parts.items()})
+            if result.value is not None:
+                parts[part.name] = result.value
+        for result in results:
+            if result.value is None:
+                return RewardResult(value=None, status=result.status, parts=parts, info=info)
+        if any(result.status == "refused" for result in results):
+            return RewardResult(value=0.0, status="refused", correct=False, parts=parts, info=info)
+        value = sum(p.weight * (r.value or 0.0) for p, r in zip(self._parts, results, strict=True))
+        status = first.status if value == 0 else "ok"
+        return RewardResult(value=value, status=status, correct=first.correct, parts=parts, info=info)
+
+    def _hold_to_limit(self, samples: Sequence[Sample], columns: Sequence[Sequence[RewardResult]]) -> None:
+        lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
+        if len(lost) < 2 or len(lost) <= self._config.max_no_value * len(samples):
+            return
+        causes = []
+        for part, column in zip(self._parts, columns, strict=True):
+            counts = Counter(r.status for r in column if r.value is None)
+            if counts:
+                causes.append(f"reward {part.name!r}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+        said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
+        raise RlkitError(
+            f"{len(lost)} of {len(samples)} samples have no value, more than scoring.max_no_value "
+            f"({self._config.max_no_value:g}) allows. {'; '.join(causes)}. Among them: "
+            + "; ".join(named(samples[i]) for i in lost[:3])
+            + "."
+            + (f" The first error:\n{said[0]}" if said else "")
+        )
+
+    def close(self) -> None:
+        """End the worker processes. Calling it twice is harmless."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _results(name: str, outcomes: Sequence[Outcome]) -> list[RewardResult]:
+    """What is no result as `error` or `refused`; RlkitError where that is all: then the function is to blame."""
+    faults = [o for o in outcomes if isinstance(o, Fault)]
+    if len(faults) == len(outcomes):
+        raise RlkitError(faults[0].said)
+    killed = [o for o in outcomes if isinstance(o, Killed)]
+    if len(killed) == len(outcomes) > 1:
+        raise RlkitError(
+            f"reward {name!r} scored none of {len(outcomes)} samples. Each {killed[0].said}\nWhere it only needs more, "
+            "raise scoring.timeout_s or scoring.memory_gib"
+        )
+    return [_result(outcome) for outcome in outcomes]
+
+
+def _result(outcome: Outcome) -> RewardResult:
+    if isinstance(outcome, Fault):
+        return RewardResult(value=None, status="error", info={"error": outcome.said})
+    if isinstance(outcome, Killed):
+        return RewardResult(value=0.0, status="refused", correct=False, info={"error": outcome.said})
+    return outcome

@@ -1,0 +1,217 @@
+"""A worker process: builds the rewards by name, then scores what its parent sends until it is killed or left.
+
+User functions run in the main thread. Frames on the socket are an 8-byte length and a pickle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlkit import registry
+from rlkit.errors import RlkitError
+from rlkit.samples import RewardFn, RewardResult, Sample
+from rlkit.scoring.checks import call, checked, declared_range, named, one_each, tail
+
+OUT_OF_MEMORY = 77
+"""Exit code."""
+LONGEST_REPLY = 64 * 2**20
+_HEADER = struct.Struct("!Q")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The function broke its contract: what it returned is no result."""
+
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Not from a worker: the sample took two of them down."""
+
+    said: str
+
+
+Outcome = RewardResult | Fault | Killed
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """To a worker: pickled samples for one reward, as one call or as one call each."""
+
+    part: int
+    one_by_one: bool
+    samples: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """From a worker: of the next samples of its work, in order."""
+
+    outcomes: list[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """From a worker: the call of several samples raised, so each is to be called for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From a worker: the rewards are built; and, with `failed`, why they are not."""
+
+    failed: str = ""
+
+
+def frame(message: object) -> bytes:
+    """Bytes on the socket."""
+    payload = pickle.dumps(message)
+    return _HEADER.pack(len(payload)) + payload
+
+
+def unframe(inbox: bytearray) -> Any:
+    """The first message of the bytes read so far, taken out of them; None where it is not all there."""
+    if len(inbox) < _HEADER.size:
+        return None
+    (length,) = _HEADER.unpack_from(inbox)
+    end = _HEADER.size + length
+    if len(inbox) < end:
+        return None
+    message = pickle.loads(bytes(inbox[_HEADER.size : end]))
+    del inbox[:end]
+    return message
+
+
+def main() -> None:
+    """Entry of the process: `argv` holds the socket's file descriptor and the parent's process id."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    _die_with_parent(int(sys.argv[2]))
+    inbox = bytearray()
+    setup = json.loads(_receive(link, inbox))
+    _limit(resource.RLIMIT_AS, int(setup["memory_gib"] * 2**30))
+    _limit(resource.RLIMIT_CORE, 0)
+    try:
+        registry.load(setup["plugins"])
+        rewards: list[RewardFn] = [registry.build("rewards", kind, options) for kind, options in setup["rewards"]]
+        for reward in rewards:
+            getattr(reward, "warm_up", lambda: None)()
+    except BaseException as error:
+        link.sendall(frame(Ready(failed=str(error) if isinstance(error, RlkitError) else tail(error))))
+        return
+    link.sendall(frame(Ready()))
+    names = [kind for kind, _ in setup["rewards"]]
+    desk = _Desk(link, os.getpid(), setup["timeout_s"], asyncio.Runner())
+    while (work := _receive(link, inbox)) is not None:
+        desk.score(rewards[work.part], names[work.part], work)
+
+
+def _receive(link: socket.socket, inbox: bytearray) -> Any:
+    """The next message; None where the parent has gone."""
+    while (message := unframe(inbox)) is None:
+        chunk = link.recv(2**20)
+        if not chunk:
+            return None
+        inbox += chunk
+    return message
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    link: socket.socket
+    owner: int
+    timeout_s: float
+    runner: asyncio.Runner
+    """One event loop for the worker's life, so that what an async function keeps open stays usable."""
+
+    def score(self, reward: RewardFn, name: str, work: Work) -> None:
+        samples = [pickle.loads(sample) for sample in work.samples]
+        if not work.one_by_one:
+            self._send(self._together(reward, name, samples))
+            return
+        for sample in samples:
+            self._send(Outcomes([self._alone(reward, name, sample)]))
+
+    def _together(self, reward: RewardFn, name: str, samples: list[Sample]) -> Outcomes | Fault | Raised:
+        try:
+            returned = self._call(reward, samples)
+        except BaseException:
+            return Raised()
+        try:
+            values = one_each(returned, name, samples)
+        except RlkitError as error:
+            return Fault(str(error))
+        return Outcomes([_outcome(v, reward, name, s) for v, s in zip(values, samples, strict=True)])
+
+    def _alone(self, reward: RewardFn, name: str, sample: Sample) -> Outcome:
+        try:
+            (value,) = one_each(self._call(reward, [sample]), name, [sample])
+        except RlkitError as error:
+            return Fault(str(error))
+        except BaseException as error:
+            return RewardResult(value=None, status="error", info={"error": tail(error)[-4000:]})
+        return _outcome(value, reward, name, sample)
+
+    def _call(self, reward: RewardFn, samples: Sequence[Sample]) -> object:
+        # Where a call hangs is on stderr by the time it is killed.
+        faulthandler.dump_traceback_later(0.8 * self.timeout_s, file=sys.__stderr__ or 2)
+        try:
+            return call(reward, samples, self.runner.run)
+        except MemoryError as error:
+            # What is left in such a process is not to be trusted with the next sample.
+            with contextlib.suppress(BaseException):
+                os.write(2, tail(error).encode())
+            os._exit(OUT_OF_MEMORY)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            # An alarm that a function left behind would go off in the next one's.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):  # the function may have closed or replaced it
+                    stream.flush()
+
+    def _send(self, message: Outcomes | Fault | Raised) -> None:
+        if os.getpid() != self.owner:  # a child that a function forked, and that came back from it
+            os._exit(0)
+        self.link.sendall(frame(message))
+
+
+def _outcome(value: object, reward: RewardFn, name: str, sample: Sample) -> Outcome:
+    try:
+        result = checked(value, declared_range(reward), f"reward {name!r} ({named(sample)})")
+    except RlkitError as error:
+        return Fault(str(error))
+    try:
+        size = len(pickle.dumps(result))
+    except Exception as error:
+        return Fault(f"reward {name!r} ({named(sample)}): its result cannot leave the worker process: {error!r}")
+    if size > LONGEST_REPLY // 64:
+        return Fault(f"reward {name!r} ({named(sample)}): a result of {size:,} bytes; keep less in info and parts")
+    return result
+
+
+def _limit(what: int, amount: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+    resource.setrlimit(what, (amount, amount))
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)

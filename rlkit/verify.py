@@ -1,0 +1,223 @@
+"""Verdicts on answers that are on disk already: verifiers held against each other, and golds against themselves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkit import data
+from rlkit.config import PluginRef, ScoringConfig
+from rlkit.errors import ConfigError
+from rlkit.samples import Sample, SampleKey
+from rlkit.scoring import Scorer, WeightedReward
+
+FORMS = (r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "{}")
+"""Ways to give an answer. A gold is sound where one of them, with the gold in it, verifies against it."""
+
+RECORDED = "recorded"
+"""What the verdicts are called that a run wrote down."""
+
+
+def scorer(reward: PluginRef, config: ScoringConfig, plugins: Sequence[str] = ()) -> Scorer:
+    """Runs one verifier in worker processes; close it when done. Samples without a value never stop it.
+
+    Raises ConfigError for an unknown reward.
+    """
+    return Scorer(
+        [WeightedReward(reward.kind, reward.options)], plugins, config.model_copy(update={"max_no_value": 1.0})
+    )
+
+
+@dataclass(frozen=True)
+class BadGold:
+    row: int
+    """From 1."""
+    gold: str
+    status: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.gold[:80] or 'empty'} ({self.status})"
+
+
+def bad_golds(
+    reward: PluginRef,
+    golds: Sequence[tuple[str, Mapping[str, Any]]],
+    config: ScoringConfig,
+    plugins: Sequence[str] = (),
+) -> list[BadGold]:
+    """The golds (each with its row's other columns) that no answer could match: not even themselves, in any form."""
+    left = list(range(len(golds)))
+    status: dict[int, str] = {}
+    with scorer(reward, config, plugins) as verifier:
+        for form in FORMS:
+            results = verifier.score([_sample(i, form.format(golds[i][0]), *golds[i]) for i in left])
+            # What the first form makes of it says most: the others are often no answer at all.
+            status = {i: result.status for i, result in zip(left, results, strict=True)} | status
+            left = [i for i, result in zip(left, results, strict=True) if not result.correct]
+    return [BadGold(i + 1, golds[i][0], "wrong" if status[i] == "ok" else status[i]) for i in left]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A response with its gold, and where it stands."""
+
+    where: str
+    sample: Sample
+    expected: bool | None
+    """The verdict that the data holds; None where it holds none."""
+
+
+def read(path: Path, response: str = "response", answer: str = "answer", expected: str | None = None) -> list[Answered]:
+    """The rollouts of a run's folder, or the rows of a .json, .jsonl or .parquet file.
+
+    The names are of columns. For a run, `expected` is the verdict of its own reward unless another is named. Raises
+    ConfigError for what cannot be read and for a column that is not there.
+    """
+    files = sorted((path / "rollouts").glob("step-*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"{path} is no run: it holds no rollouts/step-*.parquet. Give a run's folder or a file")
+    verdict = expected or ("correct" if path.is_dir() else None)
+    found = []
+    for file in files:
+        rows = _rollouts(file, response, answer, verdict) if path.is_dir() else data.read_rows(str(file))
+        for i, row in enumerate(rows, 1):
+            where = f"{file}, row {i}"
+            gold = data.gold_text(data.column(row, answer, "--answer", where), f"{where}, column {answer!r}")
+            text = data.column(row, response, "--response", where)
+            if not isinstance(text, str):
+                raise ConfigError(f"{where}, column {response!r}: expected text, got {type(text).__name__}")
+            said = None
+            if verdict is not None:
+                cell = data.column(row, verdict, "--expected", where)
+                said = _verdict(cell, f"{where}, column {verdict!r}")
+            rest = {key: value for key, value in row.items() if key not in (response, answer, verdict)}
+            name = f"{file.stem} row {i}" if path.is_dir() else f"row {i}"
+            found.append(Answered(name, _sample(i - 1, text, gold, rest), said))
+    return found
+
+
+def _rollouts(file: Path, response: str, answer: str, verdict: str | None) -> list[data.Row]:
+    """A step's samples, without the tokens and what is said of each: those are most of the file."""
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(file).names
+    options = {response: "--response", answer: "--answer", verdict or "correct": "--expected"}
+    for name, option in options.items():
+        data.column(dict.fromkeys(names), name, option, str(file))
+    wanted = [name for name in (*options, "prompt", "truncated") if name in names]
+    rows: list[data.Row] = pq.read_table(file, columns=wanted).to_pylist()
+    return rows
+
+
+def _sample(i: int, response: str, answer: str, columns: Mapping[str, Any]) -> Sample:
+    return Sample(
+        key=SampleKey(prompt_id=f"row {i + 1}", rollout_step=0, occurrence=0, index=i),
+        prompt=str(columns.get("prompt", "")),
+        response=response,
+        tokens=[],
+        answer=answer,
+        truncated=bool(columns.get("truncated", False)),
+        columns=columns,
+    )
+
+
+def _verdict(value: Any, where: str) -> bool:
+    if value is None:  # a run's sample without a value
+        return False
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise ConfigError(f"{where}: expected a verdict (true or false, 1 or 0), got {str(value)[:40]!r}")
+
+
+def compare(
+    answered: Sequence[Answered],
+    rewards: Sequence[str],
+    config: ScoringConfig | None = None,
+    plugins: Sequence[str] = (),
+    recorded: str = "expected",
+) -> dict[str, Any]:
+    """Score every response with every reward; plain data for JSON and for `report`.
+
+    `rewards`: what each says (correct, wrong, without a value, by status). `agreement`: each pair of them, and each
+    with the verdicts in the data, which are called `recorded`. `disagreements`: the rows on which not all agree. No
+    value counts as wrong, as in evaluation.
+    """
+    if len(set(rewards)) < len(rewards):
+        raise ConfigError(f"--reward: {', '.join(rewards)}: each only once")
+    samples = [a.sample for a in answered]
+    results = {}
+    for name in rewards:
+        with scorer(PluginRef(kind=name), config or ScoringConfig(), plugins) as verifier:
+            results[name] = verifier.score(samples)
+    verdicts = {name: [bool(r.correct) for r in scored] for name, scored in results.items()}
+    if answered and all(a.expected is not None for a in answered):
+        verdicts[recorded] = [bool(a.expected) for a in answered]
+    rows = []
+    for i, a in enumerate(answered):
+        if len({said[i] for said in verdicts.values()}) > 1:
+            rows.append(
+                {
+                    "where": a.where,
+                    "response": a.sample.response[-200:],
+                    "answer": a.sample.answer,
+                    "verdicts": {name: said[i] for name, said in verdicts.items()},
+                    "statuses": {name: scored[i].status for name, scored in results.items()},
+                }
+            )
+    return {
+        "rows": len(answered),
+        "rewards": {
+            name: {
+                "correct": sum(verdicts[name]),
+                "no_value": sum(r.value is None for r in scored),
+                "statuses": dict(Counter(r.status for r in scored)),
+            }
+            for name, scored in results.items()
+        },
+        "agreement": [_agreement(a, b, verdicts) for a, b in itertools.combinations(verdicts, 2)],
+        "disagreements": rows,
+    }
+
+
+def _agreement(a: str, b: str, verdicts: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    pairs = Counter(zip(verdicts[a], verdicts[b], strict=True))
+    agree = pairs[True, True] + pairs[False, False]
+    return {
+        "between": [a, b],
+        "share": agree / max(pairs.total(), 1),
+        "both_correct": pairs[True, True],
+        "both_wrong": pairs[False, False],
+        f"only_{a}": pairs[True, False],
+        f"only_{b}": pairs[False, True],
+    }
+
+
+def report(compared: Mapping[str, Any], show: int = 20) -> str:
+    """What `compare` found, for a terminal, with the first `show` disagreements."""
+    lines = [f"{compared['rows']} responses"]
+    for name, said in compared["rewards"].items():
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(said["statuses"].items()))
+        share = said["correct"] / max(compared["rows"], 1)
+        lines.append(f"  {name}: {said['correct']} correct ({share:.1%}); status: {statuses}")
+        if said["no_value"]:
+            lines.append(f"  {name}: {said['no_value']} without a value, counted as wrong")
+    for pair in compared["agreement"]:
+        a, b = pair["between"]
+        lines.append(
+            f"  {a} and {b} agree on {pair['share']:.2%}; correct to {a} alone: {pair[f'only_{a}']}, "
+            f"to {b} alone: {pair[f'only_{b}']}"
+        )
+    rows = compared["disagreements"]
+    lines += [f"{len(rows)} disagreements" + (f", the first {show}" if len(rows) > show else "")] if rows else []
+    for row in rows[:show]:
+        said = ", ".join(f"{name} {'correct' if v else 'wrong'}" for name, v in row["verdicts"].items())
+        end = json.dumps(row["response"][-70:], ensure_ascii=False)
+        lines.append(f"  {row['where']}: {said}; gold {row['answer'][:60]!r}, response ends {end}")
+    return "\n".join(lines)

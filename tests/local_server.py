@@ -1,0 +1,79 @@
+"""A real HTTP server in a thread, which answers as its test says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[int, dict[str, Any]], Any]
+"""(number of the request, from 0; its JSON) -> the reply: something for JSON, bytes, an int for a bare status with
+that number, (status, headers, JSON), or a threading.Event that it waits for without answering."""
+
+
+class Server:
+    def __init__(self, answer: Answer) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with outer._lock:
+                    number = len(outer.requests)
+                    outer.requests.append(body)
+                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
+                    outer.paths.append(self.path)
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.at_once, outer.most_at_once)
+                try:
+                    self.reply(answer(number, body))
+                finally:
+                    with outer._lock:
+                        outer.at_once -= 1
+
+            def reply(self, said: Any) -> None:
+                status, headers = 200, {}
+                if isinstance(said, threading.Event):
+                    said.wait(20)
+                    return
+                if isinstance(said, int):
+                    status, said = said, {"error": "as asked"}
+                elif isinstance(said, tuple):
+                    status, headers, said = said
+                content = said if isinstance(said, bytes) else json.dumps(said).encode()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.send_header("content-length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@contextlib.contextmanager
+def serving(answer: Answer) -> Iterator[Server]:
+    server = Server(answer)
+    try:
+        yield server
+    finally:
+        server.close()
