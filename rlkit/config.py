@@ -225,6 +225,10 @@ class EvalConfig(Section):
     """0: greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """1: the whole distribution."""
+    suites: list[str] = []
+    """Benchmark suites to measure as well, each by its own verifier: `rlkit list suites`."""
+    suite_data: Path | None = None
+    """Folder of local copies of the suites; None: the hub."""
 
 
 class CheckpointConfig(Section):
@@ -338,7 +342,7 @@ def load(
             data["algo"] = {"kind": algo}
     # A plugin's kind comes first: it drops the options of the one before.
     for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".kind")):
-        _set(data, override)
+        set_key(data, override)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -452,7 +456,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _set(data: dict[str, Any], override: str) -> None:
+def set_key(data: dict[str, Any], override: str) -> None:
+    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")

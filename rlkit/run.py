@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces import Algorithm, Request, SamplingParams, Tracker
 
 if TYPE_CHECKING:
-    from rlkit.data import ProblemSet
+    from collections.abc import Sequence
+
+    from rlkit.data import Problem
     from rlkit.engine.deepspeed import Engine
     from rlkit.trainer import Trainer
 
@@ -53,7 +56,8 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
         trainer.train()
     finally:
         trainer.collector.sampler.close()
-        trainer.collector.scorer.close()
+        for collector in (trainer.collector, *(benchmark.collector for benchmark in trainer.benchmarks)):
+            collector.scorer.close()
         for tracker in trainer.trackers:
             tracker.close()
     if distributed.main_rank():
@@ -66,12 +70,15 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     from rlkit.data import load_problems
     from rlkit.engine import distributed
     from rlkit.engine.models import load_tokenizer
+    from rlkit.evaluation import Benchmark
     from rlkit.plan import make_plan
     from rlkit.reward_noise import check_noise
     from rlkit.rollouts import Collector
     from rlkit.scoring import Scorer, WeightedReward
+    from rlkit.suites import load as load_suite
     from rlkit.tracking.files import RunFolder
     from rlkit.trainer import Trainer
+    from rlkit.verify import scorer as verifier
 
     if resume:
         began = RunFolder.open(config.folder).read_config().algo.kind
@@ -95,7 +102,19 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     if distributed.main_rank() and not quiet:
         print(make_plan(config, algorithm, problems, held_out, distributed.world_size()), flush=True)
     config = config.model_copy(update={"sampler": _sampler_ref(config)})
-    context = _context(problems, held_out, config)
+    suites = [
+        load_suite(
+            name,
+            tokenizer,
+            folder=config.eval.suite_data,
+            limit=config.eval.problems,
+            chat=config.data.chat,
+            scoring=config.scoring,
+            plugins=config.plugins,
+        )
+        for name in config.eval.suites
+    ]
+    context = _context(config, problems.problems, held_out.problems if held_out else [], *(s.problems for s in suites))
     policy, reference, critic = _engines(config, algorithm, tokenizer)
     sampler = registry.build(
         "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
@@ -103,16 +122,23 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
+    collector = Collector(sampler, scorer, tokenizer, config.seed)
+    benchmarks = []
+    for suite in suites:
+        own = verifier(suite.suite.verifier, config.scoring, config.plugins)
+        benchmarks.append(Benchmark(suite.name, replace(collector, scorer=own), suite.problems))
+    if held_out is not None:
+        benchmarks.insert(0, Benchmark("heldout", collector, held_out.problems[: config.eval.problems]))
     trainer = Trainer(
         config=config,
         algorithm=algorithm,
         policy=policy,
         reference=reference,
         critic=critic,
-        collector=Collector(sampler, scorer, tokenizer, config.seed),
+        collector=collector,
         noises=noises,
         problems=problems.problems,
-        held_out=held_out.problems[: config.eval.problems] if held_out else [],
+        benchmarks=benchmarks,
         sampling=sampling,
         folder=folder,
         trackers=_trackers(config, folder, quiet) if folder else [],
@@ -142,12 +168,11 @@ def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
     )
 
 
-def _context(problems: ProblemSet, held_out: ProblemSet | None, config: RunConfig) -> int:
+def _context(config: RunConfig, *problems: Sequence[Problem]) -> int:
     """Tokens of the longest prompt and its response. ConfigError where the model has not as many positions."""
     from rlkit.engine.models import positions
 
-    every = problems.problems + (held_out.problems if held_out else [])
-    longest, limit = max(len(problem.tokens) for problem in every), positions(config.model)
+    longest, limit = max(len(p.tokens) for some in problems for p in some), positions(config.model)
     if limit is not None and longest + config.sampling.max_tokens > limit:
         raise ConfigError(
             f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) exceed the "
@@ -213,7 +238,7 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
         assert problems is not None
         held_out = load_problems(config.data, tokenizer, held_out=True)
         sampling_params(config, tokenizer)
-        _context(problems, held_out, config)
+        _context(config, problems.problems, held_out.problems if held_out else [])
     return make_plan(config, configs.build_algorithm(config), problems, held_out, ranks)
 
 

@@ -19,7 +19,7 @@ from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import LOGPROBS, Engine
 from rlkit.errors import NotFiniteError, RlkitError
-from rlkit.evaluation import evaluate
+from rlkit.evaluation import Benchmark, evaluate
 from rlkit.interfaces import (
     Algorithm,
     Batch,
@@ -55,7 +55,8 @@ class Trainer:
     collector: Collector
     noises: Sequence[Noise]
     problems: Sequence[Problem]
-    held_out: Sequence[Problem]
+    benchmarks: Sequence[Benchmark]
+    """Measured before, during and after training, on clean rewards."""
     sampling: SamplingParams
     folder: RunFolder | None
     trackers: Sequence[Tracker]
@@ -271,10 +272,13 @@ class Trainer:
             self._log(metrics | {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()})
 
     def _measure_pass_rate(self) -> dict[str, float]:
-        if not self.held_out:
-            return {}
-        with self._time("eval"):
-            return evaluate(self.collector, self.held_out, self.config.eval, self.sampling)
+        metrics: dict[str, float] = {}
+        for benchmark in self.benchmarks:
+            with self._time("eval"):
+                metrics |= evaluate(
+                    benchmark.collector, benchmark.problems, self.config.eval, self.sampling, benchmark.name
+                )
+        return metrics
 
     def _log(self, metrics: dict[str, float]) -> None:
         if self.folder is not None:

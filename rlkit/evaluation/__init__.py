@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rlkit.config import EvalConfig
 from rlkit.data import Problem
 from rlkit.interfaces import SamplingParams
 from rlkit.rollouts import Collector
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a run is measured on: problems, and what samples and scores them."""
+
+    name: str
+    collector: Collector
+    problems: Sequence[Problem]
 
 
 def evaluate(

@@ -67,7 +67,7 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     """Settings from plain data and overrides of the form key=value. ConfigError, naming each key that does not fit."""
     data = dict(settings)
     for override in overrides:
-        configs._set(data, override)
+        configs.set_key(data, override)
     try:
         return EvaluationConfig.model_validate(data)
     except ValidationError as error:

@@ -7,12 +7,17 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import rlkit
+from rlkit import config as configs
 from rlkit import registry
 from rlkit.reward_noise import apply_noise, parse_noise
 from rlkit.samples import RewardResult, SampleKey
+from rlkit.tracking.files import RunFolder
 
 STACK = ["group_flip:0.25", "flip:0.1", "asymmetric:0.1,0.3", "gaussian:0.2", "drop:0.1"]
 PROMPTS = ["a7", "03", "ff", "5c", "03", "9e", "a7", "a7"]
@@ -116,3 +121,19 @@ def test_the_coins_are_the_same_for_ever() -> None:
 
 
 GOLDEN = 1.4770748088987706
+
+
+def test_the_algorithms_themselves(tmp_path: Path) -> None:
+    flipped: dict[str, set[tuple[str, int]]] = {}
+    for algo in ("vimpo", "grpo", "ppo"):
+        settings = [f"out={tmp_path}", "steps=2", "eval.problems=2", "noise=[{kind: group_flip, prob: 0.4}]"]
+        folder = RunFolder.open(rlkit.train(configs.load("embedded_xs", settings, algo), quiet=True))
+        rows = [pq.read_table(folder.rollout_file(step)).to_pylist() for step in (1, 2)]
+        flipped[algo] = {
+            (row["prompt_id"], step)
+            for step, some in enumerate(rows)
+            for row in some
+            if row["reward"] != row["clean_reward"]
+        }
+        assert len(flipped[algo]) < 2 * 16
+    assert flipped["vimpo"] == flipped["grpo"] == flipped["ppo"] != set()

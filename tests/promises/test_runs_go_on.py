@@ -54,6 +54,7 @@ def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 @pytest.mark.parametrize("algo", ["vimpo", "ppo"])
 def test_resume_equals_a_straight_run(algo: str, tmp_path: Path) -> None:
     common = ["embedded_xs", "--algo", algo, *SMALL, "--out", str(tmp_path), "-s", "checkpoint.every=2"]
+    common += ["--noise", "flip:0.25"]
     run(*common, "--name", "straight", "-s", "steps=4")
     run(*common, "--name", "halves", "-s", "steps=4")
     # As a kill after step 3 would have left it: a checkpoint of step 2, and traces of a step that is done again.

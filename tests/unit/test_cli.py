@@ -10,6 +10,9 @@ from click.testing import CliRunner, Result
 import rlkit
 from rlkit import config as configs
 from rlkit.cli import main
+from rlkit.tracking.files import RunFolder
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def invoke(*arguments: str) -> Result:
@@ -26,6 +29,17 @@ def test_sample_answers_a_prompt_and_a_seed_repeats_it(run: Path) -> None:
     said = [invoke("sample", str(run), "47+85=", "-n", "3", "--seed", seed).output for seed in ("1", "1", "2")]
     assert said[0] == said[1] != said[2]
     assert len(said[0].splitlines()) == 3
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the suites' files in {SHARED}")
+def test_suites_are_measured_during_training(tmp_path: Path) -> None:
+    settings = ["steps=2", "batch.prompts_per_step=2", "eval.problems=4", "eval.every=1", f"out={tmp_path}"]
+    suites = ["eval.suites=[math500, gsm8k]", f"eval.suite_data={SHARED}", "noise=[{kind: group_flip, prob: 1.0}]"]
+    metrics = RunFolder.open(rlkit.train(configs.load("embedded_xs", settings + suites), quiet=True)).read_metrics()
+    for row in metrics:
+        assert {f"eval/{name}/mean@1" for name in ("heldout", "math500", "gsm8k")} <= row.keys()
+        assert row["eval/math500/no_value"] == 0
+    assert metrics[-1]["reward/disturbed"] == 1.0
 
 
 def test_export_gives_a_folder_that_trains_further(run: Path, tmp_path: Path) -> None:
