@@ -17,7 +17,8 @@ def test_one_rank_and_two(tmp_path: Path) -> None:
         command = [
             sys.executable, "-m", "rlkit.cli", "run", "embedded_xs", "--algo", "ppo", "--noise", "flip:0.25",
             "--nproc", ranks, "--name", ranks, "--out", str(tmp_path), "-s", "steps=2",
-            "-s", "batch.prompts_per_step=5", "-s", "batch.samples_per_prompt=3", "-s", "eval.problems=8", "-s", "optimizer.lr=1e-5",
+            "-s", "batch.prompts_per_step=5", "-s", "batch.samples_per_prompt=3", "-s", "eval.problems=8",
+            "-s", "optimizer.lr=1e-5",
         ]  # fmt: skip
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
