@@ -11,12 +11,14 @@ from rlkit.samples import RewardResult, Sample
 
 from . import algebra
 from .answers import Place, clean, find, find_gold
+from .common import declares
 from .compare import Rules, same, same_text
 
 _SHOWN = 300
 
 
 @reward("math")
+@declares(0.0, 1.0)
 def math(
     samples: Sequence[Sample],
     *,
@@ -37,7 +39,6 @@ def math(
     return [_verdict(sample, answer_in, strict, tolerance) for sample in samples]
 
 
-math.range = (0.0, 1.0)  # type: ignore[attr-defined]
 math.warm_up = algebra.warm_up  # type: ignore[attr-defined]
 
 

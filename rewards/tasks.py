@@ -11,6 +11,8 @@ from typing import Any
 from rlkit import reward
 from rlkit.samples import RewardResult, Sample
 
+from .common import declares
+
 LONGEST_ANSWER = 300
 DEEPEST = 20
 _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])")
@@ -18,6 +20,7 @@ _SAME = str.maketrans("\u00d7\u00b7\u00f7\u2212[]", "**/-()")  # times, dot, div
 
 
 @reward("countdown")
+@declares(0.0, 1.0)
 def countdown(samples: Sequence[Sample], *, nums: str = "nums", marker: str = "####") -> list[RewardResult]:
     """1 for an expression of + - * / and brackets that equals the target, each number used at most once; else 0.
 
@@ -29,19 +32,14 @@ def countdown(samples: Sequence[Sample], *, nums: str = "nums", marker: str = "#
     return [_countdown(sample, nums, marker) for sample in samples]
 
 
-countdown.range = (0.0, 1.0)  # type: ignore[attr-defined]
-
-
 @reward("sorting")
+@declares(0.0, 1.0)
 def sorting(samples: Sequence[Sample], *, items: str = "items", marker: str = "####") -> list[RewardResult]:
     """1 for the whole numbers of the column `items` in ascending order; else 0.
 
     The answer is found as by `countdown`; commas, spaces or semicolons separate its numbers.
     """
     return [_sorting(sample, items, marker) for sample in samples]
-
-
-sorting.range = (0.0, 1.0)  # type: ignore[attr-defined]
 
 
 class _Wrong(Exception):
