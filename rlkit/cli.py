@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
-from rlkit import commands_eval, registry
 from rlkit import config as configs
+from rlkit import registry
+from rlkit.commands import evaluate, sweep
 from rlkit.errors import ConfigError, RlkitError, nearest
 
 
@@ -272,7 +273,7 @@ def doctor() -> None:
     sys.exit(1 if any(check.ok is False for check in checks) else 0)
 
 
-for command in (commands_eval.evaluate, commands_eval.verify, commands_eval.data):
+for command in (evaluate.evaluate, evaluate.verify, evaluate.data, sweep.sweep):
     main.add_command(command)
 
 

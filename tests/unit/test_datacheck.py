@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from rlkit import datacheck, embedded
-from rlkit.commands_eval import data as data_commands
+from rlkit.commands.evaluate import data as data_commands
 from rlkit.errors import ConfigError
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from rlkit import embedded, registry, suites
-from rlkit.commands_eval import evaluate as evaluate_command
+from rlkit.commands.evaluate import evaluate as evaluate_command
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation.benchmark import EvaluationConfig, load_settings, run_evaluation
 from rlkit.evaluation.metrics import Verdict, bootstrap, maj_at_k, measure, pass_at_k

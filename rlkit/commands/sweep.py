@@ -1,0 +1,79 @@
+"""rlkit sweep: many runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlkit.errors import ConfigError, RlkitError
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--algos", metavar="NAME,...", help="The algorithms to compare: vimpo,grpo,ppo.")
+@click.option("--seeds", metavar="RANGE", help="0-4, or 0,2,5.  [0]")
+@click.option("--noise", metavar="NOISE,...", help="none,group_flip:0.25,flip:0.25; + between those that act together.")
+@click.option("--base", metavar="CONFIG", help="Preset or YAML file that all runs share.  [embedded]")
+@click.option("-s", "--set", "settings", multiple=True, metavar="KEY=V,...", help="Any field; several values: a grid.")
+@click.option("--tune", multiple=True, metavar="KEY=V,...", help="Choose these for each arm first, as in lr=1e-4,2e-4.")
+@click.option("--tune-seeds", metavar="RANGE", help="Seeds to tune on; none of them is scored.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at once; cores and GPUs are shared out.  [1]")
+@click.option("--name", help="Name of the sweep's folder.  [the file's, else sweep]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where the folder stands.  [runs]")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Make what is missing of this sweep.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+def sweep(
+    file: Path | None,
+    algos: str | None,
+    seeds: str | None,
+    noise: str | None,
+    base: str | None,
+    settings: tuple[str, ...],
+    tune: tuple[str, ...],
+    tune_seeds: str | None,
+    plugins: tuple[str, ...],
+    jobs: int,
+    name: str | None,
+    out: Path,
+    resume: Path | None,
+    dry_run: bool,
+) -> None:
+    """Run algorithms beside each other, on the same prompts, seeds and noise; then compare them.
+
+    FILE is a sweep written down (see docs/sweeps.md). Without one:
+
+    rlkit sweep --algos vimpo,grpo,ppo --seeds 0-4 --noise none,group_flip:0.25 --base embedded_xs
+    """
+    from rlkit import sweep as sweeps
+    from rlkit.sweep import spec as specs
+
+    given: dict[str, Any] = {"algos": algos, "seeds": seeds, "noise": noise, "base": base, "tune_seeds": tune_seeds}
+    given = {key: value for key, value in given.items() if value is not None}
+    if resume is not None:
+        if file or name or plugins or settings or tune or set(given) - {"seeds"}:
+            raise ConfigError(
+                "--resume makes what is missing of the sweep as it is; only --seeds may change, and --jobs"
+            )
+        folder = resume.resolve()
+        there = sweeps.read_spec(folder)
+        spec = specs.load(folder / "sweep.yaml", given)
+        if missing := sorted({*there.seeds} - {*spec.seeds}):
+            raise ConfigError(f"--seeds {seeds} leaves out seed {missing[0]} of the sweep: name the old ones too")
+    else:
+        spec = specs.load(file, {**given, **specs.given_settings(settings, tune, plugins)})
+        folder = (out / (name or (file.stem if file else "sweep"))).resolve()
+        sweeps.check_free(folder, spec)
+    outcome = sweeps.sweep(spec, folder, jobs=jobs, dry_run=dry_run)
+    if dry_run:
+        return
+    if outcome.interrupted:
+        raise RlkitError(f"interrupted; go on with: rlkit sweep --resume {folder}")
+    click.echo(f"\n  compare  rlkit compare {folder}")
+    if outcome.failed:
+        raise RlkitError(
+            f"{len(outcome.failed)} runs died: {', '.join(outcome.failed)}. Their output is in {folder / 'logs'}; when "
+            f"it is mended: rlkit sweep --resume {folder}"
+        )

@@ -1,0 +1,265 @@
+"""Many runs side by side: every algorithm under every noise with every seed, each run a process of its own.
+
+Arms are paired by design. A run's seed decides the order of its prompts, what is drawn for each, and the noise's
+coins, and nothing of the algorithm goes into them: so the arms of one seed meet the same prompts and the same noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from rlkit import config as configs
+from rlkit.config import PluginRef, RunConfig
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.sweep import spec as specs
+from rlkit.sweep.folder import SweepFolder, Trial, Tuning
+from rlkit.sweep.jobs import Job, disk_bytes, run_all, shares, visible_gpus
+from rlkit.sweep.labels import settings_label
+from rlkit.sweep.progress import Display, duration
+from rlkit.sweep.spec import Arm, SweepConfig
+
+TUNED_BY = "reward/clean"
+"""Its mean over the last tenth of the steps is what tuning goes by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    folder: Path
+    failed: Sequence[str]
+    """Names of the runs that died, of tuning and scored."""
+    interrupted: bool
+
+
+def sweep(
+    spec: SweepConfig, folder: Path, *, jobs: int = 1, dry_run: bool = False, terminal: Console | None = None
+) -> Outcome:
+    """Make the runs of `spec` that `folder` does not hold yet, `jobs` at once. Raises ConfigError before any starts.
+
+    With `tune`, every arm is first tried with each combination of its settings on the tuning seeds, and scored
+    with the best. `dry_run`: print the plan and stop.
+    """
+    terminal = terminal or Console(highlight=False, soft_wrap=True)
+    gpus = visible_gpus()
+    if gpus and jobs > len(gpus):
+        raise ConfigError(f"--jobs {jobs}, but there are {len(gpus)} GPUs: a run needs one to itself")
+    arms = specs.arms(spec)
+    scored = specs.scored_runs(spec, arms)
+    trials = [
+        (arm, settings, seed)
+        for seed, arm, settings in itertools.product(spec.tune_seeds, arms, specs.combinations(spec.tune))
+    ]
+    place = SweepFolder(folder, [run for _, run in scored])
+    tuning = {
+        (id(arm), seed, str(settings)): _job(spec, arm, seed, settings, folder, "tuning")
+        for arm, settings, seed in trials
+    }
+    # Refuses what cannot be, in whatever arm, before anything starts.
+    first = [_job(spec, arm, run.seed, {}, folder, "runs") for arm, run in scored]
+    terminal.print(plan(spec, arms, len(tuning), first, jobs, folder), markup=False)
+    if dry_run:
+        return Outcome(folder=folder, failed=[], interrupted=False)
+    _begin(place, spec)
+
+    going = True
+    failed: list[str] = []
+    chosen: dict[int, Mapping[str, Any]] = {id(arm): {} for arm in arms}
+    if tuning:
+        going = _make("tuning", list(tuning.values()), jobs, terminal)
+        failed += [job.name for job in tuning.values() if job.error is not None]
+        if going:
+            results = [_choose(spec, arm, tuning) for arm in arms]
+            place.write_tuning(results)
+            chosen = {id(arm): result.chosen for arm, result in zip(arms, results, strict=True)}
+            terminal.print(tuning_text(results), markup=False)
+    if going:
+        final = [_job(spec, arm, run.seed, chosen[id(arm)], folder, "runs") for arm, run in scored]
+        going = _make("runs", final, jobs, terminal)
+        failed += [job.name for job in final if job.error is not None]
+    return Outcome(folder=folder, failed=failed, interrupted=not going)
+
+
+def _begin(place: SweepFolder, spec: SweepConfig) -> None:
+    try:
+        place.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        (place.path / "sweep.yaml").write_text(text)
+        place.write_plan()
+    except OSError as error:
+        raise ConfigError(f"cannot make the sweep's folder {place.path}: {error}. Choose another with --out") from error
+
+
+def check_free(folder: Path, spec: SweepConfig) -> None:
+    """ConfigError where the folder holds a sweep, this one or another, or anything else."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "sweep.yaml").is_file():
+        raise ConfigError(f"{folder} is there already, and is no sweep's: choose another name with --name")
+    there, wanted = read_spec(folder).model_dump(), spec.model_dump()
+    if there == wanted:
+        raise ConfigError(
+            f"{folder} holds this sweep already: finish it with --resume {folder}, or take another --name"
+        )
+    differ = ", ".join(key for key in wanted if there[key] != wanted[key])
+    raise ConfigError(
+        f"{folder} holds another sweep (it differs in {differ}): choose another name with --name, or finish the one "
+        f"that is there with --resume {folder}"
+    )
+
+
+def read_spec(folder: Path) -> SweepConfig:
+    """What the sweep in this folder was asked to do. ConfigError where there is none."""
+    if not (folder / "sweep.yaml").is_file():
+        raise ConfigError(f"--resume {folder}: no sweep is there (no sweep.yaml)")
+    return specs.load(folder / "sweep.yaml", {})
+
+
+def _job(spec: SweepConfig, arm: Arm, seed: int, settings: Mapping[str, Any], folder: Path, kind: str) -> Job:
+    """A run as a job; its config is written when the sweep begins to make runs of this kind."""
+    tried = settings_label(settings) if kind == "tuning" else []
+    conditions = len({each.condition for each in specs.arms(spec)}) > 1
+    name = specs.file_name("-".join([arm.name, *([arm.condition] if conditions else []), *tried, f"seed{seed}"]))
+    config = arm.config(spec, seed, folder / kind, name, settings)
+    trackers = [] if kind == "tuning" else [_grouped(ref, folder.name) for ref in config.trackers]
+    config = config.model_copy(update={"trackers": trackers})
+    return Job(
+        name=name if kind == "runs" else f"tuning {name}",
+        algo=arm.algo,
+        config=config,
+        file=folder / "configs" / f"{kind}-{name}.yaml",
+        folder=config.folder,
+        log=folder / "logs" / f"{kind}-{name}.log",
+        steps=config.steps,
+    )
+
+
+def _grouped(ref: PluginRef, sweep: str) -> PluginRef:
+    """wandb lays the runs of a group over each other."""
+    if ref.kind != "wandb" or ref.options.get("group") is not None:
+        return ref
+    return PluginRef(kind=ref.kind, **{**ref.options, "group": sweep})
+
+
+def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console) -> bool:
+    """Returns False where it was interrupted."""
+
+    def estimate(job: Job, left: float) -> str:
+        each = (disk_bytes(job.folder) - disk_bytes(job.folder / "checkpoints")) / job.step * job.steps
+        each += _checkpoint_bytes(job.config)
+        total = each * sum(not job.done for job in jobs)
+        free = shutil.disk_usage(job.folder).free
+        lack = f", MORE THAN THE {free / 2**30:.1f} GiB THAT ARE FREE" if total > free else ""
+        return (
+            f"  {what}: about {duration(left)} and {_size(total)} of disk{lack}, from the first "
+            f"{job.step} steps of {job.name}"
+        )
+
+    for job in jobs:
+        job.look()
+        job.file.parent.mkdir(parents=True, exist_ok=True)
+        job.file.write_text(yaml.safe_dump(job.config.dump(), sort_keys=False, allow_unicode=True))
+    with Display(what, jobs, at_once, estimate, terminal) as display:
+        return run_all(jobs, at_once, display.watch)
+
+
+def _checkpoint_bytes(config: RunConfig) -> float:
+    """Weights for training and for `from_pretrained`, and AdamW's state, of policy and critic."""
+    from rlkit.plan import model_shape
+
+    shape = model_shape(config.model)
+    if shape is None:
+        return 0.0
+    width = 4 if config.model.dtype == "float32" else 2
+    every = config.checkpoint.every
+    kept = min(config.checkpoint.keep, math.ceil(config.steps / every)) if every else 1
+    critics = configs.build_algorithm(config).value_loss is not None
+    return shape[0] * kept * (2 * width + (8 if width == 4 else 12)) * (1 + critics)
+
+
+def _size(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def _choose(spec: SweepConfig, arm: Arm, jobs: Mapping[tuple[int, int, str], Job]) -> Tuning:
+    """The settings with the best mean score. RlkitError where none of the arm's settings ended on every seed."""
+    trials = [
+        Trial(
+            settings=settings,
+            scores={str(seed): _score(jobs[id(arm), seed, str(settings)]) for seed in spec.tune_seeds},
+        )
+        for settings in specs.combinations(spec.tune)
+    ]
+    whole = [trial for trial in trials if trial.mean is not None]
+    if not whole:
+        raise RlkitError(
+            f"arm {arm.name!r}, condition {arm.condition!r}: no setting ended on every tuning seed, so there is none "
+            "to score it with. Mend what the logs say, and go on with --resume"
+        )
+    best = max(whole, key=lambda trial: trial.mean or 0.0)
+    return Tuning(
+        arm=arm.name,
+        condition=arm.condition,
+        metric=TUNED_BY,
+        seeds=spec.tune_seeds,
+        trials=trials,
+        chosen=best.settings,
+    )
+
+
+def _score(job: Job) -> float | None:
+    from rlkit.tracking.files import RunFolder
+
+    if not job.done:
+        return None
+    values = [row.get(TUNED_BY, math.nan) for row in RunFolder.open(job.folder).read_metrics() if row["step"] > 0]
+    tail = values[-max(1, len(values) // 10) :]
+    mean = sum(tail) / len(tail)
+    return mean if math.isfinite(mean) else None
+
+
+def tuning_text(results: Sequence[Tuning]) -> str:
+    """What was tried, and what was chosen: a line for each arm."""
+    lines = [f"  tuned by {TUNED_BY}, mean of the last tenth, over seeds {', '.join(map(str, results[0].seeds))}:"]
+    for result in results:
+        tried = ", ".join(
+            f"{' '.join(settings_label(trial.settings))} {'failed' if trial.mean is None else f'{trial.mean:.3f}'}"
+            for trial in result.trials
+        )
+        lines.append(
+            f"    {result.arm}, {result.condition}: {tried} -> {' '.join(settings_label(result.chosen))}"
+            + "".join(f" (the {end} {key} tried: try beyond it)" for key, end in result.at_the_end.items())
+        )
+    return "\n".join(lines)
+
+
+def plan(spec: SweepConfig, arms: Sequence[Arm], trials: int, scored: Sequence[Job], at_once: int, folder: Path) -> str:
+    """The sweep in a few lines, before it starts."""
+    done = sum(job.done for job in scored)
+    config = scored[0].config
+    share = shares(at_once)[0]
+    rows = {
+        "base": spec.base if isinstance(spec.base, str) else "written out",
+        "arms": ", ".join(dict.fromkeys(arm.name for arm in arms)),
+        "conditions": ", ".join(dict.fromkeys(arm.condition for arm in arms)),
+        "seeds": f"{', '.join(map(str, spec.seeds))}; the arms of one seed meet the same prompts, draws and noise",
+        "runs": f"{len(scored)} of {config.steps} steps" + (f", {done} of them done already" if done else ""),
+        "a step": f"{config.batch.prompts_per_step} prompts x {config.batch.samples_per_prompt} samples",
+        "tuning": f"{trials} runs before: "
+        + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in spec.tune.items())
+        + f" for each arm and condition, on seeds {', '.join(map(str, spec.tune_seeds))}",
+        "at once": f"{at_once}, each with {len(share.cores)} of the cores, {share.environment()['OMP_NUM_THREADS']} "
+        f"thread(s){f' and GPU {share.gpus[0]}' if share.gpus else ''}",
+        "time, disk": "told once the first run has made a few steps",
+        "folder": str(folder),
+    }
+    if not trials:
+        del rows["tuning"]
+    return "\n".join(f"  {name:<10}  {text}" for name, text in rows.items())

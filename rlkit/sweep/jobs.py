@@ -1,0 +1,219 @@
+"""Runs as processes of their own: some at once, each with its share of the cores and GPUs, none able to end another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlkit.config import RunConfig
+
+LAST_LINES = 12
+"""Of a run that died, shown."""
+POLL_S = 0.2
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """One run, to be made or made already."""
+
+    name: str
+    algo: str
+    config: RunConfig
+    file: Path
+    """Where the config is written, for the process."""
+    folder: Path
+    log: Path
+    steps: int
+    step: int = 0
+    """Steps that metrics.jsonl holds."""
+    reward: float = math.nan
+    """Clean reward of the newest step."""
+    started: float = 0.0
+    first_step: float = 0.0
+    seconds: float = 0.0
+    """How long its process ran, where it ended."""
+    error: str | None = None
+    """What it said last, where it died."""
+    _begun_after: int = 0
+    """Steps made by earlier processes."""
+    _read: int = field(default=0, repr=False)
+
+    @property
+    def done(self) -> bool:
+        """A checkpoint is complete or invisible, and the last one is the last thing a run must leave."""
+        return (self.folder / "checkpoints" / f"step-{self.steps:08d}").is_dir()
+
+    @property
+    def resumable(self) -> bool:
+        return (self.folder / "config.yaml").is_file() and any((self.folder / "checkpoints").glob("step-*"))
+
+    def look(self) -> None:
+        """Read what metrics.jsonl has more of."""
+        file = self.folder / "metrics.jsonl"
+        if not file.is_file() or file.stat().st_size < self._read:
+            self._read = 0
+            return
+        with file.open("rb") as lines:
+            lines.seek(self._read)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                row = json.loads(line)
+                self.step = int(row["step"])
+                if row.get("reward/clean") is not None:
+                    self.reward = row["reward/clean"]
+        if self.step > self._begun_after and self.started and not self.first_step:
+            self.first_step = time.monotonic()
+
+    def expected_s(self) -> float | None:
+        """Seconds the whole run should take, from its first steps; None before there are five of this process."""
+        steps = self.step - self._begun_after - 1
+        if not self.first_step or steps < 5:
+            return None
+        each = (time.monotonic() - self.first_step) / steps
+        return self.first_step - self.started + each * (self.steps - 1)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of the runs that go on at once may use."""
+
+    cores: Sequence[int]
+    gpus: Sequence[str]
+
+    def environment(self) -> dict[str, str]:
+        wanted = int(os.environ.get("OMP_NUM_THREADS") or 1)
+        threads = str(max(1, min(wanted, len(self.cores))))
+        return {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
+
+
+def shares(count: int) -> list[Share]:
+    """This machine's cores and GPUs in `count` parts that have nothing in common, as far as there are enough."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    gpus = visible_gpus()
+    return [Share(cores[i::count] or [cores[i % len(cores)]], gpus[i::count]) for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """CUDA's device names: those that CUDA_VISIBLE_DEVICES leaves, else all that nvidia-smi knows."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(number) for number, line in enumerate(li for li in listed.splitlines() if li.startswith("GPU"))]
+
+
+def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None]) -> bool:
+    """Make every job that is not done. `watch` is called a few times a second with those that run.
+
+    A job that dies gets its `error`, and the others go on. An interrupt lets the runs end after the step in hand;
+    a second ends them at once. Returns False where it was interrupted.
+    """
+    waiting = [job for job in jobs if not job.done]
+    free = shares(at_once)
+    running: dict[Job, tuple[subprocess.Popen[bytes], Share]] = {}
+    with _interrupts() as asked:
+        passed_on = 0
+        while running or (waiting and not asked):
+            while free and waiting and not asked:
+                share, job = free.pop(0), waiting.pop(0)
+                running[job] = (_start(job, share), share)
+            time.sleep(POLL_S)
+            if len(asked) > passed_on:
+                passed_on = len(asked)
+                for process, _ in running.values():
+                    process.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+            for job in list(running):
+                job.look()
+                process, share = running[job]
+                if process.poll() is not None:
+                    del running[job]
+                    free.append(share)
+                    job.seconds = time.monotonic() - job.started
+                    if not job.done and not asked:
+                        job.error = (
+                            last_lines(job.log) or f"it ended with exit code {process.returncode}, saying nothing"
+                        )
+            watch(list(running))
+        return not asked
+
+
+def _start(job: Job, share: Share) -> subprocess.Popen[bytes]:
+    if job.resumable:
+        arguments = ["--resume", str(job.folder)]
+    else:
+        # What stopped before its first checkpoint cannot go on.
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.step, job._read = 0, 0
+        arguments = [str(job.file)]
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.look()
+    job.started, job.first_step, job._begun_after = time.monotonic(), 0.0, job.step
+    with job.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlkit", "run", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **share.environment()},
+            # An interrupt from the terminal is passed on once, not once by the terminal and once from here.
+            start_new_session=True,
+        )
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, share.cores)
+    return process
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    asked: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> str:
+    lines = log.read_text(errors="replace").rstrip().splitlines() if log.is_file() else []
+    return "\n".join(lines[-count:])
+
+
+def left_s(jobs: Sequence[Job], at_once: int) -> float | None:
+    """Seconds until all are done, from those of the same algorithm that ended here, else from the first steps."""
+    ended = [job for job in jobs if job.seconds and job.error is None]
+    known: dict[str, list[float]] = {}
+    for job in ended:
+        known.setdefault(job.algo, []).append(job.seconds)
+    for job in jobs:
+        if job.algo not in known and (expected := job.expected_s()) is not None:
+            known[job.algo] = [expected]
+    if not known:
+        return None
+    usual = statistics.mean(second for seconds in known.values() for second in seconds)
+    total = 0.0
+    for job in jobs:
+        if not job.done and job.error is None:
+            whole = statistics.mean(known[job.algo]) if job.algo in known else usual
+            total += whole * (1 - job.step / job.steps) if job.step else whole
+    return total / at_once
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
