@@ -14,10 +14,11 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test setup lint unit clean help
+.PHONY: run test study setup lint unit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
+	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (under ten minutes)"
 	@echo "make test    formatting, types and all tests"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
@@ -40,6 +41,13 @@ run: setup
 	@echo "== rlkit run --algo vimpo: a small model learns two-digit addition"
 	@$(BIN)/rlkit run --algo vimpo -s sampler=vllm --name $(NAME) $(ARGS)
 	@echo "== next: $(BIN)/rlkit sample runs/$(NAME) \"47+85=\"; other algorithms: $(BIN)/rlkit run --algo grpo"
+
+STUDY ?= study-$(shell date +%Y%m%d-%H%M%S)
+
+study: setup
+	@echo "== rlkit sweep noise, in short: 2 seeds, 40 steps, 2 learning rates, one kind of noise"
+	@$(BIN)/rlkit sweep noise --seeds 0-1 --noise none,group_flip:0.25 --tune lr=2e-4,4e-4 --tune-seeds 100 \
+		-s steps=40 --jobs 2 --name $(STUDY) $(ARGS)
 
 test: setup lint unit
 	@echo "== all checks passed; what rlkit promises is in tests/promises"

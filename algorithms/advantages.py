@@ -131,7 +131,8 @@ class GaeAdvantage:
         scalars = {}
         if spread > WHITEN_FLOOR**2:  # equal returns differ by rounding
             scalars["critic/explained_variance"] = 1 - float(masked_var(returns - values, mask)) / spread
-        return Targets(advantages=whiten(advantages, mask, WHITEN_FLOOR), returns=returns, scalars=scalars)
+        advantages = whiten(advantages, mask, WHITEN_FLOOR)
+        return Targets(advantages=advantages, returns=returns, scalars=scalars, credit={"value": values})
 
 
 def token_rewards(rollout: Rollout) -> Tensor:

@@ -95,10 +95,10 @@ class _Implied:
 
     @property
     def needs(self) -> Needs:
-        reference: set[Stat] = {"ref_logprobs", "token_kl" if self.config.estimator == "exact" else "logprobs"}
-        if self.config.value == "soft":
-            return Needs(old=frozenset(reference))
-        return Needs(now=frozenset(reference | {"logprobs"}))
+        wanted: set[Stat] = {"logprobs", "ref_logprobs"}
+        if self.config.estimator == "exact":
+            wanted.add("token_kl")
+        return Needs(old=frozenset(wanted)) if self.config.value == "soft" else Needs(now=frozenset(wanted))
 
     def measured(self, batch: Batch) -> TokenStats:
         """Where KL and reference come from: the weights about to be updated, or for soft those that sampled."""
@@ -127,14 +127,16 @@ class VimpoAdvantage(_Implied):
         baseline = rollout.reward
         if config.value == "soft":
             baseline = baseline - config.beta * self.kl(batch).sum(1)
-        scores = rollout.reward - group_mean(baseline, rollout.group, rollout.valid)
-        scores = torch.where(rollout.valid, scores, 0.0)
+        start = group_mean(baseline, rollout.group, rollout.valid)
+        scores = torch.where(rollout.valid, rollout.reward - start, 0.0)
+        implied = self.rewards(self.measured(batch).get("logprobs"), batch)
+        credit = _credit(implied, start, mask)
         rms = math.sqrt(float(masked_mean(scores**2, rollout.valid)))
         if config.value == "soft":
             scalars = {"vimpo/actor_coef": 0.0, "vimpo/target_rms": rms}
-            return Targets(advantages=torch.zeros_like(rollout.sampler_logprobs), scores=scores, scalars=scalars)
+            none = torch.zeros_like(rollout.sampler_logprobs)
+            return Targets(advantages=none, scores=scores, scalars=scalars, credit=credit)
 
-        implied = self.rewards(batch.now.get("logprobs"), batch)
         advantages = gae(implied, torch.zeros_like(implied), mask, config.lam)
         unit = config.beta * batch.n_tokens / max(batch.n_sequences, 1) * rms
         coef = config.actor_coef if config.actor_coef is not None else (config.actor_ratio or 0.0) * unit
@@ -152,7 +154,15 @@ class VimpoAdvantage(_Implied):
                     "log), where it tends to run away from the reference: lower actor_coef or actor_ratio",
                     stacklevel=2,
                 )
-        return Targets(advantages=whiten(advantages, mask, 0.2 * config.beta), scores=scores, scalars=scalars)
+        advantages = whiten(advantages, mask, 0.2 * config.beta)
+        return Targets(advantages=advantages, scores=scores, scalars=scalars, credit=credit)
+
+
+def _credit(implied: Tensor, start: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The implied value in prefix form, which does not know the reward: V(s_t) = start + sum_{l<t} (rho_l - kappa_l);
+    and what each token adds to it. `implied` is [b, T], 0 outside the mask, `start` [b]: the group's baseline."""
+    value = start.unsqueeze(1) + implied.cumsum(1) - implied
+    return {"value": torch.where(mask, value, 0.0), "credit": implied}
 
 
 def _running_correlation(state: State, x: Tensor, y: Tensor, valid: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -16,7 +17,7 @@ import click
 
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.commands import evaluate, sweep
+from rlkit.commands import compare, evaluate, inspect, report, sweep
 from rlkit.errors import ConfigError, RlkitError, nearest
 
 
@@ -69,7 +70,7 @@ def _load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tu
 
 
 @main.command()
-@click.argument("config", default="embedded")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
 @click.option("--algo", metavar="NAME", help="The algorithm: vimpo, grpo, ppo, ... (see `rlkit list`).")
 @_set
 @_plugins
@@ -81,7 +82,7 @@ def _load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tu
 @click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 def run(
-    config: str,
+    words: tuple[str, ...],
     algo: str | None,
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
@@ -93,9 +94,13 @@ def run(
     nproc: int,
     dry_run: bool,
 ) -> None:
-    """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]"""
+    """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]
+
+    KEY=VALUE is the same as -s KEY=VALUE.
+    """
     from rlkit import run as runs
 
+    config, more = _config_and_settings(words)
     if resume is not None:
         if name is not None or out is not None:
             raise ConfigError("--resume goes on in the run's own folder: leave out --name and --out")
@@ -103,8 +108,11 @@ def run(
         out, name = resume.resolve().parent, resume.resolve().name
     # Quoted: values are read as YAML, where a name such as 1 would be a number.
     shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
-    overrides = (*overrides, *(f"{key}={value}" for key, value in shortcuts.items() if value is not None))
-    settings = _load(config, algo, overrides, plugins)
+    shortcut = (f"{key}={value}" for key, value in shortcuts.items() if value is not None)
+    settings = _load(config, algo, (*overrides, *more, *shortcut), plugins)
+    if resume is None and os.environ.get("WANDB_SWEEP_ID") and (run_id := os.environ.get("WANDB_RUN_ID")):
+        # An agent of wandb's starts one command for many runs, which may differ in what their name leaves out.
+        settings = settings.model_copy(update={"name": f"{settings.run_name}-{run_id}"})
     if noises:
         settings = _with_noise(settings, noises)
     runs.prepare_environment()
@@ -119,6 +127,18 @@ def run(
     folder = runs.train(settings, resume=resume is not None)
     if os.environ.get("RANK", "0") == "0":
         click.echo(runs.summary(folder))
+
+
+def _config_and_settings(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The first word names the config, unless it is a setting itself; a file's name may hold a `=` too."""
+    left_out = not words or (re.match(r"[\w.]+=", words[0]) is not None and not Path(words[0]).is_file())
+    config, settings = ("embedded", words) if left_out else (words[0], words[1:])
+    for word in settings:
+        if "=" not in word:
+            raise click.UsageError(
+                f"{word!r}: expected KEY=VALUE, as in optimizer.lr=1e-4; only one CONFIG can be given, the first word"
+            )
+    return config, settings
 
 
 def _with_noise(settings: configs.RunConfig, noises: tuple[str, ...]) -> configs.RunConfig:
@@ -273,7 +293,15 @@ def doctor() -> None:
     sys.exit(1 if any(check.ok is False for check in checks) else 0)
 
 
-for command in (evaluate.evaluate, evaluate.verify, evaluate.data, sweep.sweep):
+for command in (
+    sweep.sweep,
+    compare.compare,
+    report.report,
+    inspect.inspect,
+    evaluate.evaluate,
+    evaluate.verify,
+    evaluate.data,
+):
     main.add_command(command)
 
 

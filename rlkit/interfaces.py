@@ -43,16 +43,18 @@ R = TypeVar("R", bound="Rows")
 
 
 class Rows:
-    """A dataclass whose tensors and lists have one entry a sequence; nested ones are cut alike."""
+    """A dataclass whose tensors and lists have one entry a sequence; nested ones and tensors in dicts are cut alike."""
 
     def _map(self, f: Callable[[Any], Any]) -> Self:
-        changes = {}
+        changes: dict[str, Any] = {}
         for spec in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, spec.name)
             if isinstance(value, Rows):
                 changes[spec.name] = value._map(f)
             elif isinstance(value, (Tensor, list)):
                 changes[spec.name] = f(value)
+            elif isinstance(value, dict):
+                changes[spec.name] = {k: f(v) if isinstance(v, Tensor) else v for k, v in value.items()}
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def rows(self, index: Sequence[int]) -> Self:
@@ -196,6 +198,10 @@ class Targets(Rows):
     """[b, T] float: weights for a mismatch with the sampler, or for staleness."""
     scalars: dict[str, float] = field(default_factory=dict)
     """Numbers in force for this update (VIMPO's c_A, ...); logged as they are."""
+    credit: dict[str, Tensor] = field(default_factory=dict)
+    """What the algorithm credits each token, for people to look at (`rlkit inspect`): name -> [b, T] float, 0 outside
+    `mask`. No loss reads it. Two names are known by what they mean: `value`, the worth of the state before the token,
+    and `credit`, what the token adds to it, both in units of reward. `advantages` are kept without being named here."""
 
     def get(self, name: Literal["advantages", "scores", "returns", "importance"]) -> Tensor:
         """The tensor; KeyError, naming it, where the Advantage did not give it."""

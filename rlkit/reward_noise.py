@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,6 +104,18 @@ def parse_noise(text: str) -> dict[str, Any]:
         raise ConfigError(f"--noise {text}: {', '.join(missing)} is missing; expected {usage}")
     registry.validate_options(plugin, options, where=f"--noise {text}")
     return {"kind": plugin.name, **options}
+
+
+def noise_label(noise: Sequence[Mapping[str, Any]]) -> str:
+    """`[{kind: group_flip, prob: 0.25}]` -> `group_flip:0.25`; several with + between; `none` for none.
+
+    The inverse of `parse_noise`; a noise of several options is written as that takes it, too: `asymmetric:0.1,0.2`.
+    """
+    parts = []
+    for each in noise:
+        options = [f"{value:g}" if isinstance(value, float) else str(value) for k, value in each.items() if k != "kind"]
+        parts.append(":".join([str(each["kind"]), *([",".join(options)] if options else [])]))
+    return "+".join(parts) or "none"
 
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

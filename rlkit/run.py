@@ -244,12 +244,18 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
 
 def summary(folder: Path) -> str:
     """What came out of a run, in a few lines, and where to look."""
+    from rlkit import report
     from rlkit.tracking import curve
     from rlkit.tracking.files import RunFolder
 
     run = RunFolder.open(folder)
     metrics, steps = run.read_metrics(), run.read_config().steps
-    lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}", f"  run      {folder}"]
+    lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}"]
+    if (folder / report.FILE).is_file():
+        found = len(report.warnings_of(metrics))
+        said = f", with {found} warning{'s' if found > 1 else ''}: `rlkit report {folder}` prints them" if found else ""
+        lines.append(f"  report   {folder / report.FILE}{said}")
+    lines.append(f"  run      {folder}")
     if metrics[-1]["step"] < steps:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         command = f"rlkit run --resume {folder}" + (f" --nproc {ranks}" if ranks > 1 else "")
@@ -258,11 +264,19 @@ def summary(folder: Path) -> str:
 
 
 def _draw(folder: Path) -> None:
+    from rlkit import report
     from rlkit.tracking import curve
     from rlkit.tracking.files import RunFolder
 
     run = RunFolder.open(folder)
     curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
+    try:
+        report.write(folder)
+    except (OSError, RlkitError) as error:
+        warnings.warn(
+            f"the run is whole, but its report could not be written: {error}. `rlkit report {folder}` tries again",
+            stacklevel=2,
+        )
 
 
 def newest_model(run: Path) -> Path:

@@ -169,7 +169,8 @@ class Trainer:
         needs, once = self.algorithm.needs, self.config.updates_per_step == 1
         logged: dict[str, list[float]] = defaultdict(list)
         skipped = 0
-        for rows in self._minibatches(rollout, step):
+        credited: list[tuple[list[int], Targets]] = []
+        for number, rows in enumerate(self._minibatches(rollout, step)):
             batch = _optimizer_batch(rollout, old, rows, self.update, self.config)
             if batch.n_tokens == 0:
                 skipped += 1
@@ -177,11 +178,15 @@ class Trainer:
             with self._time("measure"):
                 batch.now = batch.old if once else self._token_stats(batch.rollout, needs.now)
             targets = self.algorithm.advantage(batch, self.state)
+            if number < self.config.batch.minibatches:
+                credited.append((rows, targets))
             with self._time("update"):
                 metrics = self._guarded_update(batch, targets, needs, step)
             for name, value in (metrics | targets.scalars).items():
                 logged[name].append(value)
             self.update += 1
+        if self.folder is not None:
+            self.folder.log_credit(step, rollout, credited)
         if skipped and distributed.main_rank():
             warnings.warn(
                 f"step {step}: {skipped} of {self.config.updates_per_step} updates had no sample to learn from "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from browser import browser
 from rank_worker import models, two_ranks
+from wandb_files import no_wandb_key
 
-__all__ = ["models", "two_ranks"]
+__all__ = ["browser", "models", "no_wandb_key", "two_ranks"]

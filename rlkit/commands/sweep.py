@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlkit.errors import ConfigError, RlkitError
 
+if TYPE_CHECKING:
+    from rlkit.sweep.spec import SweepConfig
+
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("file", required=False)
 @click.option("--algos", metavar="NAME,...", help="The algorithms to compare: vimpo,grpo,ppo.")
 @click.option("--seeds", metavar="RANGE", help="0-4, or 0,2,5.  [0]")
 @click.option("--noise", metavar="NOISE,...", help="none,group_flip:0.25,flip:0.25; + between those that act together.")
@@ -25,8 +28,11 @@ from rlkit.errors import ConfigError, RlkitError
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where the folder stands.  [runs]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Make what is missing of this sweep.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--wandb-sweep", type=click.Path(path_type=Path), metavar="FILE", help="Write wandb's definition and stop."
+)
 def sweep(
-    file: Path | None,
+    file: str | None,
     algos: str | None,
     seeds: str | None,
     noise: str | None,
@@ -40,10 +46,11 @@ def sweep(
     out: Path,
     resume: Path | None,
     dry_run: bool,
+    wandb_sweep: Path | None,
 ) -> None:
     """Run algorithms beside each other, on the same prompts, seeds and noise; then compare them.
 
-    FILE is a sweep written down (see docs/sweeps.md). Without one:
+    FILE is a sweep written down, your own or one that ships (noise, vimpo). Without one:
 
     rlkit sweep --algos vimpo,grpo,ppo --seeds 0-4 --noise none,group_flip:0.25 --base embedded_xs
     """
@@ -53,18 +60,24 @@ def sweep(
     given: dict[str, Any] = {"algos": algos, "seeds": seeds, "noise": noise, "base": base, "tune_seeds": tune_seeds}
     given = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
-        if file or name or plugins or settings or tune or set(given) - {"seeds"}:
+        if file or name or plugins or settings or tune or wandb_sweep or set(given) - {"seeds"}:
             raise ConfigError(
                 "--resume makes what is missing of the sweep as it is; only --seeds may change, and --jobs"
             )
         folder = resume.resolve()
         there = sweeps.read_spec(folder)
-        spec = specs.load(folder / "sweep.yaml", given)
+        spec = specs.load(str(folder / "sweep.yaml"), given)
         if missing := sorted({*there.seeds} - {*spec.seeds}):
             raise ConfigError(f"--seeds {seeds} leaves out seed {missing[0]} of the sweep: name the old ones too")
     else:
         spec = specs.load(file, {**given, **specs.given_settings(settings, tune, plugins)})
-        folder = (out / (name or (file.stem if file else "sweep"))).resolve()
+        folder = out / (name or (Path(file).stem if file else "sweep"))
+        if wandb_sweep is not None:
+            if dry_run or jobs > 1:
+                raise ConfigError("--wandb-sweep makes no runs: leave out --jobs and --dry-run")
+            _write_definition(spec, wandb_sweep, folder)
+            return
+        folder = folder.resolve()
         sweeps.check_free(folder, spec)
     outcome = sweeps.sweep(spec, folder, jobs=jobs, dry_run=dry_run)
     if dry_run:
@@ -77,3 +90,12 @@ def sweep(
             f"{len(outcome.failed)} runs died: {', '.join(outcome.failed)}. Their output is in {folder / 'logs'}; when "
             f"it is mended: rlkit sweep --resume {folder}"
         )
+
+
+def _write_definition(spec: SweepConfig, file: Path, folder: Path) -> None:
+    from rlkit.sweep.wandb import write_definition
+
+    _, *base = write_definition(spec, file, folder)
+    click.echo(f"{file}: `wandb sweep {file}` makes the sweep known, and prints the command that starts an agent")
+    if base:
+        click.echo(f"{base[0]}: the base of all runs, which must stand there wherever an agent runs")

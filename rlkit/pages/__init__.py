@@ -1,0 +1,257 @@
+"""Self-contained HTML pages: one file, no network, light and dark, charts that answer to mouse, touch and keys.
+
+A page is a template in this folder that extends base.html, rendered by `render`. Templates have the globals
+`chart(Chart)` and `palette`, and the filters `number`, `percent`, `duration`, `visible` and `code`. A script beside a
+template under its name (inspection.js) goes into its pages; no other script runs in them, wherever it comes from: a
+page's Content-Security-Policy names the scripts by their hashes, and forbids the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+HERE = Path(__file__).parent
+
+PALETTE = (
+    ("#1f6fb4", "#6cb2f0"),  # blue
+    ("#b9520a", "#f29b57"),  # orange
+    ("#0b7a5b", "#4fc8a0"),  # green
+    ("#7b4bb0", "#bd9cee"),  # purple
+    ("#b02e62", "#f286b0"),  # pink
+    ("#746400", "#d6c24a"),  # olive
+    ("#0a7886", "#56c7d6"),  # cyan
+    ("#5f6670", "#a9b1bb"),  # grey
+)
+"""Colours by index, (on light, on dark): each has a contrast of 4.5 or more there, and neighbours differ to
+colour-blind eyes in lightness or in the blue-yellow direction."""
+
+POINTS = 200
+"""A longer curve is drawn through the means of so many stretches, in a band from their lowest to their highest."""
+
+Numbers = Sequence[float] | Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve. `x` ascends; what is None or not finite in `y`, `low` or `high` is a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Numbers
+    low: Numbers | None = None
+    """Lower end of a band around the curve, as long as `y`; together with `high`."""
+    high: Numbers | None = None
+    color: int = 0
+    """Index into PALETTE, taken modulo its length."""
+    dashed: bool = False
+    marks: bool = False
+    """A dot at each point: for what is measured now and then."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over one pair of axes."""
+
+    title: str
+    series: Sequence[Series]
+    x_label: str = "step"
+    y_label: str = ""
+    y_min: float | None = None
+    """None: as the data lie."""
+    y_max: float | None = None
+    log: bool = False
+    """A logarithmic y axis; what is not positive is a gap."""
+    line: float | None = None
+    """A horizontal line, such as a threshold."""
+
+
+def render(template: str, file: Path, **context: Any) -> None:
+    """Fill the template TEMPLATE.html of this folder and put the page in the file's place, whole or not at all.
+
+    OSError where the file cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {f.__name__: f for f in (number, percent, duration, visible, code)}
+    environment.globals |= {"chart": chart, "palette": PALETTE}
+    scripts = [HERE / "chart.js", HERE / f"{template}.js"]
+    sources = [_markup("\n" + script.read_text()) for script in scripts if script.is_file()]
+    page = environment.get_template(f"{template}.html").render(
+        **context,
+        style=_markup((HERE / "style.css").read_text()),
+        scripts=sources,
+        hashes=[_hash(source) for source in sources],
+    )
+    beside = file.with_name(file.name + ".part")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(file)
+
+
+def chart(chart: Chart) -> Markup:
+    """The figure's HTML: the data as JSON for chart.js, and what they say as a sentence for who sees no picture."""
+    from markupsafe import escape
+
+    shown = asdict(chart) | {"series": [_plain(series) for series in chart.series]}
+    data = json.dumps(shown, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    title, said = escape(visible(chart.title)), escape(describe(chart))
+    return _markup(
+        f'<figure class="chart"><figcaption>{title}</figcaption>'
+        f'<div class="plot" role="img" tabindex="0" aria-label="{said}"></div>'
+        f'<script type="application/json">{data}</script><noscript><p>{said}</p></noscript></figure>'
+    )
+
+
+def describe(chart: Chart) -> str:
+    """A chart in words: where each curve begins and ends, and between which values it lies."""
+    said = []
+    for series in chart.series:
+        points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if y is not None and math.isfinite(y)]
+        if points:
+            (first, begins), (last, ends) = points[0], points[-1]
+            values = [y for _, y in points]
+            said.append(
+                f"{visible(series.name)}: {number(begins)} at {chart.x_label} {number(first)}, {number(ends)} at "
+                f"{number(last)}, lowest {number(min(values))}, highest {number(max(values))}"
+            )
+    return f"{visible(chart.title)}. " + ("; ".join(said) or "No numbers") + "."
+
+
+def _plain(series: Series) -> dict[str, Any]:
+    """A series as JSON can hold it, thinned to POINTS."""
+    x, y = list(series.x), _finite(series.y)
+    low = None if series.low is None else _finite(series.low)
+    high = None if series.high is None else _finite(series.high)
+    if not len(x) == len(y) == len(low or y) == len(high or y):
+        raise ValueError(f"series {series.name!r}: x, y, low and high differ in length")
+    if len(x) > POINTS:
+        cuts = [len(x) * part // POINTS for part in range(POINTS + 1)]
+        parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        low = [_of(min, y[p]) for p in parts] if low is None else [_of(_mean, low[p]) for p in parts]
+        high = [_of(max, y[p]) for p in parts] if high is None else [_of(_mean, high[p]) for p in parts]
+        x, y = [_mean(x[p]) for p in parts], [_of(_mean, y[p]) for p in parts]
+    return {
+        "name": visible(series.name),
+        "x": [_short(value, 6) for value in x],
+        "y": [_short(value) for value in y],
+        "low": None if low is None else [_short(value) for value in low],
+        "high": None if high is None else [_short(value) for value in high],
+        "color": series.color % len(PALETTE),
+        "dashed": series.dashed,
+        "marks": series.marks,
+    }
+
+
+def _finite(values: Numbers) -> list[float | None]:
+    return [None if value is None or not math.isfinite(value) else float(value) for value in values]
+
+
+def _of(f: Any, values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return f(there) if there else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _short(value: float | None, digits: int = 4) -> float | int | None:
+    """Rounded to significant digits: a picture shows no more, and the page stays small."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    if math.isinf(rounded):  # by rounding the largest floats up
+        return None
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: 0.853, 1,234, 4.5e-6; a dash for None and what is not finite."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    size = abs(value)
+    if value == int(value) and size < 1e7:
+        return f"{int(value):,}"
+    if 10**digits <= size < 1e7:
+        return f"{value:,.0f}"
+    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def percent(value: float | None) -> str:
+    """A share for people: 0.253 is 25 %, 0.0042 is 0.42 %."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 38 ms, 4.5 s, 45 s, 3 min 20 s, 2 h 05 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 0.9995:
+        return f"{number(1000 * seconds, 3)} ms"
+    if seconds < 59.5:
+        return f"{number(seconds, 2)} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def code(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks as code."""
+    from markupsafe import escape
+
+    parts = [f"<code>{escape(part)}</code>" if at % 2 else str(escape(part)) for at, part in enumerate(text.split("`"))]
+    return _markup("".join(parts))
+
+
+SHOWN_AS_THEY_ARE = frozenset("\n\t\u200c\u200d")
+"""Line feed and tab are layout; the joiners belong to the spelling of several scripts."""
+
+
+def visible(text: str) -> str:
+    """The text with its control characters shown: ESC as ␛, a right-to-left override as \\u202e.
+
+    What a model wrote can then neither move a terminal's cursor nor reorder a page; line feeds and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character in SHOWN_AS_THEY_ARE or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _markup(text: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _hash(script: str) -> str:
+    """As a Content-Security-Policy names a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

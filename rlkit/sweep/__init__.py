@@ -18,14 +18,15 @@ import yaml
 from rich.console import Console
 
 from rlkit import config as configs
-from rlkit.config import PluginRef, RunConfig
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.config import RunConfig
+from rlkit.errors import ConfigError
 from rlkit.sweep import spec as specs
-from rlkit.sweep.folder import SweepFolder, Trial, Tuning
+from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, disk_bytes, run_all, shares, visible_gpus
 from rlkit.sweep.labels import settings_label
 from rlkit.sweep.progress import Display, duration
 from rlkit.sweep.spec import Arm, SweepConfig
+from rlkit.sweep.wandb import grouped
 
 TUNED_BY = "reward/clean"
 """Its mean over the last tenth of the steps is what tuning goes by."""
@@ -52,38 +53,37 @@ def sweep(
     if gpus and jobs > len(gpus):
         raise ConfigError(f"--jobs {jobs}, but there are {len(gpus)} GPUs: a run needs one to itself")
     arms = specs.arms(spec)
-    scored = specs.scored_runs(spec, arms)
+    scored = list(itertools.product(spec.seeds, arms))  # seed by seed: a sweep cut short has whole pairs
+    runs = [
+        SweepRun(name=specs.run_name(arm, seed), arm=arm.name, condition=arm.condition, seed=seed)
+        for seed, arm in scored
+    ]
+    # Whatever cannot be, in whatever arm, is refused before anything starts.
+    planned = [_job(spec, arm, seed, {}, folder, "runs") for seed, arm in scored]
     trials = [
-        (arm, settings, seed)
+        (arm, _job(spec, arm, seed, settings, folder, "tuning"))
         for seed, arm, settings in itertools.product(spec.tune_seeds, arms, specs.combinations(spec.tune))
     ]
-    place = SweepFolder(folder, [run for _, run in scored])
-    tuning = {
-        (id(arm), seed, str(settings)): _job(spec, arm, seed, settings, folder, "tuning")
-        for arm, settings, seed in trials
-    }
-    # Refuses what cannot be, in whatever arm, before anything starts.
-    first = [_job(spec, arm, run.seed, {}, folder, "runs") for arm, run in scored]
-    terminal.print(plan(spec, arms, len(tuning), first, jobs, folder), markup=False)
+    terminal.print(plan(spec, arms, len(trials), planned, jobs, folder), markup=False)
     if dry_run:
         return Outcome(folder=folder, failed=[], interrupted=False)
+    place = SweepFolder(folder, runs)
     _begin(place, spec)
 
-    going = True
+    chosen: dict[Arm, Mapping[str, Any]] = {arm: {} for arm in arms}
     failed: list[str] = []
-    chosen: dict[int, Mapping[str, Any]] = {id(arm): {} for arm in arms}
-    if tuning:
-        going = _make("tuning", list(tuning.values()), jobs, terminal)
-        failed += [job.name for job in tuning.values() if job.error is not None]
-        if going:
-            results = [_choose(spec, arm, tuning) for arm in arms]
-            place.write_tuning(results)
-            chosen = {id(arm): result.chosen for arm, result in zip(arms, results, strict=True)}
-            terminal.print(tuning_text(results), markup=False)
-    if going:
-        final = [_job(spec, arm, run.seed, chosen[id(arm)], folder, "runs") for arm, run in scored]
-        going = _make("runs", final, jobs, terminal)
-        failed += [job.name for job in final if job.error is not None]
+    if trials:
+        if not _make("tuning", [job for _, job in trials], jobs, terminal):
+            return Outcome(folder=folder, failed=[], interrupted=True)
+        failed += [job.name for _, job in trials if job.error is not None]
+        tuned = [_tuning(spec, arm, [job for each, job in trials if each == arm]) for arm in arms]
+        place.write_tuning(tuned)
+        terminal.print(tuning_text(tuned), markup=False)
+        chosen = {arm: result.chosen for arm, result in zip(arms, tuned, strict=True) if result.chosen is not None}
+        failed += [specs.run_name(arm, seed) for seed, arm in scored if arm not in chosen]
+    final = [_job(spec, arm, seed, chosen[arm], folder, "runs") for seed, arm in scored if arm in chosen]
+    going = _make("runs", final, jobs, terminal)
+    failed += [job.name for job in final if job.error is not None]
     return Outcome(folder=folder, failed=failed, interrupted=not going)
 
 
@@ -119,33 +119,24 @@ def read_spec(folder: Path) -> SweepConfig:
     """What the sweep in this folder was asked to do. ConfigError where there is none."""
     if not (folder / "sweep.yaml").is_file():
         raise ConfigError(f"--resume {folder}: no sweep is there (no sweep.yaml)")
-    return specs.load(folder / "sweep.yaml", {})
+    return specs.load(str(folder / "sweep.yaml"), {})
 
 
-def _job(spec: SweepConfig, arm: Arm, seed: int, settings: Mapping[str, Any], folder: Path, kind: str) -> Job:
-    """A run as a job; its config is written when the sweep begins to make runs of this kind."""
-    tried = settings_label(settings) if kind == "tuning" else []
-    conditions = len({each.condition for each in specs.arms(spec)}) > 1
-    name = specs.file_name("-".join([arm.name, *([arm.condition] if conditions else []), *tried, f"seed{seed}"]))
-    config = arm.config(spec, seed, folder / kind, name, settings)
-    trackers = [] if kind == "tuning" else [_grouped(ref, folder.name) for ref in config.trackers]
+def _job(spec: SweepConfig, arm: Arm, seed: int, tried: Mapping[str, Any], folder: Path, kind: str) -> Job:
+    """A run as a job. ConfigError where its config cannot be."""
+    name = specs.run_name(arm, seed, tried if kind == "tuning" else None)
+    config = arm.config(spec, seed, folder / kind, name, tried)
+    trackers = [] if kind == "tuning" else [grouped(ref, folder.name) for ref in config.trackers]
     config = config.model_copy(update={"trackers": trackers})
     return Job(
-        name=name if kind == "runs" else f"tuning {name}",
+        name=name,
         algo=arm.algo,
         config=config,
-        file=folder / "configs" / f"{kind}-{name}.yaml",
+        file=folder / "configs" / kind / f"{name}.yaml",
         folder=config.folder,
-        log=folder / "logs" / f"{kind}-{name}.log",
+        log=folder / "logs" / kind / f"{name}.log",
         steps=config.steps,
     )
-
-
-def _grouped(ref: PluginRef, sweep: str) -> PluginRef:
-    """wandb lays the runs of a group over each other."""
-    if ref.kind != "wandb" or ref.options.get("group") is not None:
-        return ref
-    return PluginRef(kind=ref.kind, **{**ref.options, "group": sweep})
 
 
 def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console) -> bool:
@@ -188,29 +179,24 @@ def _size(n: float) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def _choose(spec: SweepConfig, arm: Arm, jobs: Mapping[tuple[int, int, str], Job]) -> Tuning:
-    """The settings with the best mean score. RlkitError where none of the arm's settings ended on every seed."""
+def _tuning(spec: SweepConfig, arm: Arm, jobs: Sequence[Job]) -> Tuning:
+    """What an arm's tuning runs, seed by seed, say; the settings with the best mean score are chosen."""
+    scores = iter(map(_score, jobs))
+    by_seed = [[next(scores) for _ in specs.combinations(spec.tune)] for _ in spec.tune_seeds]
     trials = [
         Trial(
-            settings=settings,
-            scores={str(seed): _score(jobs[id(arm), seed, str(settings)]) for seed in spec.tune_seeds},
+            settings=settings, scores={str(seed): row[at] for seed, row in zip(spec.tune_seeds, by_seed, strict=True)}
         )
-        for settings in specs.combinations(spec.tune)
+        for at, settings in enumerate(specs.combinations(spec.tune))
     ]
-    whole = [trial for trial in trials if trial.mean is not None]
-    if not whole:
-        raise RlkitError(
-            f"arm {arm.name!r}, condition {arm.condition!r}: no setting ended on every tuning seed, so there is none "
-            "to score it with. Mend what the logs say, and go on with --resume"
-        )
-    best = max(whole, key=lambda trial: trial.mean or 0.0)
+    whole = [(trial.mean, trial) for trial in trials if trial.mean is not None]
     return Tuning(
         arm=arm.name,
         condition=arm.condition,
         metric=TUNED_BY,
         seeds=spec.tune_seeds,
         trials=trials,
-        chosen=best.settings,
+        chosen=max(whole, key=lambda pair: pair[0])[1].settings if whole else None,
     )
 
 
@@ -230,13 +216,15 @@ def tuning_text(results: Sequence[Tuning]) -> str:
     lines = [f"  tuned by {TUNED_BY}, mean of the last tenth, over seeds {', '.join(map(str, results[0].seeds))}:"]
     for result in results:
         tried = ", ".join(
-            f"{' '.join(settings_label(trial.settings))} {'failed' if trial.mean is None else f'{trial.mean:.3f}'}"
+            f"{' '.join(settings_label(trial.settings))} {'died' if trial.mean is None else f'{trial.mean:.3f}'}"
             for trial in result.trials
         )
-        lines.append(
-            f"    {result.arm}, {result.condition}: {tried} -> {' '.join(settings_label(result.chosen))}"
-            + "".join(f" (the {end} {key} tried: try beyond it)" for key, end in result.at_the_end.items())
-        )
+        if result.chosen is None:
+            choice = "none ended on every seed, so the arm is left out; mend what its logs say, and --resume"
+        else:
+            choice = " ".join(settings_label(result.chosen))
+        ends = "".join(f" (the {end} {key} tried: try beyond it)" for key, end in result.at_the_end.items())
+        lines.append(f"    {result.arm}, {result.condition}: {tried} -> {choice}{ends}")
     return "\n".join(lines)
 
 

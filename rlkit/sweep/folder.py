@@ -53,13 +53,14 @@ class Tuning:
     metric: str
     seeds: Sequence[int]
     trials: Sequence[Trial]
-    chosen: Mapping[str, Any]
+    chosen: Mapping[str, Any] | None
+    """None: no trial ended on every seed."""
 
     @property
     def at_the_end(self) -> dict[str, str]:
         """Numeric settings whose best value is the `lowest` or `highest` tried: a better one may lie beyond."""
         ends = {}
-        for key, value in self.chosen.items():
+        for key, value in (self.chosen or {}).items():
             tried = [trial.settings[key] for trial in self.trials]
             if len({*tried}) > 2 and all(isinstance(each, int | float) for each in tried):
                 if value == min(tried):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 OWN = ("algo", "advantage", "loss", "critic", "optimizer")
@@ -12,18 +12,6 @@ OWN = ("algo", "advantage", "loss", "critic", "optimizer")
 def is_own(key: str) -> bool:
     """Whether a setting (`optimizer.lr`) belongs to the algorithm and not to the condition."""
     return key.partition(".")[0] in OWN
-
-
-def noise_label(noise: Sequence[Mapping[str, Any]]) -> str:
-    """`[{kind: group_flip, prob: 0.25}]` -> `group_flip:0.25`; several with + between; `none` for none.
-
-    A noise of several options is written as `--noise` takes it, too: `asymmetric:0.1,0.2`.
-    """
-    parts = []
-    for each in noise:
-        options = [f"{value:g}" if isinstance(value, float) else str(value) for k, value in each.items() if k != "kind"]
-        parts.append(":".join([str(each["kind"]), *([",".join(options)] if options else [])]))
-    return "+".join(parts) or "none"
 
 
 def settings_label(settings: Mapping[str, Any]) -> list[str]:

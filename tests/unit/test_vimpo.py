@@ -257,7 +257,7 @@ def test_it_asks_for_what_it_reads_and_no_more() -> None:
     assert build().needs.now == {"logprobs", "ref_logprobs", "token_kl"}
     assert build(estimator="k3").needs.now == {"logprobs", "ref_logprobs"}
     assert build().needs.old == frozenset()
-    assert build(value="soft").needs.old == {"ref_logprobs", "token_kl"}
+    assert build(value="soft").needs.old == {"logprobs", "ref_logprobs", "token_kl"}
     assert build(value="soft").needs.now == frozenset()
     assert build().needs.grad == {"logprobs"}
     assert build().compares_groups

@@ -1,0 +1,28 @@
+"""The command that shows one run: report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rlkit.errors import RlkitError
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html: curves, timing, samples, settings, and what calls for attention.
+
+    Works on a run that is still going, too.
+    """
+    from rlkit import report as reports
+    from rlkit.tracking.files import RunFolder
+
+    try:
+        file = reports.write(run)
+    except OSError as error:
+        raise RlkitError(f"the report of {run} cannot be written: {error}") from error
+    for warning in reports.warnings_of(RunFolder.open(run).read_metrics()):
+        click.echo(f"warning: {warning}\n")
+    click.echo(str(file))

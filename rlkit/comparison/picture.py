@@ -1,0 +1,64 @@
+"""The learning curves of a comparison as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlkit.comparison.runs import condition_name
+from rlkit.comparison.summary import ArmResult, Comparison
+from rlkit.pages import PALETTE
+
+WIDTH, HEIGHT = 4.4, 3.0
+"""Of a panel, in inches."""
+
+
+def draw(comparison: Comparison, file: Path) -> Path:
+    """A row of panels for each metric that is compared, a column for each condition: means over seeds with bands."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns = comparison.metrics, comparison.conditions
+    size = (max(6.0, WIDTH * len(columns)), HEIGHT * len(rows) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row")
+    named: dict[str, Any] = {}
+    for row, metric in enumerate(rows):
+        for column, condition in enumerate(columns):
+            axes = grid[row][column]
+            results = comparison.of(condition, metric) if metric in comparison.compared[condition] else []
+            if not results:
+                axes.set_axis_off()
+                continue
+            for result in results:
+                named[result.arm] = _curve(axes, result, comparison.arms.index(result.arm))
+            axes.set_title(f"{metric}, {condition_name(condition)}", loc="left", fontsize=9)
+            _finish(axes, results[0].threshold)
+    arms = [arm for arm in comparison.arms if arm in named]
+    figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    figure.savefig(file, dpi=130, metadata={"Software": None})
+    return file
+
+
+def _curve(axes: Any, result: ArmResult, number: int) -> Any:
+    color, curve = PALETTE[number % len(PALETTE)][0], result.curve
+    marks = {"marker": "o", "markersize": 3.5} if len(curve.steps) < 25 else {}
+    dash = "-" if number < len(PALETTE) else "--"
+    (line,) = axes.plot(curve.steps, curve.mean, color=color, linewidth=1.6, linestyle=dash, **marks)
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    return line
+
+
+def _finish(axes: Any, threshold: float | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if threshold is not None:
+        axes.axhline(threshold, color="#59616a", linewidth=0.8, linestyle=(0, (2, 3)))
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8, labelleft=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))

@@ -1,0 +1,201 @@
+"""The comparison in words and on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlkit.comparison.runs import condition_name
+from rlkit.comparison.statistics import LEVEL, MOST_SEEDS, Estimate
+from rlkit.comparison.summary import ArmResult, Comparison, Pair, higher_is_better
+from rlkit.pages import duration, number
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+def decimals(results: Sequence[ArmResult]) -> int | None:
+    """Places that give the largest of the results' values three digits, for all of them alike; None: there are too
+    many, and each number is written by itself."""
+    values = [abs(each.final.value) for each in results] + [abs(each.auc.value) for each in results]
+    largest = max((value for value in values if math.isfinite(value)), default=0.0)
+    places = 2 - math.floor(math.log10(largest)) if largest > 0 else 0
+    return max(0, places) if places <= 5 else None
+
+
+def fixed(value: float, places: int | None) -> str:
+    if places is None or not math.isfinite(value):
+        return number(value)
+    return f"{value:,.{places}f}"
+
+
+def estimate(value: Estimate, places: int | None) -> str:
+    """`0.853 [0.841, 0.866]`; one seed has no interval."""
+    said = fixed(value.value, places)
+    if value.low is None or value.high is None:
+        return said
+    return f"{said} [{fixed(value.low, places)}, {fixed(value.high, places)}]"
+
+
+def difference(pair: Pair, places: int | None) -> str:
+    """`+0.031 [+0.012, +0.050]`"""
+    d = pair.difference
+    if d.low is None or d.high is None:
+        return _signed(d.mean, places)
+    return f"{_signed(d.mean, places)} [{_signed(d.low, places)}, {_signed(d.high, places)}]"
+
+
+def _signed(value: float, places: int | None) -> str:
+    return ("+" if value > 0 else "") + fixed(value, places)
+
+
+def ahead(pair: Pair) -> str:
+    """`vimpo in 7 of 8`: whose value is higher in more seeds."""
+    d = pair.difference
+    leader, count = (pair.a, d.above) if d.above >= d.below else (pair.b, d.below)
+    if d.above == d.below:
+        return f"each in {d.above} of {d.seeds}" if d.above else "the same in all"
+    return f"{leader} in {count} of {d.seeds}"
+
+
+def verdict(pair: Pair, family: int) -> str:
+    """What the pair shows. `family`: the pairs that were tested with it."""
+    d = pair.difference
+    if d.seeds == 1:
+        return "one common seed: nothing is shown"
+    if not d.shown:
+        if d.mean == 0:
+            return "no difference shown"
+        needed = f"more than {MOST_SEEDS:,}" if d.needed is None else f"{d.needed:,}"
+        return f"no difference shown ({needed} seeds needed)"
+    said = f"{pair.a if d.mean > 0 else pair.b} is {'ahead' if higher_is_better(pair.metric) else 'higher'}"
+    if pair.holm is None or family == 1:
+        return said
+    p = f"p {number(pair.holm, 2)} among {family} pairs"
+    return f"{said} ({p})" if pair.holm <= 1 - LEVEL else f"{said}, but not among all pairs ({p})"
+
+
+def family(comparison: Comparison, pair: Pair) -> int:
+    """How many pairs were tested together with this one."""
+    return sum(
+        (each.metric, each.statistic) == (pair.metric, pair.statistic) and each.holm is not None
+        for each in comparison.pairs
+    )
+
+
+def to_threshold(result: ArmResult) -> tuple[str, str, str, str]:
+    """Steps, seconds, tokens and `8 of 8`."""
+    to = result.to_threshold
+    if to is None:
+        return "", "", "", ""
+    if math.isinf(to.steps):
+        return "not reached", "", "", f"{to.reached} of {to.seeds}"
+    return number(to.steps), duration(to.seconds), thousands(to.tokens), f"{to.reached} of {to.seeds}"
+
+
+def thousands(value: float) -> str:
+    """48k, 1.2M"""
+    if not math.isfinite(value):
+        return "-"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{number(value / size, 2 if value < 10 * size else 3)}{letter}"
+    return number(value)
+
+
+def heading(comparison: Comparison, condition: str) -> str:
+    return f"{condition_name(condition)}, steps up to {comparison.horizon[condition]:,}"
+
+
+STATISTICS = {"final": "final value", "auc": "AUC"}
+
+
+def text(comparison: Comparison) -> Group:
+    """For a rich console: the arms under each condition, the pairs, and where the comparison is not fair."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for condition in comparison.conditions:
+        parts.append(Text(f"\n{heading(comparison, condition)}", style="bold"))
+        for metric in comparison.compared[condition]:
+            results = comparison.of(condition, metric)
+            if results:
+                parts += [Text(f"\n{metric}"), _arms_table(results)]
+                pairs = [p for p in comparison.pairs if (p.condition, p.metric) == (condition, metric)]
+                if pairs:
+                    parts += [Text(), _pairs_table(comparison, pairs, decimals(results))]
+    parts += [Text("\n" + explanation(comparison), style="dim"), *_fairness(comparison)]
+    return Group(*parts)
+
+
+def _table(*columns: tuple[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")
+    return table
+
+
+def _arms_table(results: list[ArmResult]) -> Any:
+    from rich.text import Text
+
+    goal = results[0].threshold
+    places = decimals(results)
+    columns = [("arm", "left"), ("seeds", "right"), ("final value", "right"), ("IQM", "right"), ("AUC", "right")]
+    if goal is not None:
+        columns += [(f"steps to {number(goal)}", "right"), ("time", "right"), ("tokens", "right"), ("reached", "right")]
+    table = _table(*columns)
+    for each in results:
+        numbers = [str(each.final.seeds), estimate(each.final, places), fixed(each.iqm.value, places)]
+        cells = [each.arm, *numbers, fixed(each.auc.value, places), *(to_threshold(each) if goal is not None else ())]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _pairs_table(comparison: Comparison, pairs: list[Pair], places: int | None) -> Any:
+    from rich.text import Text
+
+    table = _table(("difference", "left"), ("of", "left"), ("", "right"), ("ahead", "left"), ("", "left"))
+    for pair in pairs:
+        name, said = f"{pair.a} - {pair.b}", verdict(pair, family(comparison, pair))
+        cells = [name, STATISTICS[pair.statistic], difference(pair, places), ahead(pair), said]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def explanation(comparison: Comparison) -> str:
+    """How the numbers came about, in a few sentences."""
+    one = all(result.final.seeds == 1 for result in comparison.results)
+    said = [
+        "Final value: mean of the last tenth of the steps. IQM: interquartile mean of it over the seeds. AUC: area "
+        "under the curve, divided by its length.",
+        "One seed only: there is no interval, and nothing is shown about differences."
+        if one
+        else "In brackets: 95 % intervals; over seeds by bootstrap, of paired differences by Student's t. p is Holm's, "
+        "for all pairs of a metric together. Seeds needed: those that would show a true difference of this size in 4 "
+        "of 5 comparisons.",
+    ]
+    if any(result.threshold is not None for result in comparison.results):
+        rule = "90 % of the way from the lowest start to the best final value"
+        rule = rule if comparison.threshold is None else "as asked for"
+        said.append(f"Threshold: {rule}. Steps, time and tokens until then are medians over the seeds.")
+    return "\n".join(said)
+
+
+def _fairness(comparison: Comparison) -> Iterator[Any]:
+    from rich.text import Text
+
+    fairness = comparison.fairness
+    said: dict[str, list[str]] = {"unfair": [], "note": []}
+    for each in fairness.findings:
+        said[each.level].append(f"- {each.title}: {each.detail}. So {each.means}.")
+    said["note"] += [f"- {note}." for note in comparison.notes]
+    for level, title in (("unfair", "Not fair"), ("note", "To be known")):
+        if said[level]:
+            yield Text(f"\n{title}", style="bold")
+            yield from map(Text, said[level])
+    if fairness.same:
+        yield Text(f"\nThe same everywhere: {', '.join(fairness.same)}.")

@@ -1,0 +1,179 @@
+"""Puts a run's page together."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkit.config import PluginRef, RunConfig
+from rlkit.errors import ConfigError
+from rlkit.pages import Chart, Series, duration, number, render
+from rlkit.report.panels import evaluation, learning, noise, parts, sections, suite_of
+from rlkit.report.samples import of_three_steps
+from rlkit.report.warnings import warnings_of
+from rlkit.tracking.curve import Metrics, held_out_names, series
+from rlkit.tracking.files import RunFolder
+
+FILE = "report.html"
+
+PHASES = {
+    "sample": "sampling",
+    "score": "waiting for rewards",
+    "measure": "log-probs without gradient",
+    "update": "updates",
+    "sync": "weights to the sampler",
+    "eval": "evaluation",
+}
+"""Phase -> what it is. The first five are parts of time/step_s; the evaluation comes on top of it."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    seconds: float
+    """Of the whole run."""
+    share: float
+    each: float
+    """Seconds a step in which it took place."""
+    color: int
+
+
+def write(run: Path) -> Path:
+    """Write RUN/report.html, of a run that is over or still going, and return its path.
+
+    ConfigError where no run is there, RlkitError for files of it that are damaged, OSError where the page cannot be
+    written.
+    """
+    folder = RunFolder.open(run)
+    if not folder.metrics_file.is_file():
+        raise ConfigError(f"{folder.path} holds no metrics.jsonl: a report needs the numbers of the run")
+    metrics, config = folder.read_metrics(), folder.read_config()
+    file = folder.path / FILE
+    phases = timing(metrics)
+    render(
+        "report",
+        file,
+        name=folder.path.resolve().name,
+        line=_line(config),
+        state=_state(metrics, config.steps),
+        facts=_facts(metrics),
+        warnings=warnings_of(metrics),
+        learning=learning(metrics),
+        parts=parts(metrics),
+        noise=noise(metrics),
+        noises=[_ref(each) for each in config.noise],
+        evaluation=evaluation(metrics),
+        results=results(metrics),
+        sections=sections(metrics),
+        phases=phases,
+        seconds=_seconds_chart(metrics, phases),
+        samples=of_three_steps(folder),
+        settings=yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True),
+        provenance=_provenance(folder),
+    )
+    return file
+
+
+def timing(metrics: Metrics) -> list[Phase]:
+    """Seconds by phase over the whole run; what a step took beyond its phases is `other`. Empty without numbers."""
+    found = {phase: series(metrics, f"time/{phase}_s")[1] for phase in PHASES}
+    steps = series(metrics, "time/step_s")[1]
+    rest = sum(steps) - sum(sum(values) for phase, values in found.items() if phase != "eval")
+    named = [(PHASES[key], sum(values), len(values), at) for at, (key, values) in enumerate(found.items()) if values]
+    if steps and rest > 0:
+        named.append(("other", rest, len(steps), len(PHASES)))
+    whole = sum(seconds for _, seconds, _, _ in named)
+    return [Phase(name, seconds, seconds / whole, seconds / n, at) for name, seconds, n, at in named] if whole else []
+
+
+@dataclass(frozen=True)
+class Result:
+    suite: str
+    first: tuple[int, float]
+    """Step, pass rate."""
+    last: tuple[int, float]
+    best: tuple[int, float]
+
+
+def results(metrics: Metrics) -> list[Result]:
+    """Pass rate on each set of held-out problems: before, at the end, and the best in between."""
+    found = []
+    for name in held_out_names(metrics):
+        points = list(zip(*series(metrics, name), strict=True))
+        if points:
+            best = max(points, key=lambda point: point[1])
+            found.append(Result(suite_of(name), points[0], points[-1], best))
+    return found
+
+
+def _facts(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """(what, number, what it is of) for the top of the page."""
+    facts = []
+    for name, label in (("reward/clean", "clean reward"), ("reward/pass_rate", "pass rate in training")):
+        steps, values = series(metrics, name)
+        if steps and (name == "reward/clean" or values != series(metrics, "reward/clean")[1]):
+            part = max(1, len(values) // 10)
+            since = f"steps {steps[-part]} to {steps[-1]}" if part > 1 else f"step {steps[-1]}"
+            facts.append((label, number(sum(values[-part:]) / part), since))
+    for result in results(metrics):
+        (began, before), (ended, after) = result.first, result.last
+        since = f"step {ended}; {number(before)} at step {began}" if ended > began else f"step {ended}"
+        facts.append((result.suite, number(after), since))
+    steps, seconds = series(metrics, "time/step_s")
+    if steps:
+        facts.append(("a step", duration(sum(seconds) / len(seconds)), f"{duration(sum(seconds))} in all"))
+    _, speed = series(metrics, "throughput/tokens_per_s")
+    if speed:
+        facts.append(("tokens a second", number(sum(speed) / len(speed)), "of responses, mean over steps"))
+    return facts
+
+
+def _line(config: RunConfig) -> str:
+    disturbed = " and ".join(_ref(each) for each in config.noise) or "no noise"
+    shape = f"{config.batch.prompts_per_step} prompts x {config.batch.samples_per_prompt} samples a step"
+    return (
+        f"{config.algo.kind} on {config.data.path}, model {config.model.path}, {shape}, {disturbed}, seed {config.seed}"
+    )
+
+
+def _ref(ref: PluginRef) -> str:
+    return " ".join([ref.kind, *(f"{key} {value}" for key, value in ref.options.items())])
+
+
+def _state(metrics: Metrics, steps: int) -> str:
+    done = int(metrics[-1]["step"]) if metrics else 0
+    return f"all {steps} steps are done" if done >= steps else f"{done} of {steps} steps: it goes on, or was stopped"
+
+
+def _seconds_chart(metrics: Metrics, phases: Sequence[Phase]) -> Chart | None:
+    labels = {label: name for name, label in PHASES.items()}
+    shown = [
+        Series(phase.name, *series(metrics, f"time/{labels[phase.name]}_s"), color=phase.color, marks=phase.color == 5)
+        for phase in phases
+        if phase.name in labels
+    ]
+    return Chart("Seconds by phase", shown, y_label="seconds", y_min=0) if shown else None
+
+
+def _provenance(folder: RunFolder) -> list[tuple[str, str]]:
+    """Rows of (what, value); empty where the file is not there."""
+    if not folder.provenance_file.is_file():
+        return []
+    record: Mapping[str, Any] = json.loads(folder.provenance_file.read_text())
+    git = record["git"]
+    rows = [
+        ("started", record["time"]),
+        ("command", shlex.join(record["command"])),
+        ("git commit", f"{git['commit']}{', with changes' if git['changed'] else ''}" if git else "none"),
+        ("platform", f"{record['platform']}, {record['cores']} cores"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
+        ("plugins", ", ".join(f"{name} from {source}" for name, source in record["plugins"].items())),
+    ]
+    rows += [("resumed", f"after step {each['after_step']}, {each['time']}") for each in record["resumed"]]
+    return rows

@@ -1,0 +1,315 @@
+"""What in a run's numbers calls for attention: plain functions over its metrics, each of one fault.
+
+A check reads what `RunFolder.read_metrics` gives and returns a Warning, or None where all is well or the run has no
+such numbers. A stretch is a tenth of the run: what one step shows may be chance, what a stretch shows is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlkit.pages import number, percent
+from rlkit.samples import VALUELESS
+from rlkit.tracking.curve import Metrics, series
+
+FEW = 10
+"""Steps below which a run's end says nothing against its beginning."""
+SOLVED = 0.9
+"""Pass rate past which little entropy and equal groups are what success looks like."""
+ENTROPY_SHARE = 0.1
+"""Of its first value. Runs that learn here end at 0.1 to 0.3 of it while there is still something to learn; those that
+have collapsed at 0.001."""
+ENTROPY_LOW = 0.005
+"""Nats a token: about one token in a thousand is then drawn otherwise than by greed, so groups repeat themselves."""
+KL_HIGH = 0.5
+"""Nats a token. On the embedded task runs that learn stay below 0.1, and those that run away pass 1."""
+ACTOR_RATIO = 0.2
+"""Of VIMPO's value loss: up to 0.11 was fine, 0.34 worse, 1.1 a collapse within 20 steps."""
+GAP_MEAN = 0.02
+"""Nats between sampler's and trainer's log-prob, mean over tokens. Float32 gives 1e-5 at most; for bfloat16 this is a
+rule of thumb, not measured. A gap biases every ratio."""
+TRUNCATED = 0.1
+"""Share of responses: each is one whose reward says nothing of the answer."""
+CLIPPED = 0.2
+"""Share of tokens (of sequences for GSPO) that the clip takes the gradient from."""
+EQUAL_GROUPS = 0.5
+"""Share of groups: past it, the larger part of sampling teaches nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warning:
+    """One fault."""
+
+    name: str
+    """A few words, such as "Entropy collapse"."""
+    seen: str
+    """The numbers, and at which steps: a sentence."""
+    means: str
+    """A sentence or two."""
+    tries: Sequence[str]
+    """What may help, with the settings' keys."""
+
+    def __str__(self) -> str:
+        """As printed on a terminal."""
+        return f"{self.name}: {self.seen} {self.means} Try: " + "; ".join(self.tries) + "."
+
+
+def warnings_of(metrics: Metrics) -> list[Warning]:
+    """All that is wrong, the most urgent first."""
+    return [warning for check in CHECKS if (warning := check(metrics)) is not None]
+
+
+def not_finite(metrics: Metrics) -> Warning | None:
+    steps, _ = _above(metrics, "updates/not_finite", 0)
+    if not steps:
+        return None
+    return Warning(
+        name="Updates that are not finite",
+        seen=f"A loss or a gradient was not finite in {_steps(steps)}.",
+        means="Such an update is left out, so the weights are sound, but what led there is still at work: a learning "
+        "rate that is too high, or a reward or a loss that overflows.",
+        tries=(
+            "a lower `optimizer.lr`, or more `optimizer.warmup_updates`",
+            "a lower `optimizer.clip_norm`",
+            "`model.dtype: float32`, to see whether it is the precision",
+        ),
+    )
+
+
+def skipped_updates(metrics: Metrics) -> Warning | None:
+    steps, values = _above(metrics, "updates/skipped", 0)
+    if not steps:
+        return None
+    return Warning(
+        name="Skipped updates",
+        seen=f"{number(sum(values))} updates had no valid sample, in {_steps(steps)}.",
+        means="Nothing was learnt from these rollouts: every sample was without a value, left out as truncated, or "
+        "alone in its group.",
+        tries=(
+            "see which status the samples have (samples/STATUS in metrics.jsonl), and mend the verifier",
+            "more `batch.prompts_per_step` or `batch.samples_per_prompt`",
+            "fewer `batch.minibatches`",
+        ),
+    )
+
+
+def samples_without_value(metrics: Metrics) -> Warning | None:
+    steps, values = _above(metrics, "samples/no_value", 0)
+    if not steps:
+        return None
+    counts = {status: sum(series(metrics, f"samples/{status}")[1]) for status in sorted(VALUELESS)}
+    named = ", ".join(f"{status} {number(count)}" for status, count in counts.items() if count)
+    return Warning(
+        name="Samples without a value",
+        seen=f"{number(sum(values))} samples got no reward{f' ({named})' if named else ''}, in {_steps(steps)}.",
+        means="They are left out of the loss and of their group's mean. If they are not a fair draw (the longest, the "
+        "hardest), what is learnt leans towards the others.",
+        tries=(
+            "`rlkit verify RUN --reward NAME`, which scores the responses again and shows where it fails",
+            "for timeout: a higher `scoring.timeout_s` or fewer `scoring.workers`",
+            "for bad_gold: `rlkit data check FILE --reward NAME`, which finds golds that no answer can match",
+        ),
+    )
+
+
+def actor_ratio(metrics: Metrics) -> Warning | None:
+    steps, values = _above(metrics, "vimpo/actor_ratio", ACTOR_RATIO)
+    if not steps:
+        return None
+    return Warning(
+        name="Heavy actor part",
+        seen=f"vimpo/actor_ratio is above {ACTOR_RATIO} in {_steps(steps)}, highest {number(max(values))}.",
+        means="VIMPO's actor part then outweighs the value loss, which alone holds the policy near the reference and "
+        "sees the reward: policies have been seen to run away within 20 steps.",
+        tries=(
+            "`algo.actor_ratio` 0.0125 (the default) in place of `algo.actor_coef`, which ignores the length",
+            "`algo.gate: true`, which turns the part off while the implied values do not follow the rewards",
+        ),
+    )
+
+
+def sampler_gap(metrics: Metrics) -> Warning | None:
+    found = _stretch_above(metrics, "sampler/gap_mean", GAP_MEAN)
+    if found is None:
+        return None
+    return Warning(
+        name="Gap between sampler and trainer",
+        seen=f"Their log-probs of the tokens drawn differ by {number(found.worst)} nats on average in {found.where} "
+        f"(fine: below {GAP_MEAN}).",
+        means="The samples are not from the policy that is trained, so every ratio and every clip starts from a "
+        "wrong place, and the run may fall apart late and without another sign.",
+        tries=(
+            "`sampler: transformers`, which computes as the trainer does: if the gap goes, it is the sampler's kernels",
+            "`model.dtype: float32`",
+            "a lower `sampling.check_every`, to see when it begins",
+        ),
+    )
+
+
+def kl_growth(metrics: Metrics) -> Warning | None:
+    found = _stretch_above(metrics, "policy/kl", KL_HIGH)
+    if found is None:
+        return None
+    return Warning(
+        name="KL growth",
+        seen=f"The KL to the reference reaches {number(found.worst)} nats a token in {found.where} "
+        f"(fine: below {KL_HIGH}).",
+        means="The policy is far from the model that it began as. Where the held-out evaluation does not rise with "
+        "it, it has learnt to please the reward, or is falling apart.",
+        tries=(
+            "a lower `optimizer.lr`",
+            "VIMPO: a higher `algo.beta`, a lower `algo.actor_ratio`, `algo.lam` not below 0.9",
+            "GRPO and its like, PPO: a higher `algo.kl_coef`",
+        ),
+    )
+
+
+def entropy_collapse(metrics: Metrics) -> Warning | None:
+    steps, values = series(metrics, "policy/entropy")
+    if len(steps) < FEW or _solved(metrics):
+        return None
+    part = _part(values)
+    first, last = _mean(values[:part]), _mean(values[-part:])
+    if last >= ENTROPY_LOW and last >= ENTROPY_SHARE * first:
+        return None
+    below = next(at for at, value in zip(steps, values, strict=True) if value < max(ENTROPY_LOW, ENTROPY_SHARE * first))
+    return Warning(
+        name="Entropy collapse",
+        seen=f"Entropy fell from {number(first)} to {number(last)} nats a token, first below a tenth of that or "
+        f"{ENTROPY_LOW} at step {below}, and the pass rate is not at {percent(SOLVED)}.",
+        means="The policy answers nearly always in the same words, so the responses of a group are alike, and there "
+        "is little left to choose between: it will hardly improve further.",
+        tries=(
+            "a lower `optimizer.lr`",
+            "GRPO and its like, PPO: `algo.entropy_coef` 0.001, or a higher `algo.clip_high` (`--algo dapo`)",
+            "VIMPO: a higher `algo.beta`",
+            "more varied problems",
+        ),
+    )
+
+
+def truncation(metrics: Metrics) -> Warning | None:
+    found = _stretch_above(metrics, "response/truncated", TRUNCATED)
+    if found is None:
+        return None
+    return Warning(
+        name="Truncation",
+        seen=f"{percent(found.worst)} of the responses end at the length limit in {found.where} "
+        f"(fine: below {percent(TRUNCATED)}).",
+        means="They are cut off before their answer, mostly score 0, and so teach the policy to be short, or, where "
+        "they ramble, show that it no longer ends its responses.",
+        tries=(
+            "a higher `sampling.max_tokens`",
+            "a template (`data.template`) that tells the model how to end, or `sampling.stop`",
+            "GRPO and its like: `algo.overlong_mask: true`, or `algo.overlong_penalty`",
+        ),
+    )
+
+
+def equal_groups(metrics: Metrics) -> Warning | None:
+    steps, values = series(metrics, "groups/equal_rewards")
+    if not steps or _solved(metrics):
+        return None
+    part = _part(values)
+    last = _mean(values[-part:])
+    if last <= EQUAL_GROUPS:
+        return None
+    return Warning(
+        name="Groups with equal rewards",
+        seen=f"In {percent(last)} of the groups all responses have the same reward, over {_span(steps[-part:])} "
+        f"(fine: below {percent(EQUAL_GROUPS)}).",
+        means="Algorithms that compare within a group learn nothing from these (VIMPO is pulled to its reference by "
+        "them): the problems are too hard or too easy for this model, or its responses are all alike.",
+        tries=(
+            "problems that the model solves now and then; `rlkit eval` says how often it does",
+            "more `batch.samples_per_prompt`",
+            "a reward with parts, which tells wrong answers apart",
+        ),
+    )
+
+
+def clip_share(metrics: Metrics) -> Warning | None:
+    found = _stretch_above(metrics, "policy/clip_share", CLIPPED)
+    if found is None:
+        return None
+    return Warning(
+        name="Clip share",
+        seen=f"The clip acts on {percent(found.worst)} of the tokens in {found.where} "
+        f"(fine: below {percent(CLIPPED)}).",
+        means="The policy moves so far within one rollout that much of the gradient is thrown away, and what is left "
+        "is off-policy.",
+        tries=(
+            "fewer `batch.epochs` or `batch.minibatches`",
+            "a lower `optimizer.lr`",
+            "a wider `algo.clip_low` and `algo.clip_high`",
+        ),
+    )
+
+
+CHECKS: tuple[Callable[[Metrics], Warning | None], ...] = (
+    not_finite,
+    skipped_updates,
+    sampler_gap,
+    actor_ratio,
+    kl_growth,
+    entropy_collapse,
+    samples_without_value,
+    truncation,
+    equal_groups,
+    clip_share,
+)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    worst: float
+    where: str
+
+
+def _stretch_above(metrics: Metrics, name: str, limit: float) -> _Stretch | None:
+    """The stretch with the highest mean, if that is above the limit."""
+    steps, values = series(metrics, name)
+    if not steps:
+        return None
+    part = _part(values)
+    total = math.fsum(values[:part])
+    worst, start = total, 0
+    for at in range(part, len(values)):
+        total += values[at] - values[at - part]
+        if total > worst:
+            worst, start = total, at - part + 1
+    mean = worst / part
+    return _Stretch(mean, _span(steps[start : start + part])) if mean > limit else None
+
+
+def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[float]]:
+    pairs = [(step, value) for step, value in zip(*series(metrics, name), strict=True) if value > limit]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _solved(metrics: Metrics) -> bool:
+    values = series(metrics, "reward/pass_rate")[1]
+    return bool(values) and _mean(values[-_part(values) :]) >= SOLVED
+
+
+def _part(values: Sequence[float]) -> int:
+    return max(1, len(values) // 10)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _span(steps: Sequence[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+
+
+def _steps(steps: Sequence[int]) -> str:
+    """step 3; steps 3 and 9; steps 3, 4 and 9; 57 steps, the first 3, the last 70."""
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    if len(steps) <= 5:
+        return "steps " + ", ".join(map(str, steps[:-1])) + f" and {steps[-1]}"
+    return f"{len(steps)} steps (the first {steps[0]}, the last {steps[-1]})"

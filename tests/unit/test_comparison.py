@@ -1,0 +1,434 @@
+"""rlkit compare on made-up runs: what it reads, what it says, and what it says of runs that are not whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, check_page
+from click.testing import CliRunner, Result
+from rich.console import Console
+from synthetic_runs import Metrics, rising, write_rollout, write_run
+
+from rlkit.cli import main
+from rlkit.comparison import Comparison, compare, text, write
+from rlkit.comparison.runs import read_runs
+from rlkit.comparison.statistics import t_quantile
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
+
+FLIPS = ({"kind": "group_flip", "prob": 0.25},)
+
+
+def pair_up(folder: Path, finals: dict[str, Sequence[float]], **more: Any) -> list[Path]:
+    """For each algorithm a run a seed, with these rewards at its end."""
+    return [
+        write_run(folder / f"{algo}-seed{seed}", algo, seed, level, **more)
+        for algo, levels in finals.items()
+        for seed, level in enumerate(levels)
+    ]
+
+
+def said(comparison: Comparison, width: int = 200) -> str:
+    console = Console(width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(text(comparison))
+    return capture.get()
+
+
+def run_command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+# What is read
+
+
+def test_arms_are_named_after_what_differs_between_them(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path / "a", "vimpo", algo_settings={"beta": 0.1, "lam": 1.0}),
+        write_run(tmp_path / "b", "vimpo", algo_settings={"beta": 0.5, "lam": 1.0}),
+        write_run(tmp_path / "c", "grpo", noise=FLIPS),
+    ]
+    runs = read_runs(paths).runs
+    assert [(run.arm, run.condition) for run in runs] == [
+        ("vimpo beta=0.1", "none"),
+        ("vimpo beta=0.5", "none"),
+        ("grpo", "group_flip:0.25"),
+    ]
+
+
+def test_runs_that_differ_in_no_own_setting_are_told_apart_by_the_others(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path / "a", settings={"batch": {"prompts_per_step": 4}}),
+        write_run(tmp_path / "b", settings={"batch": {"prompts_per_step": 8}}),
+    ]
+    assert [run.arm for run in read_runs(paths).runs] == [
+        "grpo batch.prompts_per_step=4",
+        "grpo batch.prompts_per_step=8",
+    ]
+
+
+def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    assert len(read_runs([run, run]).runs) == 1
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+    done = run_command(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
+    assert done.exit_code == 2
+    assert "both grpo, none, seed 0" in done.output
+
+
+def test_seconds_and_tokens_are_sums_over_the_steps(tmp_path: Path) -> None:
+    (run,) = read_runs([write_run(tmp_path / "a", steps=12)]).runs
+    assert run.at(run.clock, 12) == 6.0
+    assert run.at(run.tokens, 5) == 500.0
+    assert run.at(run.clock, 0) == 0.0
+    assert run.at(run.clock, math.inf) == math.inf
+
+
+def test_lines_of_one_step_are_merged_and_rewritten_values_win(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", steps=2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "eval/heldout/mean@1": 0.5}\n{"step": 0, "eval/heldout/mean@1": 0.25}\n')
+    curve = read_runs([run]).runs[0].curves["eval/heldout/mean@1"]
+    assert (curve.steps.tolist(), curve.values.tolist()) == ([0, 2], [0.25, 0.5])
+
+
+def test_a_status_that_does_not_come_up_in_a_step_is_0_there(tmp_path: Path) -> None:
+    def metrics(step: int) -> Metrics:
+        return {"samples/no_value": 0.0, **({"samples/timeout": 3.0} if step == 2 else {})}
+
+    run = write_run(tmp_path / "a", steps=3, metrics=metrics)
+    assert read_runs([run]).runs[0].curves["samples/timeout"].values.tolist() == [0, 3, 0]
+
+
+def test_a_sweep_is_read_by_its_plan(tmp_path: Path) -> None:
+    planned = [SweepRun(name=f"{arm}-{seed}", arm=arm, condition="c", seed=seed) for arm in "ab" for seed in (0, 1)]
+    SweepFolder(tmp_path, planned).write_plan()
+    for run in planned[:3]:
+        write_run(tmp_path / "runs" / run.name, seed=run.seed)
+    (tmp_path / "runs" / "a-1" / "metrics.jsonl").write_text("")
+    compared = compare([tmp_path])
+    assert [(run.arm, run.condition, run.seed) for run in compared.runs] == [("a", "c", 0), ("b", "c", 0)]
+    (finding,) = [each for each in compared.fairness.findings if each.title == "Runs are missing"]
+    assert finding.detail == "b, c, seed 1; a, c, seed 1"
+
+
+def test_arms_of_two_sweeps_carry_the_sweeps_names(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        SweepFolder(tmp_path / name, [SweepRun(name="x", arm="grpo", condition="none", seed=0)])
+        write_run(tmp_path / name / "runs" / "x")
+        SweepFolder(tmp_path / name, [SweepRun(name="x", arm="grpo", condition="none", seed=0)]).write_plan()
+    assert compare([tmp_path / "before", tmp_path / "after"]).arms == ["grpo (before)", "grpo (after)"]
+
+
+# What is computed
+
+
+def test_numbers_are_those_of_the_curves(tmp_path: Path) -> None:
+    a, b = (0.5, 0.7, 0.9), (0.4, 0.5, 0.75)
+    compared = compare(pair_up(tmp_path, {"vimpo": a, "grpo": b}))
+    first, second = compared.of("none", "reward/clean")
+    # The last two of twenty steps: 0.2 + (level - 0.2) * 0.975 on average.
+    finals = [0.2 + (level - 0.2) * 0.975 for level in a]
+    assert [each.final for each in first.seeds] == pytest.approx(finals)
+    assert first.final.value == pytest.approx(sum(finals) / 3)
+    assert first.auc.value == pytest.approx(0.2 + (sum(a) / 3 - 0.2) * 10.5 / 20)
+    (pair,) = [pair for pair in compared.pairs if (pair.metric, pair.statistic) == ("reward/clean", "final")]
+    d = [0.975 * (x - y) for x, y in zip(a, b, strict=True)]
+    mean = sum(d) / 3
+    half = t_quantile(0.95, 2) * math.sqrt(sum((x - mean) ** 2 for x in d) / 2 / 3)
+    assert (pair.difference.mean, pair.difference.low) == pytest.approx((mean, mean - half))
+    assert pair.difference.above == 3
+    # From 0.2 + 0.3 / 20, where the lower arm starts, nine tenths of the way to the better arm's end.
+    start = 0.2 + (sum(b) / 3 - 0.2) / 20
+    assert first.threshold == pytest.approx(start + 0.9 * (first.final.value - start))
+    assert second.threshold == first.threshold
+
+
+def test_steps_seconds_and_tokens_to_a_threshold_are_medians(tmp_path: Path) -> None:
+    compared = compare(pair_up(tmp_path, {"vimpo": (0.6, 0.8, 1.0), "grpo": (0.45, 0.45, 0.8)}), threshold=0.5)
+    first, second = (each.to_threshold for each in compared.of("none", "reward/clean"))
+    assert first is not None
+    assert second is not None
+    # 0.2 + 0.6 * step / 20 is 0.5 at step 10, the median of 15, 10 and 8.
+    assert (first.steps, first.seconds, first.tokens, first.reached) == (10, 5.0, 1000.0, 3)
+    assert (second.steps, second.reached, second.seeds) == (math.inf, 1, 3)
+    assert "not reached" in said(compared)
+    assert "1 of 3" in said(compared)
+
+
+def test_it_says_who_is_ahead_and_where_nothing_is_shown(tmp_path: Path) -> None:
+    levels = [0.6 + 0.02 * seed for seed in range(8)]
+    ahead = [level + 0.05 + 0.002 * (seed % 3) for seed, level in enumerate(levels)]
+    noisy = [level + 0.05 * (-1) ** seed + 0.004 for seed, level in enumerate(levels)]
+    shown = said(compare(pair_up(tmp_path, {"vimpo": ahead, "grpo": levels, "ppo": noisy})))
+    line = next(line for line in shown.splitlines() if line.startswith("vimpo - grpo  final"))
+    assert "vimpo in 8 of 8" in line
+    assert "vimpo is ahead (p" in line
+    line = next(line for line in shown.splitlines() if line.startswith("grpo - ppo"))
+    assert "no difference shown (" in line
+    assert "seeds needed)" in line
+
+
+def test_what_holds_alone_may_not_hold_among_all_pairs(tmp_path: Path) -> None:
+    base = (0.5, 0.6, 0.7)
+    arms = {"a": base, "b": (0.52, 0.61, 0.73), "c": (0.45, 0.66, 0.7), "d": (0.56, 0.6, 0.66)}
+    compared = compare(pair_up(tmp_path, arms))
+    pairs = [pair for pair in compared.pairs if (pair.metric, pair.statistic) == ("reward/clean", "final")]
+    assert len(pairs) == 6
+    assert all(pair.holm >= pair.difference.p for pair in pairs)  # type: ignore[operator]
+    smallest = min(pairs, key=lambda pair: pair.difference.p or 0)
+    assert smallest.holm == pytest.approx(6 * smallest.difference.p)  # type: ignore[operator]
+
+
+def test_pairs_rest_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.5, 0.6, 0.7), "grpo": (0.5, 0.6)})
+    (pair,) = [p for p in compare(paths).pairs if (p.metric, p.statistic) == ("reward/clean", "final")]
+    assert pair.seeds == [0, 1]
+
+
+def test_noisy_reward_is_compared_only_where_there_is_noise(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", noise=FLIPS)]
+    compared = compare(paths)
+    assert compared.compared == {
+        "none": ["reward/clean", "eval/heldout/mean@1"],
+        "group_flip:0.25": ["reward/clean", "eval/heldout/mean@1", "reward/mean"],
+    }
+
+
+def test_a_metric_can_be_asked_for(tmp_path: Path) -> None:
+    compared = compare(pair_up(tmp_path, {"vimpo": (0.5, 0.6), "grpo": (0.5, 0.6)}), metrics=["policy/kl"])
+    assert compared.metrics == ["policy/kl"]
+    # Whether more of it is better nobody knows: nobody is ahead, and there is nothing to reach.
+    assert compared.of("none", "policy/kl")[0].threshold is None
+
+
+def test_long_curves_are_drawn_through_means_of_stretches(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", steps=1000, metrics=lambda step: {"reward/clean": float(step)})
+    curve = compare([run]).of("none", "reward/clean")[0].curve
+    assert len(curve.steps) == 200
+    assert curve.mean.tolist() == pytest.approx([5 * at + 3 for at in range(200)])
+    assert curve.steps.tolist() == pytest.approx(curve.mean.tolist())
+
+
+# What is not whole
+
+
+def test_runs_without_a_common_metric_are_refused_with_what_each_has(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", "vimpo", metrics=lambda step: {"vimpo/residual": 1.0, "time/step_s": 1.0})
+    b = write_run(tmp_path / "b", "grpo", metrics=lambda step: {"reward/clean": 0.5, "time/step_s": 1.0})
+    done = run_command(a, b)
+    assert done.exit_code == 2
+    assert "no metric in common" in done.output
+    assert "vimpo: time/step_s, vimpo/residual" in done.output
+    assert "grpo: reward/clean, time/step_s" in done.output
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    done = run_command(write_run(tmp_path / "a"), "--metric", "reward/claen")
+    assert done.exit_code == 2
+    assert "did you mean 'reward/clean'" in done.output
+
+
+def test_a_half_written_last_line_is_left_out_and_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", steps=5)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "reward/cle')
+    compared = compare([run])
+    assert compared.runs[0].last == 5
+    assert "the last line of metrics.jsonl is half written" in said(compared)
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", steps=5)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:]]) + "\n")
+    with pytest.raises(RlkitError, match=r"metrics\.jsonl, line 3 is not a JSON object"):
+        compare([run])
+
+
+def test_a_run_still_going_counts_in_no_number_and_is_said(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.5, 0.6, 0.7), "grpo": (0.5, 0.6)})
+    paths.append(write_run(tmp_path / "grpo-going", "grpo", 2, 0.9, done=7))
+    compared = compare(paths)
+    assert [run.name for run in compared.left_out] == ["grpo-going"]
+    assert [each.run.seed for each in compared.of("none", "reward/clean")[1].seeds] == [0, 1]
+    (finding,) = [each for each in compared.fairness.findings if each.title == "A run has not ended"]
+    assert finding.level == "unfair"
+    assert "grpo-going has done 7 of 20 steps" in finding.detail
+
+
+def test_an_arm_that_is_going_is_compared_as_far_as_it_has_come(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "a", "vimpo", level=0.9), write_run(tmp_path / "b", "grpo", level=0.5, done=10)]
+    compared = compare(paths)
+    assert compared.horizon == {"none": 10}
+    assert compared.of("none", "reward/clean")[0].final.value == pytest.approx(0.2 + 0.7 * 0.5)
+    assert not compared.left_out
+    assert any("same number of steps" in each.title for each in compared.fairness.findings)
+
+
+def test_a_sweep_that_has_logged_nothing_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", done=0)
+    with pytest.raises(ConfigError, match="nothing is logged yet: of grpo, none, seed 0"):
+        compare([run])
+
+
+def test_one_seed_has_no_interval_and_it_says_so(tmp_path: Path) -> None:
+    compared = compare(pair_up(tmp_path, {"vimpo": (0.7,), "grpo": (0.5,)}))
+    shown = said(compared)
+    assert all(each.final.low is None for each in compared.results)
+    assert "[" not in shown
+    assert "One seed only" in shown
+    assert "one common seed: nothing is shown" in shown
+    assert "ahead (" not in shown
+
+
+def test_nan_metrics_are_left_out_and_said(tmp_path: Path) -> None:
+    def broken(step: int) -> Metrics:
+        return {**rising(0.8)(step), "policy/loss": math.nan, "reward/clean": None if step > 15 else 0.5}
+
+    run = write_run(tmp_path / "a", metrics=broken)
+    compared = compare([run, write_run(tmp_path / "b", "vimpo")])
+    assert compared.of("none", "reward/clean")[0].final.value == 0.5
+    left_out = "a: left out, since it is no number: policy/loss (20 of 20 values), reward/clean (5 of 20 values)"
+    assert left_out in said(compared)
+    assert write(compared, tmp_path / "out")
+
+
+def test_a_metric_that_is_no_number_is_an_error(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", metrics=lambda step: {"reward/clean": "high"})  # type: ignore[dict-item]
+    with pytest.raises(RlkitError, match="a metric that is not a number"):
+        compare([run])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "neither a run's folder"),
+        (lambda path: None, "there is no folder"),
+        (lambda path: write_run(path / "inside"), "there are runs in it"),
+    ],
+)
+def test_folders_that_are_no_run_are_refused(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "x")
+    done = run_command(tmp_path / "x")
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+# What is written
+
+
+def sweep_with_samples(folder: Path) -> Path:
+    runs = []
+    for algo in ("vimpo", "grpo"):
+        for seed in (0, 1, 2):
+            runs.append(SweepRun(name=f"{algo}-{seed}", arm=algo, condition="group_flip:0.25", seed=seed))
+            run = write_run(folder / "runs" / runs[-1].name, algo, seed, 0.6 + 0.1 * seed, noise=FLIPS)
+            for step in (1, 20):
+                nasty = f"<img src=x onerror=alert(1)>\x1b[31mred\x1b[0m</script><b>{algo}</b>"
+                write_rollout(run, step, ["2+2=", "<h1>1+3=</h1>"], [nasty, "4"])
+    trials = [Trial(settings={"optimizer.lr": lr}, scores={"9": lr * 1000}) for lr in (1e-4, 2e-4, 4e-4)]
+    place = SweepFolder(folder, runs)
+    place.write_plan()
+    place.write_tuning(
+        [
+            Tuning(
+                arm=algo,
+                condition="group_flip:0.25",
+                metric="reward/clean",
+                seeds=[9],
+                trials=trials,
+                chosen={"optimizer.lr": 4e-4},
+            )
+            for algo in ("vimpo", "grpo")
+        ]
+    )
+    return folder
+
+
+def test_command_prints_tables_and_writes_files_beside_the_sweep(tmp_path: Path) -> None:
+    sweep = sweep_with_samples(tmp_path / "sweep")
+    done = run_command(sweep)
+    assert done.exit_code == 0, done.output
+    assert "vimpo - grpo" in done.output
+    names = ["comparison.html", "comparison.png", "arms.csv", "pairs.csv", "seeds.csv"]
+    assert done.output.splitlines()[-5:] == [str(sweep / "comparison" / name) for name in names]
+    assert sorted(each.name for each in (sweep / "comparison").iterdir()) == sorted(names)
+
+
+def test_command_writes_where_it_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    assert run_command(run, "--out", tmp_path / "there").exit_code == 0
+    assert (tmp_path / "there" / "comparison.html").is_file()
+    (tmp_path / "file").write_text("")
+    done = run_command(run, "--out", tmp_path / "file" / "under")
+    assert done.exit_code == 2
+    assert "Choose another folder" in done.output
+
+
+def test_two_calls_write_the_same_files(tmp_path: Path) -> None:
+    sweep = sweep_with_samples(tmp_path / "sweep")
+    first, second = (write(compare([sweep]), tmp_path / name) for name in ("one", "two"))
+    assert len(first) == 5
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_tables_hold_every_metric_and_every_digit(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.5, 0.61), "grpo": (0.45, 0.6)})
+    compared = compare(paths, threshold=0.55)
+    write(compared, tmp_path / "out")
+    arms, pairs, seeds = (
+        list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open())) for name in ("arms", "pairs", "seeds")
+    )
+    assert {row["metric"] for row in arms} >= {"reward/clean", "policy/kl", "time/step_s"}
+    row = next(row for row in arms if (row["metric"], row["arm"]) == ("reward/clean", "vimpo"))
+    assert float(row["final"]) == compared.of("none", "reward/clean")[0].final.value
+    assert (row["reached"], row["steps_to_threshold"]) == ("1", "inf")
+    assert [row["a_above"] for row in pairs if row["metric"] == "reward/clean"] == ["2", "2"]
+    assert len([row for row in seeds if row["metric"] == "reward/clean"]) == 4
+
+
+def test_page_shows_responses_as_text(tmp_path: Path) -> None:
+    sweep = sweep_with_samples(tmp_path / "sweep")
+    write(compare([sweep]), tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;␛[31mred" in page
+    assert "\x1b" not in page
+    assert "&lt;h1&gt;1+3=" in page
+    assert "the loss saw 0" in page
+    assert "chosen at the end of what was tried" in page
+
+
+def test_page_opens_in_a_browser_and_shows_what_was_compared(tmp_path: Path, browser: Browser) -> None:
+    sweep = sweep_with_samples(tmp_path / "sweep")
+    (page_file, *_) = write(compare([sweep]), tmp_path / "out")
+    check_page(browser, page_file)
+    with browser.open(page_file) as page:
+        titles = page.evaluate("[...document.querySelectorAll('h2')].map(each => each.textContent)")
+        assert titles[:3] == ["Who is ahead in reward/clean?", "group_flip:0.25, steps up to 20", "Is it fair?"]
+        box = page.evaluate(
+            "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector('.plot').getBoundingClientRect())"
+        )
+        page.mouse_to(*box)
+        readout = page.evaluate("document.querySelector('.readout').textContent")
+        assert "vimpo" in readout
+        assert "grpo" in readout
+        assert page.count("b") == page.count(".readout b"), "a response's markup is part of the page"
+
+
+def test_a_pages_data_are_whole_json(tmp_path: Path) -> None:
+    write(compare([write_run(tmp_path / "a", algo="</script>")]), tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    parts = page.split('<script type="application/json">')[1:]
+    charts = [json.loads(part.partition("</script>")[0]) for part in parts]
+    assert {series["name"] for chart in charts for series in chart["series"]} == {"</script>"}

@@ -1,0 +1,357 @@
+"""The report of a run: what it warns of, what it shows, and what it does with numbers and text that are not nice."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from made_run import HOSTILE, healthy, log_responses, make_run
+
+from rlkit import pages, report
+from rlkit import run as runs
+from rlkit.commands.report import report as command
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.pages import Chart, Series
+from rlkit.report.page import timing
+
+
+def changed(values: Mapping[str, list[float]], seed: int = 0) -> list[dict[str, float]]:
+    """A healthy run of 80 steps in which some metrics are others: each list is spread over the steps."""
+    rows = healthy(80, seed)
+    for at, row in enumerate(rows):
+        row |= {"step": at + 1}
+        row |= {name: column[at * len(column) // 80] for name, column in values.items()}
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("steps", [1, 3, 80, 300])
+def test_a_healthy_run_is_not_warned_of(steps: int, seed: int) -> None:
+    rows = [{"step": at, **row} for at, row in enumerate(healthy(steps, seed), 1)]
+    assert report.warnings_of(rows) == []
+
+
+FAULTS = {
+    "Entropy collapse": ({"policy/entropy": [0.3, 0.1, 0.01, 0.001]}, "at step 41,"),
+    "KL growth": ({"policy/kl": [0.01, 0.1, 0.4, 2.0]}, "2 nats a token in steps 61 to 68"),
+    "Heavy actor part": ({"vimpo/actor_ratio": [0.0125] * 79 + [0.3]}, "step 80, highest 0.3"),
+    "Gap between sampler and trainer": ({"sampler/gap_mean": [1e-3, 0.05]}, "0.05 nats on average in steps 41 to 48"),
+    "Truncation": ({"response/truncated": [0.0, 0.0, 0.5, 0.0]}, "50 % of the responses .* in steps 41 to 48"),
+    "Samples without a value": (
+        {"samples/no_value": [0.0] * 79 + [3.0], "samples/timeout": [0.0] * 79 + [3.0]},
+        r"3 samples got no reward \(timeout 3\), in step 80",
+    ),
+    "Clip share": ({"policy/clip_share": [0.0, 0.3]}, "30 % of the tokens in steps 41 to 48"),
+    "Groups with equal rewards": ({"groups/equal_rewards": [0.1, 0.8]}, "80 % of the groups .* steps 73 to 80"),
+    "Skipped updates": ({"updates/skipped": [1.0] + [0.0] * 78 + [1.0]}, "2 updates .* steps 1 and 80"),
+    "Updates that are not finite": ({"updates/not_finite": [math.nan] * 79 + [1.0]}, "in step 80"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_warned_of_with_its_numbers_and_what_to_try(name: str) -> None:
+    values, seen = FAULTS[name]
+    (warning,) = report.warnings_of(changed(values))
+    assert warning.name == name
+    assert re.search(seen, warning.seen), warning.seen
+    assert "`" in "".join(warning.tries)
+    assert str(warning).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["Entropy collapse", "Groups with equal rewards"])
+def test_a_solved_task_s_little_variety_is_no_fault(name: str) -> None:
+    values, _ = FAULTS[name]
+    assert report.warnings_of(changed({**values, "reward/pass_rate": [0.3, 0.97]})) == []
+
+
+@pytest.mark.parametrize("name", ["KL growth", "Gap between sampler and trainer", "Truncation", "Clip share"])
+def test_one_step_is_chance(name: str) -> None:
+    values, _ = FAULTS[name]
+    ((metric, column),) = values.items()
+    once = [min(column)] * 40 + [2 * max(column) / 5] + [min(column)] * 39
+    assert report.warnings_of(changed({metric: once})) == []
+
+
+def test_each_setting_that_a_warning_names_exists() -> None:
+    from rlkit import registry
+    from rlkit.config import RunConfig
+
+    known = {
+        f"{section}.{key}"
+        for section, spec in RunConfig.model_fields.items()
+        for key in getattr(spec.annotation, "model_fields", {})
+    } | set(RunConfig.model_fields)
+    for algorithm in ("vimpo", "grpo", "ppo"):
+        known |= {f"algo.{key}" for key in registry.find("algorithms", algorithm).options.model_fields}
+    named = [
+        key.partition(":")[0]
+        for values, _ in FAULTS.values()
+        for warning in report.warnings_of(changed(values))
+        for text in warning.tries
+        for key in re.findall(r"`([^`]+)`", text)
+        if not key.startswith(("rlkit ", "--"))
+    ]
+    assert len(named) > 20
+    assert set(named) <= known
+
+
+def test_a_run_that_is_whole_gives_a_page_with_all_of_it(tmp_path: Path) -> None:
+    rows = healthy()
+    for row in rows:
+        row |= {"reward/disturbed": 0.25, "reward/mean": 0.5, "reward/part/format": row["reward/mean"]}
+    folder = make_run(tmp_path / "whole", rows, ["a response", "another", "a third"], noise=["group_flip"])
+    page = report.write(folder.path).read_text()
+    titles = [html.unescape(title) for title in re.findall("<figcaption>(.*?)</figcaption>", page)]
+    assert {
+        "Reward in training, mean of 5 steps, and held-out pass rate",
+        "Parts of the reward",
+        "Disturbed rewards",
+        "KL to the reference",
+        "Pass rate",
+    } <= set(titles)
+    assert {"Entropy", "Gradient norm, before clipping", "Clip share", "Truncated", "Seconds by phase"} <= set(titles)
+    for text in ("Step 1<", "Step 41<", "Step 80<", "prompt 0 of step 41", "gold 1", "a third", "status timeout"):
+        assert text in page
+    assert "disturbed: the loss saw 0" in page
+    assert "no value" in page
+    assert "truncated</span>" in page
+    assert "Learning rate: 0.0003" in page  # the same throughout
+    assert "prompts_per_step: 16" in page
+    assert len(page.encode()) < 300_000
+
+
+def test_a_long_run_s_page_stays_small(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "long", healthy(1000))
+    for step in (1, 500, 1000):
+        log_responses(folder, step, ["x" * 100_000] * 3)
+    page = report.write(folder.path)
+    assert page.stat().st_size < 300_000
+    assert "characters left out" in page.read_text()
+
+
+def test_what_there_are_no_numbers_for_is_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "bare", [{"reward/mean": 0.1 * step} for step in range(5)])
+    page = report.write(folder.path).read_text()
+    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["Reward in training"]
+    for heading in ("Evaluation", "Noise", "Timing", "Samples", "Policy"):
+        assert f">{heading}<" not in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+
+
+def test_a_run_without_a_step_has_a_page(tmp_path: Path) -> None:
+    page = report.write(make_run(tmp_path / "begun", []).path).read_text()
+    assert "No step has been made yet" in page
+    assert "<figcaption" not in page
+
+
+def test_a_run_that_goes_on_and_a_line_half_written(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "going", healthy(20))
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 21, "reward/me')
+    done = CliRunner().invoke(command, [str(folder.path)])
+    assert done.exit_code == 0, done.output
+    assert done.output == f"{folder.path / 'report.html'}\n"
+    config = folder.config_file.read_text()
+    folder.config_file.write_text(config.replace("steps: 20", "steps: 50"))
+    assert "20 of 50 steps: it goes on, or was stopped" in report.write(folder.path).read_text()
+
+
+def test_numbers_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
+    rows = healthy(30)
+    for row in rows[10:20]:
+        row |= dict.fromkeys(row, math.nan)
+    for row in rows:
+        row["policy/kl"] = math.inf
+    page = report.write(make_run(tmp_path / "nan", rows).path).read_text()
+    for data in re.findall('<script type="application/json">(.*?)</script>', page):
+        json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+    assert "KL to the reference" not in page
+
+
+def test_the_command_prints_each_warning_as_sentences(tmp_path: Path) -> None:
+    rows = [{"policy/kl": 3.0, "response/truncated": 0.9, "step": at} for at in range(1, 12)]
+    folder = make_run(tmp_path / "bad", rows)
+    done = CliRunner().invoke(command, [str(folder.path)])
+    assert done.exit_code == 0
+    assert [
+        line.partition(":")[2].split(":")[0] for line in done.output.splitlines() if line.startswith("warning")
+    ] == [
+        " KL growth",
+        " Truncation",
+    ]
+    assert "KL growth" in (folder.path / "report.html").read_text()
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run's folder"):
+        report.write(tmp_path)
+    folder = make_run(tmp_path / "run", healthy(3))
+    folder.metrics_file.unlink()
+    with pytest.raises(ConfigError, match=r"holds no metrics\.jsonl"):
+        report.write(folder.path)
+
+
+def test_a_damaged_rollout_is_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(3), ["a", "b"])
+    folder.rollout_file(3).write_bytes(b"nothing")
+    with pytest.raises(RlkitError, match=r"step-000003\.parquet is damaged"):
+        report.write(folder.path)
+
+
+def test_a_run_outlives_its_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(3))
+    (folder.path / "report.html").mkdir()
+    with pytest.warns(UserWarning, match="the run is whole, but its report could not be written: .*`rlkit report"):
+        runs._draw(folder.path)
+    assert folder.learning_curve.is_file()
+
+
+def test_the_summary_names_the_report_and_counts_its_warnings(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(3))
+    assert "report" not in runs.summary(folder.path)
+    runs._draw(folder.path)
+    assert f"report   {folder.path / 'report.html'}\n" in runs.summary(folder.path)
+    folder.log_metrics(3, {"updates/skipped": 1.0})
+    assert f"report.html, with 1 warning: `rlkit report {folder.path}` prints them" in runs.summary(folder.path)
+
+
+def test_phases_add_up_to_the_whole() -> None:
+    rows = [
+        {"step": 0, "time/eval_s": 3.0},
+        {"step": 1, "time/step_s": 10.0, "time/sample_s": 4.0, "time/update_s": 5.0},
+        {"step": 2, "time/step_s": 12.0, "time/sample_s": 5.0, "time/update_s": 5.0, "time/eval_s": 5.0},
+    ]
+    found = {phase.name: (phase.seconds, phase.each) for phase in timing(rows)}
+    assert found == {"sampling": (9, 4.5), "updates": (10, 5), "evaluation": (8, 4), "other": (3, 1.5)}
+    assert sum(phase.share for phase in timing(rows)) == pytest.approx(1)
+    assert timing([{"step": 1, "reward/mean": 1.0}]) == []
+
+
+def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "hostile", healthy(2), HOSTILE)
+    page = report.write(folder.path).read_text()
+    assert "&lt;script&gt;document.title" in page
+    assert not re.search(r"<img|<script>document", page)
+    assert "␛[31mred␛[0m ␇␀ \\u202egnihton \\x9b2J" in page
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+
+
+def test_visible_leaves_writing_as_it_is() -> None:
+    written = "naïve ∑ 日本語 שלום\n\tdef f(): 👩\u200d👧 नमस्ते"
+    assert pages.visible(written) == written
+    assert pages.visible("a\r\x1b\x7f\x85\u2028\U000e0001") == "a␍␛␡\\x85\\u2028\\U000e0001"
+
+
+def test_text_cannot_leave_a_chart_s_data() -> None:
+    chart = Chart("<b>\x1b", [Series("</script><script>alert(1)", [1], [2])], y_label="<!--")
+    figure = str(pages.chart(chart))
+    assert re.findall("<[^ >]*", figure) == [
+        *("<figure", "<figcaption", "</figcaption", "<div", "</div", "<script", "</script", "<noscript", "<p", "</p"),
+        *("</noscript", "</figure"),
+    ]
+    (data,) = re.findall('<script type="application/json">(.*?)</script>', figure)
+    assert json.loads(data)["series"][0]["name"] == "</script><script>alert(1)"
+
+
+def test_a_long_curve_is_drawn_through_means_within_lowest_and_highest() -> None:
+    coins = random.Random()
+    y = [coins.gauss(0, 1) if at % 7 else math.nan for at in range(1037)]
+    (data,) = re.findall('json">(.*?)</script>', str(pages.chart(Chart("", [Series("", range(1037), y)]))))
+    drawn = json.loads(data)["series"][0]
+    assert len(drawn["x"]) == len(drawn["y"]) == pages.POINTS
+    start = 0
+    for at in range(pages.POINTS):
+        end = 1037 * (at + 1) // pages.POINTS
+        there = [value for value in y[start:end] if not math.isnan(value)]
+        expected = [sum(there) / len(there), min(there), max(there), (start + end - 1) / 2]
+        got = [drawn[key][at] for key in ("y", "low", "high", "x")]
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        start = end
+
+
+def test_a_chart_is_said_in_words() -> None:
+    chart = Chart("Reward", [Series("vimpo", [1, 2, 3, 4], [0.25, None, 1.5, math.nan]), Series("none", [], [])])
+    assert pages.describe(chart) == "Reward. vimpo: 0.25 at step 1, 1.5 at 3, lowest 0.25, highest 1.5."
+
+
+def test_a_series_of_two_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="series 'a'"):
+        pages.chart(Chart("", [Series("a", [1, 2], [1, 2], low=[1], high=[1, 2])]))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (pages.number(0.85349), "0.853"),
+        (pages.number(1234.5), "1,234"),
+        (pages.number(4.5e-6), "4.5e-6"),
+        (pages.number(-3), "-3"),
+        (pages.number(2.5e9), "2.5e9"),
+        (pages.number(None), "-"),
+        (pages.number(math.nan), "-"),
+        (pages.percent(0.253), "25 %"),
+        (pages.percent(0.0042), "0.42 %"),
+        (pages.percent(0), "0 %"),
+        (pages.duration(0.0384), "38.4 ms"),
+        (pages.duration(59.7), "1 min 00 s"),
+        (pages.duration(7499), "2 h 04 min"),
+        (pages.code("a `b<` c"), "a <code>b&lt;</code> c"),
+    ],
+)
+def test_numbers_for_people(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colours of the form #rrggbb."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_told_from_their_ground() -> None:
+    style = (pages.HERE / "style.css").read_text()
+    themes = [dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)]
+    assert len(themes) == 2
+    for theme, colours in zip(themes, zip(*pages.PALETTE, strict=True), strict=True):
+        for ground in ("bg", "card"):
+            for name in ("fg", "muted", "accent", "good", "bad"):
+                assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground)
+            assert all(contrast(colour, theme[ground]) >= 4.5 for colour in colours)
+        for name in ("fg", "warn"):
+            assert contrast(theme[name], theme["warn-bg"]) >= 4.5
+        assert contrast(theme["fg"], theme["faint"]) >= 4.5
+
+
+def test_the_docs_name_each_warning_its_metric_and_what_to_try() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
+    for name, (values, _) in FAULTS.items():
+        (warning,) = report.warnings_of(changed(values))
+        assert f"`{next(iter(values))}`" in rows[name]
+        for key in re.findall(r"`((?:algo|optimizer|batch|sampling|scoring|data|model)\.\w+)", "".join(warning.tries)):
+            assert f"`{key}" in rows[name], f"docs/report.md, {name}: {key}"
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(3), ["a", "b"])
+    script = (
+        "import sys; from pathlib import Path; from rlkit import report\n"
+        f"report.write(Path({str(folder.path)!r})); print(sorted({{'torch', 'matplotlib'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
