@@ -44,7 +44,8 @@ class VimpoConfig(Section):
     actor_coef: NonNegative | None = None
     """c_A itself, in place of actor_ratio."""
     lam: Share = 1.0
-    """lambda of A_t; .9 is as good, .5 and below let the policy drift."""
+    """lambda of A_t. The smaller it is, the lighter the actor part must be: .5 is as good as 1 at a ratio of 0.1, and
+    collapses at 0.3."""
     clip_low: Share = 0.2
     """The ratio is clipped below at 1 - clip_low. With one minibatch and one epoch no clip acts."""
     clip_high: NonNegative = 0.28

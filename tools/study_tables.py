@@ -1,29 +1,44 @@
-"""Print the tables of a study in docs/studies as Markdown, from what `rlkit compare` and `rlkit sweep` wrote.
+"""Fill in the tables of a study from the files beside it, which `rlkit compare` and `rlkit sweep` wrote.
 
-    python tools/study_tables.py docs/studies/noise     # arms.csv, pairs.csv and tuning.json there
+    python tools/study_tables.py docs/studies/noise.md
 
-A test holds the pages against them.
+What stands between `<!-- FOLDER: TABLE -->` and `<!-- end -->` is replaced. TABLE is arms, tuning, or final or area and
+a metric, as in `final train`. A test holds the pages against the files.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 TRAIN, KL = "reward/clean", "policy/kl"
 METRICS = {TRAIN: "clean train reward", "eval/heldout/mean@1": "held-out pass rate", KL: "KL, nats a token"}
+SHORT = {TRAIN: "train", "eval/heldout/mean@1": "held-out"}
+
+
+def filled(page: Path) -> str:
+    """The page's text with its tables made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{tables(page.parent / found[2])[found[3]]}{found[4]}"
+
+    return re.sub(r"(<!-- (\S+): ([^>]+) -->)\n.*?(<!-- end -->)", table, page.read_text(), flags=re.DOTALL)
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Name of a table -> Markdown: `arms`, `pairs`, and `tuning` where there was any."""
+    """Name of a table -> Markdown."""
     arms, pairs, seeds = (_rows(folder / f"{name}.csv") for name in ("arms", "pairs", "seeds"))
-    made = {"arms": _table(_arms(arms, seeds)), "pairs": _table(_pairs(pairs))}
+    made = {"arms": _arms(arms, seeds)}
+    for metric, short in SHORT.items():
+        for statistic, name in (("final", "final"), ("auc", "area")):
+            made[f"{name} {short}"] = _pairs(pairs, metric, statistic)
     if (folder / "tuning.json").is_file():
-        made["tuning"] = _table(_tuning(json.loads((folder / "tuning.json").read_text())))
-    return made
+        made["tuning"] = _tuning(json.loads((folder / "tuning.json").read_text()))
+    return {name: _table(rows) for name, rows in made.items()}
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -49,20 +64,14 @@ def _interval(row: dict[str, str], name: str) -> str:
     return f"{float(value):.3f} [{float(low):.3f}, {float(high):.3f}]" if low else f"{float(value):.3f}"
 
 
-def _pairs(rows: list[dict[str, str]]) -> Iterator[list[str]]:
-    """Paired differences of final values and of areas, with 95 % intervals."""
-    yield ["noise", "pair", "of", "paired difference", "ahead", "verdict"]
-    wanted = [(metric, statistic) for metric in METRICS if metric != KL for statistic in ("final", "auc")]
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        for metric, statistic in wanted:
-            for row in rows:
-                if (row["condition"], row["metric"], row["statistic"]) == (condition, metric, statistic):
-                    difference = (
-                        f"{float(row['difference']):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
-                    )
-                    what = f"{METRICS[metric]}, {'area' if statistic == 'auc' else 'final'}"
-                    ahead = f"{row['a_above']} of {row['seeds']}"
-                    yield [condition, f"{row['a']} - {row['b']}", what, difference, ahead, row["verdict"]]
+def _pairs(rows: list[dict[str, str]], metric: str, statistic: str) -> Iterator[list[str]]:
+    """Paired differences with 95 % intervals."""
+    yield ["noise", "pair", "paired difference", "ahead", "verdict"]
+    for row in rows:
+        if (row["metric"], row["statistic"]) == (metric, statistic):
+            difference = f"{float(row['difference']):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}]"
+            ahead = f"{row['a_above']} of {row['seeds']}"
+            yield [row["condition"], f"{row['a']} - {row['b']}", difference, ahead, row["verdict"]]
 
 
 def _tuning(tuning: list[dict]) -> Iterator[list[str]]:  # type: ignore[type-arg]
@@ -84,5 +93,5 @@ def _table(rows: Iterator[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for name, table in tables(Path(sys.argv[1])).items():
-        print(f"<!-- {name} -->\n{table}")
+    for name in sys.argv[1:]:
+        Path(name).write_text(filled(Path(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -23,18 +24,26 @@ def compare(paths: tuple[Path, ...], metrics: tuple[str, ...], threshold: float 
 
     Takes runs' folders or a sweep's. Prints tables, and writes a page, a picture and CSV files.
     """
+    from rlkit.sweep.folder import SweepFolder
+
+    if out is None:
+        out = paths[0] / "comparison" if len(paths) == 1 and SweepFolder.is_one(paths[0]) else Path("comparison")
+    show(paths, out, metrics=metrics, threshold=threshold)
+
+
+def show(
+    paths: Sequence[Path], out: Path, *, metrics: Sequence[str] | None = None, threshold: float | None = None
+) -> None:
+    """Print the comparison, and write its page, picture and tables to `out`."""
     from rich.console import Console
 
     from rlkit import comparison
-    from rlkit.sweep.folder import SweepFolder
 
     compared = comparison.compare(paths, metrics=metrics, threshold=threshold)
     terminal = Console(highlight=False)
     # A file or a pipe has no width: it gets tables in whole lines.
     terminal = terminal if terminal.is_terminal else Console(highlight=False, width=140)
     terminal.print(comparison.text(compared))
-    if out is None:
-        out = paths[0] / "comparison" if len(paths) == 1 and SweepFolder.is_one(paths[0]) else Path("comparison")
     try:
         files = comparison.write(compared, out)
     except OSError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlkit.commands.compare import show
 from rlkit.errors import ConfigError, RlkitError
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def sweep(
         return
     if outcome.interrupted:
         raise RlkitError(f"interrupted; go on with: rlkit sweep --resume {folder}")
-    click.echo(f"\n  compare  rlkit compare {folder}")
+    if outcome.scored:
+        from rlkit.sweep import wandb
+
+        show([folder], folder / "comparison")
+        wandb.log_comparison(folder)
     if outcome.failed:
         raise RlkitError(
             f"{len(outcome.failed)} runs died: {', '.join(outcome.failed)}. Their output is in {folder / 'logs'}; when "

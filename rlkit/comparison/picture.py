@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from rlkit.pages import PALETTE
 
 WIDTH, HEIGHT = 4.4, 3.0
 """Of a panel, in inches."""
+LETTER = 0.07
+"""Width of one in the legend, in inches."""
 
 
 def draw(comparison: Comparison, file: Path) -> Path:
@@ -19,7 +22,9 @@ def draw(comparison: Comparison, file: Path) -> Path:
     from matplotlib.figure import Figure
 
     rows, columns = comparison.metrics, comparison.conditions
-    size = (max(6.0, WIDTH * len(columns)), HEIGHT * len(rows) + 0.5)
+    width = max(7.5, WIDTH * len(columns))
+    across = max(1, int(width / (0.9 + LETTER * max(map(len, comparison.arms)))))
+    size = (width, HEIGHT * len(rows) + 0.25 * math.ceil(len(comparison.arms) / across))
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row")
@@ -36,7 +41,7 @@ def draw(comparison: Comparison, file: Path) -> Path:
             axes.set_title(f"{metric}, {condition_name(condition)}", loc="left", fontsize=9)
             _finish(axes, results[0].threshold)
     arms = [arm for arm in comparison.arms if arm in named]
-    figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
     figure.savefig(file, dpi=130, metadata={"Software": None})
     return file
 

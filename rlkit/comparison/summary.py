@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from rlkit.sweep.folder import Tuning
 
 Array = NDArray[np.float64]
 
+ALL_PAIRS = 5
+"""Arms under a condition up to which all are paired with each other; where there are more, each with the first."""
 CLIMB = 0.9
 """Without a threshold of the user's own: this share of the way from the lowest start to the best final value."""
 POINTS, FEW_POINTS = 200, 60
@@ -323,18 +325,26 @@ def _mean_curve(curves: Sequence[Curve], last: int, points: int) -> MeanCurve:
 
 
 def _pairs(results: Sequence[ArmResult]) -> list[Pair]:
-    """All pairs of arms under each condition, metric by metric."""
+    """The pairs of arms under each condition, metric by metric."""
     found: list[Pair] = []
     for metric, statistic in itertools.product(dict.fromkeys(each.metric for each in results), ("final", "auc")):
         family = [
             pair
-            for a, b in itertools.combinations([each for each in results if each.metric == metric], 2)
-            if a.condition == b.condition and (pair := _pair(a, b, statistic)) is not None
+            for _, arms in itertools.groupby((r for r in results if r.metric == metric), lambda r: r.condition)
+            for a, b in _paired(list(arms))
+            if (pair := _pair(a, b, statistic)) is not None
         ]
         tested = [pair.difference.p for pair in family if pair.difference.p is not None]
         adjusted = iter(holm(tested))
         found += [replace(p, holm=None if p.difference.p is None else next(adjusted)) for p in family]
     return found
+
+
+def _paired(arms: Sequence[ArmResult]) -> Iterator[tuple[ArmResult, ArmResult]]:
+    """Many arms are variants of the first more often than not, and among all their pairs nothing could be shown."""
+    if len(arms) <= ALL_PAIRS:
+        return itertools.combinations(arms, 2)
+    return ((other, arms[0]) for other in arms[1:])
 
 
 def _pair(a: ArmResult, b: ArmResult, statistic: str) -> Pair | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.comparison.runs import condition_name
 from rlkit.comparison.statistics import LEVEL, MOST_SEEDS, Estimate
-from rlkit.comparison.summary import ArmResult, Comparison, Pair, higher_is_better
+from rlkit.comparison.summary import ALL_PAIRS, ArmResult, Comparison, Pair, higher_is_better
 from rlkit.pages import duration, number
 
 if TYPE_CHECKING:
@@ -175,9 +175,11 @@ def explanation(comparison: Comparison) -> str:
         "One seed only: there is no interval, and nothing is shown about differences."
         if one
         else "In brackets: 95 % intervals; over seeds by bootstrap, of paired differences by Student's t. p is Holm's, "
-        "for all pairs of a metric together. Seeds needed: those that would show a true difference of this size in 4 "
-        "of 5 comparisons.",
+        "for all these pairs of a metric together. Seeds needed: those that would show a true difference of this "
+        "size in 4 of 5 comparisons.",
     ]
+    if len(comparison.arms) > ALL_PAIRS:
+        said.append(f"Among more than {ALL_PAIRS} arms, each is paired with the first: {comparison.arms[0]}.")
     if any(result.threshold is not None for result in comparison.results):
         rule = "90 % of the way from the lowest start to the best final value"
         rule = rule if comparison.threshold is None else "as asked for"

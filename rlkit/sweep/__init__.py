@@ -38,6 +38,8 @@ class Outcome:
     failed: Sequence[str]
     """Names of the runs that died, of tuning and scored."""
     interrupted: bool
+    scored: int = 0
+    """Scored runs that are done."""
 
 
 def sweep(
@@ -84,7 +86,8 @@ def sweep(
     final = [_job(spec, arm, seed, chosen[arm], folder, "runs") for seed, arm in scored if arm in chosen]
     going = _make("runs", final, jobs, terminal)
     failed += [job.name for job in final if job.error is not None]
-    return Outcome(folder=folder, failed=failed, interrupted=not going)
+    done = sum(job.done for job in final)
+    return Outcome(folder=folder, failed=failed, interrupted=not going, scored=done)
 
 
 def _begin(place: SweepFolder, spec: SweepConfig) -> None:

@@ -31,6 +31,18 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
         yield found[1] or "sh", found[2] or found[3]
 
 
+@pytest.mark.parametrize("page", sorted(page.name for page in (DOCS / "studies").glob("*.md")))
+def test_the_tables_of_a_study_are_its_files(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import study_tables
+
+    text = (DOCS / "studies" / page).read_text()
+    assert text.count("<!-- end -->") > 1
+    assert study_tables.filled(DOCS / "studies" / page) == text, (
+        f"run `python tools/study_tables.py docs/studies/{page}`"
+    )
+
+
 @pytest.fixture
 def table_tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
@@ -86,7 +98,7 @@ def test_every_plugin_that_ships_and_its_options_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted(page.name for page in DOCS.glob("*.md")), "../README.md", "../CONTRIBUTING.md"]
+    "page", [*sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")), "../README.md", "../CONTRIBUTING.md"]
 )
 def test_links_lead_somewhere(page: str) -> None:
     here = DOCS / page
@@ -113,7 +125,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     "page",
-    ["getting-started.md", "configuration.md", "writing-a-reward.md", "writing-an-algorithm.md", "../README.md"],
+    [
+        "getting-started.md",
+        "configuration.md",
+        "sweeps.md",
+        "writing-a-reward.md",
+        "writing-an-algorithm.md",
+        "../README.md",
+    ],
 )
 def test_the_commands_and_samples_of_a_page_work(page: str, place: Path) -> None:
     """Runs are made small. A python block that imports is run; one that begins with a file's name becomes the file."""
@@ -144,5 +163,7 @@ def run(arguments: list[str]) -> None:
         # What needs a hub, a server or a second process is planned only: other tests do it.
         if re.search(r"mine\.yaml|vllm|wandb|--nproc", " ".join(arguments)):
             arguments.append("--dry-run")
+    if arguments[0] == "sweep" and "--wandb-sweep" not in arguments:
+        arguments.append("--dry-run")
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, f"rlkit {shlex.join(arguments)}\n{result.output}"
