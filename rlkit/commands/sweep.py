@@ -88,8 +88,11 @@ def sweep(
     if outcome.scored:
         from rlkit.sweep import wandb
 
-        show([folder], folder / "comparison")
-        wandb.log_comparison(folder)
+        try:
+            show([folder], folder / "comparison")
+            wandb.log_comparison(folder)
+        except ConfigError as error:
+            click.echo(f"the runs are done, but not their comparison: {error}", err=True)
     if outcome.failed:
         raise RlkitError(
             f"{len(outcome.failed)} runs died: {', '.join(outcome.failed)}. Their output is in {folder / 'logs'}; when "

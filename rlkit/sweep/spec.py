@@ -23,6 +23,16 @@ from rlkit.sweep.labels import is_own, settings_label
 Settings = dict[str, Any]
 """Dotted key -> value, as in `optimizer.lr`."""
 
+THE_SWEEPS = {
+    "algo": "algos",
+    "algo.kind": "algos",
+    "noise": "noise",
+    "seed": "seeds",
+    "name": "--name of the sweep",
+    "out": "--out of the sweep",
+}
+"""What the sweep gives each run by itself, and what says it instead."""
+
 
 def _flat(settings: Any, prefix: str = "") -> Any:
     """{optimizer: {lr: 1}} -> {optimizer.lr: 1}."""
@@ -121,6 +131,14 @@ class SweepConfig(Section):
             raise ValueError(
                 f"zip goes through its settings together, so each needs as many values; there are: {counts}"
             )
+        named = [*self.grid, *self.zip, *(key for case in self.written for key in case)]
+        given = [*self.set, *named, *self.tune, *(key for own in self.algos.values() for key in own)]
+        if taken := [key for key in given if key in THE_SWEEPS]:
+            raise ValueError(f"{taken[0]} is no setting of a sweep: it comes from {THE_SWEEPS[taken[0]]}")
+        if twice := [key for key in self.tune if key in named]:
+            raise ValueError(f"{twice[0]} is tuned, and has values of its own: the arms would not be what they are called")
+        if repeated := [key for key, values in self.tune.items() if len({*map(repr, values)}) < len(values)]:
+            raise ValueError(f"tune.{repeated[0]} holds the same value twice")
         if bool(self.tune) != bool(self.tune_seeds):
             raise ValueError("tune and tune_seeds go together: settings to try, and seeds to try them on")
         if shared := sorted({*self.tune_seeds} & {*self.seeds}):
@@ -202,6 +220,8 @@ class Arm:
         try:
             config = configs.load(spec.base, [f"{k}={json.dumps(v)}" for k, v in settings.items()], self.algo)
             registry.load(config.plugins)
+            if config.noise:
+                raise ConfigError("the base has a noise of its own: take it out there, and name it with --noise")
             if self.noise != "none":
                 config = config.model_copy(update={"noise": parse_noises(self.noise)})
             return configs.resolve(config)
