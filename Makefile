@@ -42,12 +42,13 @@ run: setup
 	@$(BIN)/rlkit run --algo vimpo -s sampler=vllm --name $(NAME) $(ARGS)
 	@echo "== next: $(BIN)/rlkit sample runs/$(NAME) \"47+85=\"; other algorithms: $(BIN)/rlkit run --algo grpo"
 
-STUDY ?= study-$(shell date +%Y%m%d-%H%M%S)
+STUDY ?= study
 
 study: setup
 	@echo "== rlkit sweep noise, in short: 2 seeds, 40 steps, 2 learning rates, one kind of noise"
-	@$(BIN)/rlkit sweep noise --seeds 0-1 --noise none,group_flip:0.25 --tune lr=2e-4,4e-4 --tune-seeds 100 \
-		-s steps=40 --jobs 2 --name $(STUDY) $(ARGS)
+	@if [ -e runs/$(STUDY)/sweep.yaml ]; then $(BIN)/rlkit sweep --resume runs/$(STUDY) --jobs 2; else \
+		$(BIN)/rlkit sweep noise --seeds 0-1 --noise none,group_flip:0.25 --tune lr=2e-4,4e-4 --tune-seeds 100 \
+		-s steps=40 --jobs 2 --name $(STUDY) $(ARGS); fi
 
 test: setup lint unit
 	@echo "== all checks passed; what rlkit promises is in tests/promises"

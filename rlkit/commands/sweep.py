@@ -91,7 +91,7 @@ def sweep(
         try:
             show([folder], folder / "comparison")
             wandb.log_comparison(folder)
-        except ConfigError as error:
+        except RlkitError as error:
             click.echo(f"the runs are done, but not their comparison: {error}", err=True)
     if outcome.failed:
         raise RlkitError(

@@ -41,6 +41,7 @@ def draw(comparison: Comparison, file: Path) -> Path:
             axes.set_title(f"{metric}, {condition_name(condition)}", loc="left", fontsize=9)
             _finish(axes, results[0].threshold)
     arms = [arm for arm in comparison.arms if arm in named]
+    figure.supxlabel("lines: means over seeds; bands: 95 % bootstrap intervals; dotted: the threshold", fontsize=8)
     figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
     figure.savefig(file, dpi=130, metadata={"Software": None})
     return file

@@ -257,10 +257,16 @@ def _by_algorithm(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
+MOST_IN_A_NAME = 3
+"""Settings that differ: with more of them the run's own name says more."""
+
+
 def _named(runs: Sequence[Run], relevant: Any) -> list[Run]:
     flat = [flatten(run.config) for run in runs]
     keys = [key for key in flat[0] if relevant(key)]
     differing = [key for key in keys if any(each.get(key) != flat[0].get(key) for each in flat)]
+    if len(differing) > MOST_IN_A_NAME:
+        return [replace(run, arm=run.name) for run in runs]
     return [
         replace(
             run,

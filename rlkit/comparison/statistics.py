@@ -42,10 +42,10 @@ class Difference:
 
     mean: float
     low: float | None
-    """Ends of the t interval; None where there is one seed only."""
+    """Ends of the t interval; None where there is one seed only, or the same difference, not 0, in all."""
     high: float | None
     p: float | None
-    """Two-sided, of the paired t-test."""
+    """Two-sided, of the paired t-test; None where there is no interval."""
     seeds: int
     above: int
     """In how many seeds a is above b."""
@@ -221,6 +221,9 @@ def paired_difference(differences: Sequence[float] | Array) -> Difference:
         return Difference(mean, None, None, None, 1, above, below, None)
     spread = float(d.std(ddof=1))
     if spread <= 1e-12 * float(np.abs(d).max()):  # what differs by rounding alone does not differ
+        if mean != 0:
+            # Coarse values, such as a pass rate over a few problems, agree by chance: that is no certainty.
+            return Difference(mean, None, None, None, len(d), above, below, None)
         spread = 0.0
     error = spread / math.sqrt(len(d))
     half = t_quantile(LEVEL, len(d) - 1) * error

@@ -158,6 +158,8 @@ def compare(
     Raises ConfigError for folders that hold no run, for a metric that none has, and where the arms have none in
     common.
     """
+    if threshold is not None and not math.isfinite(threshold):
+        raise ConfigError(f"the threshold is {threshold}: give a finite number, in the metric's own unit")
     read = read_runs(paths)
     if not read.runs:
         raise ConfigError(f"nothing is logged yet: of {', '.join(read.missing)}")

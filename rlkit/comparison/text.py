@@ -7,12 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlkit.comparison.runs import condition_name
-from rlkit.comparison.statistics import LEVEL, MOST_SEEDS, Estimate
+from rlkit.comparison.statistics import LEVEL, Estimate
 from rlkit.comparison.summary import ALL_PAIRS, ArmResult, Comparison, Pair, higher_is_better
-from rlkit.pages import duration, number
+from rlkit.pages import duration, number, visible
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+
+MANY_SEEDS = 100
+"""More than anybody runs: the number itself would promise a precision that a few seeds do not give."""
 
 
 def decimals(results: Sequence[ArmResult]) -> int | None:
@@ -64,16 +68,18 @@ def verdict(pair: Pair, family: int) -> str:
     d = pair.difference
     if d.seeds == 1:
         return "one common seed: nothing is shown"
+    if d.low is None:
+        return "the same in every seed: without spread there is no test"
     if not d.shown:
         if d.mean == 0:
             return "no difference shown"
-        needed = f"more than {MOST_SEEDS:,}" if d.needed is None else f"{d.needed:,}"
+        needed = f"more than {MANY_SEEDS}" if d.needed is None or d.needed > MANY_SEEDS else str(d.needed)
         return f"no difference shown ({needed} seeds needed)"
     said = f"{pair.a if d.mean > 0 else pair.b} is {'ahead' if higher_is_better(pair.metric) else 'higher'}"
     if pair.holm is None or family == 1:
         return said
     p = f"p {number(pair.holm, 2)} among {family} pairs"
-    return f"{said} ({p})" if pair.holm <= 1 - LEVEL else f"{said}, but not among all pairs ({p})"
+    return f"{said} ({p})" if pair.holm <= 1 - LEVEL else f"{said} on its own, but not among all the pairs ({p})"
 
 
 def family(comparison: Comparison, pair: Pair) -> int:
@@ -118,16 +124,35 @@ def text(comparison: Comparison) -> Group:
 
     parts: list[Any] = []
     for condition in comparison.conditions:
-        parts.append(Text(f"\n{heading(comparison, condition)}", style="bold"))
+        parts.append(Text(f"\n{visible(heading(comparison, condition))}", style="bold"))
         for metric in comparison.compared[condition]:
             results = comparison.of(condition, metric)
             if results:
-                parts += [Text(f"\n{metric}"), _arms_table(results)]
+                parts += [Text(f"\n{visible(metric)}"), _arms_table(results)]
                 pairs = [p for p in comparison.pairs if (p.condition, p.metric) == (condition, metric)]
                 if pairs:
                     parts += [Text(), _pairs_table(comparison, pairs, decimals(results))]
-    parts += [Text("\n" + explanation(comparison), style="dim"), *_fairness(comparison)]
-    return Group(*parts)
+    parts += [Text("\n" + visible(explanation(comparison)), style="dim"), *_fairness(comparison)]
+    return Group(*parts, *_in_short(comparison))
+
+
+def _in_short(comparison: Comparison) -> Iterator[Any]:
+    """Who is ahead, where the eye is when the tables have gone by."""
+    from rich.text import Text
+
+    metric = comparison.metrics[0]
+    pairs = [pair for pair in comparison.pairs if (pair.metric, pair.statistic) == (metric, "final")]
+    if not pairs:
+        return
+    yield Text(f"\nIn short: {visible(metric)}, final value", style="bold")
+    for condition in dict.fromkeys(pair.condition for pair in pairs):
+        said: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            if pair.condition == condition:
+                said.setdefault(verdict(pair, family(comparison, pair)).partition(" (")[0], []).append(pair)
+        for what, alike in said.items():
+            names = ", ".join(f"{pair.a} - {pair.b}" for pair in alike)
+            yield Text(visible(f"- {condition_name(condition)}: {what} ({names})"))
 
 
 def _table(*columns: tuple[str, Any]) -> Any:
@@ -151,18 +176,18 @@ def _arms_table(results: list[ArmResult]) -> Any:
     for each in results:
         numbers = [str(each.final.seeds), estimate(each.final, places), fixed(each.iqm.value, places)]
         cells = [each.arm, *numbers, fixed(each.auc.value, places), *(to_threshold(each) if goal is not None else ())]
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
 
 def _pairs_table(comparison: Comparison, pairs: list[Pair], places: int | None) -> Any:
     from rich.text import Text
 
-    table = _table(("difference", "left"), ("of", "left"), ("", "right"), ("ahead", "left"), ("", "left"))
+    table = _table(("difference", "left"), ("of", "left"), ("", "right"), ("ahead", "left"), ("what it shows", "left"))
     for pair in pairs:
         name, said = f"{pair.a} - {pair.b}", verdict(pair, family(comparison, pair))
         cells = [name, STATISTICS[pair.statistic], difference(pair, places), ahead(pair), said]
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
 
@@ -198,6 +223,6 @@ def _fairness(comparison: Comparison) -> Iterator[Any]:
     for level, title in (("unfair", "Not fair"), ("note", "To be known")):
         if said[level]:
             yield Text(f"\n{title}", style="bold")
-            yield from map(Text, said[level])
+            yield from (Text(visible(each)) for each in said[level])
     if fairness.same:
         yield Text(f"\nThe same everywhere: {', '.join(fairness.same)}.")

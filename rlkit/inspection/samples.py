@@ -181,6 +181,11 @@ def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], s
     """
     config = folder.read_config()
     rows = _read(folder.rollout_file(number))
+    if rows and "prompt" not in rows[0]:
+        raise RlkitError(
+            f"{folder.rollout_file(number)} holds no prompts: it was made by an older rlkit. Make the run once more, "
+            f"with `rlkit run {folder.config_file} --name again`"
+        )
     credited = {row.pop("row"): row for row in _read(folder.credit_file(number))}
     groups: dict[tuple[str, int], Group] = {}
     for at, row in enumerate(rows):

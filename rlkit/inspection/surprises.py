@@ -56,19 +56,19 @@ def _acts(response: Response) -> list[int]:
 
 
 def _most_credited(response: Response) -> int | None:
-    """None where nothing was kept, and where no token stands out."""
+    """None where nothing was kept, where no token stands out, and where none is credited above 0."""
     if response.credited is None:
         return None
     numbers = [(v, at) for at, v in enumerate(response.series[response.credited]) if v is not None]
     numbers.sort(reverse=True)
-    return numbers[0][1] if len(numbers) > 1 and numbers[0][0] > numbers[1][0] else None
+    return numbers[0][1] if len(numbers) > 1 and numbers[0][0] > max(0.0, numbers[1][0]) else None
 
 
 def longest(step: Step) -> set[int]:
-    """As many tokens as the longest response of the step, where not all have as many."""
+    """As many tokens as the longest response of the step, where few (a tenth at most) have as many."""
     lengths = {r.row: len(r.tokens) for r in step.responses}
-    most, least = max(lengths.values()), min(lengths.values())
-    return {row for row, length in lengths.items() if length == most > least}
+    most = {row for row, length in lengths.items() if length == max(lengths.values())}
+    return most if len(most) <= max(1, len(lengths) // 10) < len(lengths) else set()
 
 
 def no_value(step: Step) -> set[int]:

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from rlkit import config as configs
 from rlkit.config import RunConfig
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
-from rlkit.sweep.jobs import Job, disk_bytes, run_all, shares, visible_gpus
+from rlkit.sweep.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
 from rlkit.sweep.labels import settings_label
 from rlkit.sweep.progress import Display, duration
 from rlkit.sweep.spec import Arm, SweepConfig
@@ -66,38 +66,68 @@ def sweep(
         (arm, _job(spec, arm, seed, settings, folder, "tuning"))
         for seed, arm, settings in itertools.product(spec.tune_seeds, arms, specs.combinations(spec.tune))
     ]
+    _check_names([job for _, job in trials])
+    _check_names(planned)
     terminal.print(plan(spec, arms, len(trials), planned, jobs, folder), markup=False)
     if dry_run:
         return Outcome(folder=folder, failed=[], interrupted=False)
-    place = SweepFolder(folder, runs)
-    _begin(place, spec)
+    with alone(folder) as lock:
+        place = SweepFolder(folder, runs)
+        _begin(place, spec)
 
-    chosen: dict[Arm, Mapping[str, Any]] = {arm: {} for arm in arms}
-    failed: list[str] = []
-    if trials:
-        if not _make("tuning", [job for _, job in trials], jobs, terminal):
-            return Outcome(folder=folder, failed=[], interrupted=True)
-        failed += [job.name for _, job in trials if job.error is not None]
-        tuned = [_tuning(spec, arm, [job for each, job in trials if each == arm]) for arm in arms]
-        place.write_tuning(tuned)
-        terminal.print(tuning_text(tuned), markup=False)
-        chosen = {arm: result.chosen for arm, result in zip(arms, tuned, strict=True) if result.chosen is not None}
-        failed += [specs.run_name(arm, seed) for seed, arm in scored if arm not in chosen]
-    final = [_job(spec, arm, seed, chosen[arm], folder, "runs") for seed, arm in scored if arm in chosen]
-    going = _make("runs", final, jobs, terminal)
-    failed += [job.name for job in final if job.error is not None]
-    done = sum(job.done for job in final)
-    return Outcome(folder=folder, failed=failed, interrupted=not going, scored=done)
+        chosen: dict[Arm, Mapping[str, Any]] = {arm: {} for arm in arms}
+        failed: list[str] = []
+        if trials:
+            if not _make("tuning", [job for _, job in trials], jobs, terminal, lock):
+                return Outcome(folder=folder, failed=[], interrupted=True)
+            failed += [job.name for _, job in trials if job.error is not None]
+            tuned = [_tuning(spec, arm, [job for each, job in trials if each == arm]) for arm in arms]
+            _check_choice(place, tuned)
+            place.write_tuning(tuned)
+            terminal.print(tuning_text(tuned), markup=False)
+            chosen = {arm: result.chosen for arm, result in zip(arms, tuned, strict=True) if result.chosen is not None}
+            failed += [specs.run_name(arm, seed) for seed, arm in scored if arm not in chosen]
+        final = [_job(spec, arm, seed, chosen[arm], folder, "runs") for seed, arm in scored if arm in chosen]
+        going = _make("runs", final, jobs, terminal, lock)
+        failed += [job.name for job in final if job.error is not None]
+        done = sum(job.done for job in final)
+        return Outcome(folder=folder, failed=failed, interrupted=not going, scored=done)
+
+
+def _check_names(jobs: Sequence[Job]) -> None:
+    """ConfigError where two runs would share a folder."""
+    seen: set[str] = set()
+    for job in jobs:
+        if job.name in seen:
+            raise ConfigError(
+                f"two runs would both be called {job.name}: their settings differ in nothing a name shows"
+            )
+        seen.add(job.name)
+
+
+def _check_choice(place: SweepFolder, tuned: Sequence[Tuning]) -> None:
+    """RlkitError where tuning runs that had died before are made now, and the best they give is no longer what runs
+    that stand there already were made with."""
+    chosen = {(each.arm, each.condition): each.chosen for each in tuned}
+    for before in place.read_tuning():
+        arm = (before.arm, before.condition)
+        folders = [place.run_folder(run) for run in place.runs if (run.arm, run.condition) == arm]
+        stale = [str(folder) for folder in folders if folder.exists()]
+        if before.chosen is not None and chosen.get(arm, before.chosen) != before.chosen and stale:
+            was, now = (" ".join(settings_label(settings or {})) for settings in (before.chosen, chosen[arm]))
+            raise RlkitError(
+                f"{before.arm}, {before.condition}: with tuning runs that had died before, the best is {now or 'none'} "
+                f"and no longer {was}, with which these were made: {', '.join(stale)}. Remove them, and --resume"
+            )
 
 
 def _begin(place: SweepFolder, spec: SweepConfig) -> None:
     try:
-        place.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(spec.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
         (place.path / "sweep.yaml").write_text(text)
         place.write_plan()
     except OSError as error:
-        raise ConfigError(f"cannot make the sweep's folder {place.path}: {error}. Choose another with --out") from error
+        raise ConfigError(f"cannot write to the sweep's folder {place.path}: {error}") from error
 
 
 def check_free(folder: Path, spec: SweepConfig) -> None:
@@ -142,7 +172,7 @@ def _job(spec: SweepConfig, arm: Arm, seed: int, tried: Mapping[str, Any], folde
     )
 
 
-def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console) -> bool:
+def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock: int) -> bool:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
@@ -161,7 +191,7 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console) -> bo
         job.file.parent.mkdir(parents=True, exist_ok=True)
         job.file.write_text(yaml.safe_dump(job.config.dump(), sort_keys=False, allow_unicode=True))
     with Display(what, jobs, at_once, estimate, terminal) as display:
-        return run_all(jobs, at_once, display.watch)
+        return run_all(jobs, at_once, display.watch, lock)
 
 
 def _checkpoint_bytes(config: RunConfig) -> float:

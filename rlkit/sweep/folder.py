@@ -3,13 +3,15 @@
 sweep.yaml     what was asked for
 plan.json      the scored runs: arm, condition, seed, folder of each
 tuning.json    what was tried for each arm before, and what was chosen
+lock           held by the sweep and its runs while any of them is at work
 configs/, logs/, runs/, tuning/   a YAML file, the output and the run's folder of each run
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,8 @@ class SweepFolder:
         """A sweep that has begun. ConfigError where there is none."""
         if not cls.is_one(path):
             raise ConfigError(f"{path} is not a sweep's folder: there is no plan.json in it")
-        return cls(path, [SweepRun(**run) for run in json.loads((path / "plan.json").read_text())["runs"]])
+        with _damage_said(path / "plan.json"):
+            return cls(path, [SweepRun(**run) for run in json.loads((path / "plan.json").read_text())["runs"]])
 
     def run_folder(self, run: SweepRun) -> Path:
         return self.path / "runs" / run.name
@@ -94,13 +97,31 @@ class SweepFolder:
         file = self.path / "tuning.json"
         if not file.is_file():
             return []
-        return [
-            Tuning(**{**each, "trials": [Trial(**trial) for trial in each["trials"]]})
-            for each in json.loads(file.read_text())
-        ]
+        with _damage_said(file):
+            return [
+                Tuning(**{**each, "trials": [Trial(**trial) for trial in each["trials"]]})
+                for each in json.loads(file.read_text())
+            ]
 
     def write_tuning(self, tuning: Sequence[Tuning]) -> None:
-        (self.path / "tuning.json").write_text(json.dumps([asdict(each) for each in tuning], indent=2) + "\n")
+        _write(self.path / "tuning.json", [asdict(each) for each in tuning])
 
     def write_plan(self) -> None:
-        (self.path / "plan.json").write_text(json.dumps({"runs": [asdict(run) for run in self.runs]}, indent=2) + "\n")
+        _write(self.path / "plan.json", {"runs": [asdict(run) for run in self.runs]})
+
+
+@contextlib.contextmanager
+def _damage_said(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error!r}): `rlkit sweep --resume {file.parent}` writes it anew"
+        ) from error
+
+
+def _write(file: Path, data: Any) -> None:
+    """Whole or not at all: a sweep may be compared while it goes on."""
+    beside = file.with_name(file.name + ".part")
+    beside.write_text(json.dumps(data, indent=2) + "\n")
+    beside.replace(file)

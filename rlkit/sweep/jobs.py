@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlkit.config import RunConfig
+from rlkit.errors import ConfigError
+from rlkit.pages import visible
 
 LAST_LINES = 12
 """Of a run that died, shown."""
@@ -47,6 +50,8 @@ class Job:
     """What it said last, where it died."""
     _begun_after: int = 0
     """Steps made by earlier processes."""
+    _log_before: int = 0
+    """Bytes of the log that earlier processes have left."""
     _read: int = field(default=0, repr=False)
 
     @property
@@ -117,21 +122,42 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, line in enumerate(li for li in listed.splitlines() if li.startswith("GPU"))]
 
 
-def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None]) -> bool:
+@contextlib.contextmanager
+def alone(sweep: Path) -> Iterator[int]:
+    """Hold the lock of the sweep in this folder. ConfigError where another process or a run that is left of one has it.
+
+    Yields the lock's file descriptor: runs inherit it, so that it is held until the last of them has ended.
+    """
+    try:
+        sweep.mkdir(parents=True, exist_ok=True)
+        held = (sweep / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot make the sweep's folder {sweep}: {error}. Choose another with --out") from error
+    with held as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{sweep} is at work: another `rlkit sweep`, or a run that is left of one, has it. Wait for that to end"
+            ) from error
+        yield file.fileno()
+
+
+def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None], lock: int) -> bool:
     """Make every job that is not done. `watch` is called a few times a second with those that run.
 
-    A job that dies gets its `error`, and the others go on. An interrupt lets the runs end after the step in hand;
-    a second ends them at once. Returns False where it was interrupted.
+    A job that dies gets its `error`, and the others go on. An interrupt, or the end of the terminal, lets the runs end
+    after the step in hand; a second ends them at once. Returns False where it was interrupted.
     """
     waiting = [job for job in jobs if not job.done]
     free = shares(at_once)
     running: dict[Job, tuple[subprocess.Popen[bytes], Share]] = {}
-    with _interrupts() as asked:
+    with _interrupts() as asked, _ended(running):
         passed_on = 0
         while running or (waiting and not asked):
             while free and waiting and not asked:
                 share, job = free.pop(0), waiting.pop(0)
-                running[job] = (_start(job, share), share)
+                running[job] = (_start(job, share, lock), share)
             time.sleep(POLL_S)
             if len(asked) > passed_on:
                 passed_on = len(asked)
@@ -145,14 +171,24 @@ def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], 
                     free.append(share)
                     job.seconds = time.monotonic() - job.started
                     if not job.done and not asked:
-                        job.error = (
-                            last_lines(job.log) or f"it ended with exit code {process.returncode}, saying nothing"
-                        )
+                        job.error = _last_words(job, process.returncode)
             watch(list(running))
         return not asked
 
 
-def _start(job: Job, share: Share) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _ended(running: dict[Job, tuple[subprocess.Popen[bytes], Share]]) -> Iterator[None]:
+    """None of these outlives a failure of the sweep itself."""
+    try:
+        yield
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.wait()
+
+
+def _start(job: Job, share: Share, lock: int) -> subprocess.Popen[bytes]:
     if job.resumable:
         arguments = ["--resume", str(job.folder)]
     else:
@@ -164,12 +200,14 @@ def _start(job: Job, share: Share) -> subprocess.Popen[bytes]:
     job.look()
     job.started, job.first_step, job._begun_after = time.monotonic(), 0.0, job.step
     with job.log.open("ab") as log:
+        job._log_before = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "rlkit", "run", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **share.environment()},
+            pass_fds=[lock],
             # An interrupt from the terminal is passed on once, not once by the terminal and once from here.
             start_new_session=True,
         )
@@ -182,7 +220,10 @@ def _start(job: Job, share: Share) -> subprocess.Popen[bytes]:
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
     asked: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Under nohup, which has the end of the terminal ignored, that stays so.
+    hung_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    caught = (signal.SIGINT, signal.SIGTERM, *hung_up)
+    before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in caught}
     try:
         yield asked
     finally:
@@ -190,9 +231,16 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def last_lines(log: Path, count: int = LAST_LINES) -> str:
-    lines = log.read_text(errors="replace").rstrip().splitlines() if log.is_file() else []
-    return "\n".join(lines[-count:])
+def _last_words(job: Job, code: int) -> str:
+    said = last_lines(job.log, start=job._log_before)
+    how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return f"{said}\n({how})" if said else f"{how}, saying nothing"
+
+
+def last_lines(log: Path, count: int = LAST_LINES, start: int = 0) -> str:
+    """Of a run's output from byte `start` on, which may quote what a model wrote."""
+    lines = log.read_bytes()[start:].decode(errors="replace").rstrip().splitlines() if log.is_file() else []
+    return "\n".join(map(visible, lines[-count:]))
 
 
 def left_s(jobs: Sequence[Job], at_once: int) -> float | None:
@@ -216,4 +264,10 @@ def left_s(jobs: Sequence[Job], at_once: int) -> float | None:
 
 
 def disk_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Of a folder that a run may be writing to."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
+    return total

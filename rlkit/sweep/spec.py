@@ -136,7 +136,9 @@ class SweepConfig(Section):
         if taken := [key for key in given if key in THE_SWEEPS]:
             raise ValueError(f"{taken[0]} is no setting of a sweep: it comes from {THE_SWEEPS[taken[0]]}")
         if twice := [key for key in self.tune if key in named]:
-            raise ValueError(f"{twice[0]} is tuned, and has values of its own: the arms would not be what they are called")
+            raise ValueError(
+                f"{twice[0]} is tuned, and has values of its own: the arms would not be what they are called"
+            )
         if repeated := [key for key, values in self.tune.items() if len({*map(repr, values)}) < len(values)]:
             raise ValueError(f"tune.{repeated[0]} holds the same value twice")
         if bool(self.tune) != bool(self.tune_seeds):

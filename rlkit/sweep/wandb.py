@@ -15,9 +15,6 @@ from rlkit.errors import ConfigError
 from rlkit.sweep.folder import SweepFolder
 from rlkit.sweep.spec import SweepConfig, arms
 
-OF_THE_RUN = ("algo", "algo.kind", "seed", "noise", "trackers", "name", "out")
-"""Keys that a definition sets itself."""
-
 
 def grouped(ref: PluginRef, group: str) -> PluginRef:
     """wandb lays the runs of a group over each other; other trackers stay as they are."""
@@ -75,9 +72,8 @@ def definition(spec: SweepConfig, folder: Path, base: str) -> dict[str, Any]:
         trackers.append(grouped(configs.resolve_ref("trackers", PluginRef(kind="wandb"), "trackers"), folder.name))
     ours = next(ref.options for ref in trackers if ref.kind == "wandb")
     noises = {arm.noise: [ref.model_dump() for ref in config.noise] for arm, config in runs}
-    shared = {**spec.set, **next(iter(spec.algos.values()))}
-    shared = {key: value for key, value in shared.items() if key not in OF_THE_RUN}
-    shared |= {"trackers": [ref.model_dump() for ref in trackers], "out": str(folder)}
+    own = next(iter(spec.algos.values()))
+    shared = {**spec.set, **own, "trackers": [ref.model_dump() for ref in trackers], "out": str(folder)}
     values: dict[str, list[Any]] = {
         "algo.kind": [*spec.algos],
         "noise": [*noises.values()],
@@ -112,8 +108,8 @@ def _check(spec: SweepConfig) -> None:
             f"--wandb-sweep: a wandb sweep is a grid, every value with every other, and cannot say {', '.join(said)}. "
             "Leave them out, or run the sweep here, with the tracker wandb: -s 'trackers=[wandb]'"
         )
-    if taken := [key for key in spec.grid if key in OF_THE_RUN]:
-        raise ConfigError(f"--wandb-sweep: {taken[0]} cannot be a grid's: use --algos, --seeds and --noise")
+    if "trackers" in spec.grid:
+        raise ConfigError("--wandb-sweep: trackers cannot be a grid's: a wandb sweep has its runs in wandb")
 
 
 def _parameter(value: Any) -> Any:

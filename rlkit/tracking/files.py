@@ -31,7 +31,7 @@ import yaml
 
 from rlkit import registry
 from rlkit.config import PluginRef, RunConfig, load
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, RlkitError, nearest
 
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
@@ -87,8 +87,15 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """A run that exists, to be read or resumed. Raises ConfigError where there is none."""
         folder = cls(Path(path))
+        if not folder.path.is_dir():
+            beside = [each.name for each in folder.path.parent.glob("*/")]
+            raise ConfigError(f"there is no folder {folder.path}{nearest(folder.path.name, beside)}")
         if not folder.config_file.is_file():
-            raise ConfigError(f"{folder.path} is not a run's folder: there is no config.yaml in it")
+            runs = sorted(
+                {each.parent.parent for depth in ("*", "*/*") for each in folder.path.glob(f"{depth}/config.yaml")}
+            )
+            inside = f"; there are runs in {', '.join(map(str, runs))}" if runs else ""
+            raise ConfigError(f"{folder.path} is not a run's folder: there is no config.yaml in it{inside}")
         return folder
 
     @property

@@ -432,3 +432,30 @@ def test_a_pages_data_are_whole_json(tmp_path: Path) -> None:
     parts = page.split('<script type="application/json">')[1:]
     charts = [json.loads(part.partition("</script>")[0]) for part in parts]
     assert {series["name"] for chart in charts for series in chart["series"]} == {"</script>"}
+
+
+def test_control_codes_in_names_and_settings_are_shown_as_text(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.6, 0.8)}, settings={"data": {"system": "\x1b[2J<b>"}})
+    shown = said(compare([*paths, *pair_up(tmp_path, {"grpo\x1b[31m": (0.5, 0.6)})]))
+    assert "\x1b" not in shown
+    assert "\u241b[2J<b>" in shown
+    assert "grpo\u241b[31m" in shown
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf"])
+def test_a_threshold_is_a_number(threshold: str, tmp_path: Path) -> None:
+    result = run_command(*pair_up(tmp_path, {"vimpo": (0.6,)}), "--threshold", threshold, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "give a finite number" in result.output
+
+
+def test_the_same_difference_in_every_seed_is_no_certainty(tmp_path: Path) -> None:
+    """As pass rates over a few problems have it."""
+    paths = []
+    for seed, level in enumerate((0.25, 0.375)):
+        for algo, rate in (("vimpo", level + 0.125), ("grpo", level)):
+            rates: Metrics = {"eval/x/mean@1": rate}
+            paths.append(write_run(tmp_path / f"{algo}{seed}", algo, seed, metrics=lambda _, rates=rates: rates))
+    compared = compare(paths, metrics=["eval/x/mean@1"])
+    assert "vimpo - grpo  final value  +0.125  vimpo in 2 of 2  the same in every seed" in said(compared)
+    write(compared, tmp_path / "out")

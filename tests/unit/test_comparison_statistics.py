@@ -204,12 +204,13 @@ def test_paired_difference_is_what_the_formula_says(random: np.random.Generator)
 
 
 def test_paired_differences_that_all_agree() -> None:
+    coarse = paired_difference([0.125, 0.125])
+    assert (coarse.shown, coarse.low, coarse.p, coarse.needed, coarse.above) == (False, None, None, None, 2)
     same = paired_difference([0.0, 0.0, 0.0])
     assert (same.shown, same.p, same.needed) == (False, 1.0, None)
     # 0.3 - 0.2 and 0.7 - 0.6 differ in the last digit only.
     shifted = paired_difference([0.3 - 0.2, 0.7 - 0.6, 0.1])
-    assert shifted.shown
-    assert shifted.p == 0.0
+    assert (shifted.shown, shifted.low, shifted.p) == (False, None, None)
 
 
 def test_one_common_seed_shows_nothing() -> None:

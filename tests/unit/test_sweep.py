@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from rlkit import config as configs
+from rlkit import sweep as sweeps
 from rlkit.cli import main
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.reward_noise import noise_label
 from rlkit.sweep import spec as specs
-from rlkit.sweep.jobs import Job, last_lines, left_s, shares, visible_gpus
+from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweep.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus
 from rlkit.sweep.progress import Display, duration
 from rlkit.sweep.spec import SweepConfig
 
@@ -95,10 +100,10 @@ def test_values_of_the_command_line(text: str, expected: tuple[str, list[Any]]) 
 def test_the_command_line_stands_beside_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("algos: [grpo]\nbase: embedded_xs\nset: {steps: 5, eval: {problems: 8}}\nseeds: 0-3\n")
-    given = {"seeds": "7", **specs.given_settings(["steps=9", "optimizer.lr=1e-4,1e-3"], ["lr=1,2"], [])}
+    given = {"seeds": "7", **specs.given_settings(["steps=9", "algo.clip_low=0.1,0.3"], ["lr=1,2"], [])}
     spec = specs.load(str(file), {**given, "tune_seeds": "50"})
     assert spec.set == {"steps": 9, "eval.problems": 8}
-    assert (spec.seeds, spec.grid, spec.tune) == ([7], {"optimizer.lr": [1e-4, 1e-3]}, {"optimizer.lr": [1, 2]})
+    assert (spec.seeds, spec.grid, spec.tune) == ([7], {"algo.clip_low": [0.1, 0.3]}, {"optimizer.lr": [1, 2]})
 
 
 def test_a_base_file_is_taken_as_it_is_now(tmp_path: Path) -> None:
@@ -107,6 +112,12 @@ def test_a_base_file_is_taken_as_it_is_now(tmp_path: Path) -> None:
     spec = made(base=str(file))
     file.write_text("gone: 1")
     assert specs.arms(spec)[0].config(spec, 0, Path("runs"), "x", {}).steps == 80
+
+
+def test_a_base_with_noise_would_make_none_a_lie() -> None:
+    spec = made(base={**yaml.safe_load(configs.presets()["embedded_xs"]), "noise": [{"kind": "flip", "prob": 0.5}]})
+    with pytest.raises(ConfigError, match="condition 'none': the base has a noise of its own"):
+        specs.arms(spec)[0].config(spec, 0, Path("runs"), "x", {})
 
 
 @pytest.mark.parametrize("name", sorted(specs.shipped()))
@@ -139,6 +150,19 @@ def test_sweeps_that_ship_can_be(name: str) -> None:
         (["--resume", "."], "no sweep is there (no sweep.yaml)"),
         (["--algos", "grpo", "--base", "embeded"], "no config 'embeded'"),
         (["--algos", "grpo", "-s", "stepz=3"], "stepz"),
+        (["--algos", "grpo", "-s", "seed=1,2"], "seed is no setting of a sweep: it comes from seeds"),
+        (["--algos", "grpo", "-s", "seed=7"], "seed is no setting of a sweep"),
+        (["--algos", "grpo", "-s", "noise=[{kind: flip, prob: 0.5}]"], "noise is no setting of a sweep"),
+        (["--algos", "grpo", "-s", "algo.kind=ppo,rloo"], "algo.kind is no setting of a sweep"),
+        (["--algos", "grpo", "--tune", "lr=1e-4,1e-4", "--tune-seeds", "9"], "tune.optimizer.lr holds the same value"),
+        (
+            ["--algos", "grpo", "--tune", "lr=1e-4,1.00000001e-4", "--tune-seeds", "9"],
+            "two runs would both be called grpo-lr=0.0001-seed9",
+        ),
+        (
+            ["--algos", "grpo", "-s", "optimizer.lr=1e-4,1e-3", "--tune", "lr=1,2", "--tune-seeds", "9"],
+            "optimizer.lr is tuned, and has values of its own",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
@@ -289,6 +313,130 @@ def test_the_display_says_what_ended_and_how(tmp_path: Path) -> None:
     assert said.count("good done: clean reward 0.500 in its last step, 12 s") == 1
     assert "[2/2] bad died after step 0 of 100; the others go on" in said
     assert "    [red]line 2" in said
+
+
+def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\necho $$\nexec sleep 300\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    one = job(tmp_path)
+
+    def watch(_: Any) -> None:
+        if last_lines(one.log):
+            raise OSError("no terminal any more")
+
+    with alone(tmp_path) as lock, pytest.raises(OSError, match="no terminal"):
+        run_all([one], 1, watch, lock)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(last_lines(one.log)), 0)
+
+
+def test_a_sweep_at_work_is_not_taken_up_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while one of its runs is left of it: what has no checkpoint yet would be removed under that one's feet."""
+    release = tmp_path / "release"
+    left = tmp_path / "left"
+    left.write_text(f"#!/bin/sh\nwhile [ ! -e {release} ]; do sleep 0.05; done\n")
+    left.chmod(0o755)
+    with alone(tmp_path / "swept") as lock, monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(left))
+        process = _start(job(tmp_path), shares(1)[0], lock)
+        with pytest.raises(ConfigError, match="is at work"), alone(tmp_path / "swept"):
+            pass
+    with pytest.raises(ConfigError, match="is at work"), alone(tmp_path / "swept"):
+        pass
+    release.touch()
+    assert process.wait(timeout=10) == 0
+    with alone(tmp_path / "swept"):
+        pass
+
+
+def test_files_may_vanish_while_they_are_counted(tmp_path: Path) -> None:
+    """A run puts its files in place by renaming them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    (tmp_path / "stays").write_text("1234")
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            (tmp_path / "part").mkdir()
+            (tmp_path / "part/file").touch()
+            (tmp_path / "part/file").unlink()
+            (tmp_path / "part").rmdir()
+
+    with ThreadPoolExecutor() as pool:
+        writer = pool.submit(busy)
+        try:
+            assert {disk_bytes(tmp_path) for _ in range(20_000)} == {4}
+        finally:
+            over.set()
+            sys.setswitchinterval(interval)
+        writer.result()
+
+
+def test_a_run_that_is_killed_is_said_to_be_and_quotes_no_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\necho step 3\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    one = job(tmp_path)
+    one.log.write_text("the error of the time before\n")
+    with alone(tmp_path) as lock:
+        assert run_all([one], 1, lambda _: None, lock)
+    assert one.error == "step 3\n(killed by SIGKILL)"
+
+
+def test_another_choice_of_tuning_does_not_mix_with_runs_made_before(tmp_path: Path) -> None:
+    def tuned(score: float | None, chosen: float) -> Tuning:
+        trials = [Trial(settings={"optimizer.lr": lr}, scores={"9": s}) for lr, s in ((1.0, 0.5), (2.0, score))]
+        return Tuning(
+            arm="grpo", condition="none", metric="x", seeds=[9], trials=trials, chosen={"optimizer.lr": chosen}
+        )
+
+    place = SweepFolder(tmp_path, [SweepRun(name="grpo-seed0", arm="grpo", condition="none", seed=0)])
+    sweeps._check_choice(place, [tuned(None, 1.0)])
+    place.write_tuning([tuned(None, 1.0)])
+    sweeps._check_choice(place, [tuned(0.9, 2.0)])
+    (tmp_path / "runs/grpo-seed0").mkdir(parents=True)
+    sweeps._check_choice(place, [tuned(0.4, 1.0)])
+    with pytest.raises(RlkitError, match=r"the best is lr=2 and no longer lr=1, with which these were made: .*seed0"):
+        sweeps._check_choice(place, [tuned(0.9, 2.0)])
+
+
+def test_runs_that_died_are_named_even_where_the_others_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = SweepFolder(tmp_path / "sweep", [SweepRun(name="grpo-seed0", arm="grpo", condition="none", seed=0)])
+
+    def sweep(*_: Any, **__: Any) -> sweeps.Outcome:
+        run = place.run_folder(place.runs[0])
+        run.mkdir(parents=True)
+        place.write_plan()
+        (run / "config.yaml").write_text("algo: {kind: grpo}\n")
+        (run / "metrics.jsonl").write_text("damaged\n{}\n")
+        return sweeps.Outcome(folder=place.path, failed=["ppo-seed0"], interrupted=False, scored=1)
+
+    monkeypatch.setattr(sweeps, "sweep", sweep)
+    result = CliRunner().invoke(main, ["sweep", "--algos", "grpo,ppo", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "1 runs died: ppo-seed0" in result.output
+    assert "the runs are done, but not their comparison" in result.output
+
+
+@pytest.mark.parametrize("text", ['{"runs": [', "{}", '{"runs": [{"nam": 1}]}'])
+def test_a_damaged_plan_is_said(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"plan.json is damaged .*--resume"):
+        SweepFolder.open(tmp_path)
+
+
+def test_last_lines_move_no_cursor(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("\x1b[2Jresponse <b>\x07\n\tat line 3\n")
+    assert last_lines(log) == "\u241b[2Jresponse <b>\u2407\n\tat line 3"
 
 
 def test_last_lines(tmp_path: Path) -> None:
