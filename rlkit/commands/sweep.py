@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at once; cores and GPUs are shared out.  [1]")
 @click.option("--name", help="Name of the sweep's folder.  [the file's, else sweep]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where the folder stands.  [runs]")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the folder stands.  [runs]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Make what is missing of this sweep.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
@@ -44,7 +44,7 @@ def sweep(
     plugins: tuple[str, ...],
     jobs: int,
     name: str | None,
-    out: Path,
+    out: Path | None,
     resume: Path | None,
     dry_run: bool,
     wandb_sweep: Path | None,
@@ -61,7 +61,7 @@ def sweep(
     given: dict[str, Any] = {"algos": algos, "seeds": seeds, "noise": noise, "base": base, "tune_seeds": tune_seeds}
     given = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
-        if file or name or plugins or settings or tune or wandb_sweep or set(given) - {"seeds"}:
+        if file or name or out or plugins or settings or tune or wandb_sweep or set(given) - {"seeds"}:
             raise ConfigError(
                 "--resume makes what is missing of the sweep as it is; only --seeds may change, and --jobs"
             )
@@ -72,19 +72,22 @@ def sweep(
             raise ConfigError(f"--seeds {seeds} leaves out seed {missing[0]} of the sweep: name the old ones too")
     else:
         spec = specs.load(file, {**given, **specs.given_settings(settings, tune, plugins)})
-        folder = out / (name or (Path(file).stem if file else "sweep"))
+        folder = (out or Path("runs")) / (name or (Path(file).stem if file else "sweep"))
         if wandb_sweep is not None:
             if dry_run or jobs > 1:
                 raise ConfigError("--wandb-sweep makes no runs: leave out --jobs and --dry-run")
             _write_definition(spec, wandb_sweep, folder)
             return
         folder = folder.resolve()
-        sweeps.check_free(folder, spec)
+        if not dry_run:
+            sweeps.check_free(folder, spec)
     outcome = sweeps.sweep(spec, folder, jobs=jobs, dry_run=dry_run)
     if dry_run:
         return
+    again = f"rlkit sweep --resume {folder}" + (f" --jobs {jobs}" if jobs > 1 else "")
     if outcome.interrupted:
-        raise RlkitError(f"interrupted; go on with: rlkit sweep --resume {folder}")
+        raise RlkitError(f"interrupted; go on with: {again}")
+    failures = []
     if outcome.scored:
         from rlkit.sweep import wandb
 
@@ -92,12 +95,15 @@ def sweep(
             show([folder], folder / "comparison")
             wandb.log_comparison(folder)
         except RlkitError as error:
-            click.echo(f"the runs are done, but not their comparison: {error}", err=True)
+            failures.append(f"the runs are made, but not their comparison: {error}")
     if outcome.failed:
-        raise RlkitError(
-            f"{len(outcome.failed)} runs died: {', '.join(outcome.failed)}. Their output is in {folder / 'logs'}; when "
-            f"it is mended: rlkit sweep --resume {folder}"
+        count = len(outcome.failed)
+        failures.append(
+            f"{count} run{'s' if count > 1 else ''} died: {', '.join(outcome.failed)}. Their output is in "
+            f"{folder / 'logs'}; when it is mended: {again}"
         )
+    if failures:
+        raise RlkitError("\n".join(failures))
 
 
 def _write_definition(spec: SweepConfig, file: Path, folder: Path) -> None:

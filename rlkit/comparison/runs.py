@@ -144,7 +144,10 @@ def read_run(folder: Path) -> Run:
         raise RlkitError(f"{files.config_file} is not YAML: {error}") from error
     if not isinstance(config, dict) or "kind" not in (config.get("algo") or {}):
         raise RlkitError(f"{files.config_file} is not the config of a run: it names no algorithm (algo.kind)")
-    provenance = json.loads(files.provenance_file.read_text()) if files.provenance_file.is_file() else {}
+    try:
+        provenance = json.loads(files.provenance_file.read_text()) if files.provenance_file.is_file() else {}
+    except ValueError as error:
+        raise RlkitError(f"{files.provenance_file} is damaged: {error}") from error
     metrics, notes = read_metrics(files.metrics_file)
     seconds, tokens = _totals(metrics)
     trained = metrics.get("time/step_s", metrics.get("reward/mean"))

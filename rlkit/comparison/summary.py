@@ -217,6 +217,12 @@ def _compared(runs: Sequence[Run], conditions: Sequence[str], asked: Sequence[st
     for run in runs:
         has.setdefault(run.arm, set()).update(run.curves)
     common = {name for name in set.intersection(*has.values()) if not name.startswith(("time/", "memory/"))}
+    if "reward/clean" in known and "reward/clean" not in common and "reward/mean" in common:
+        lacking = ", ".join(arm for arm, names in has.items() if "reward/clean" not in names)
+        raise ConfigError(
+            f"{lacking}: no clean reward that is a number, which the others have; leave it out, or name what to "
+            "compare with --metric"
+        )
     clean = "reward/clean" if "reward/clean" in common else "reward/mean"
     wanted = [clean, *sorted(name for name in common if name.startswith("eval/") and "/mean@" in name)]
     if found := [name for name in wanted if name in common]:

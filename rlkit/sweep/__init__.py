@@ -191,7 +191,7 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
         job.file.parent.mkdir(parents=True, exist_ok=True)
         job.file.write_text(yaml.safe_dump(job.config.dump(), sort_keys=False, allow_unicode=True))
     with Display(what, jobs, at_once, estimate, terminal) as display:
-        return run_all(jobs, at_once, display.watch, lock)
+        return run_all(jobs, at_once, display.watch, display.say, lock)
 
 
 def _checkpoint_bytes(config: RunConfig) -> float:
@@ -238,10 +238,10 @@ def _score(job: Job) -> float | None:
 
     if not job.done:
         return None
-    values = [row.get(TUNED_BY, math.nan) for row in RunFolder.open(job.folder).read_metrics() if row["step"] > 0]
-    tail = values[-max(1, len(values) // 10) :]
-    mean = sum(tail) / len(tail)
-    return mean if math.isfinite(mean) else None
+    rows = RunFolder.open(job.folder).read_metrics()
+    first = job.steps - max(1, round(job.steps / 10))
+    tail = [row[TUNED_BY] for row in rows if row["step"] > first and math.isfinite(row.get(TUNED_BY, math.nan))]
+    return sum(tail) / len(tail) if tail else None
 
 
 def tuning_text(results: Sequence[Tuning]) -> str:
@@ -249,11 +249,11 @@ def tuning_text(results: Sequence[Tuning]) -> str:
     lines = [f"  tuned by {TUNED_BY}, mean of the last tenth, over seeds {', '.join(map(str, results[0].seeds))}:"]
     for result in results:
         tried = ", ".join(
-            f"{' '.join(settings_label(trial.settings))} {'died' if trial.mean is None else f'{trial.mean:.3f}'}"
+            f"{' '.join(settings_label(trial.settings))} {'no score' if trial.mean is None else f'{trial.mean:.3f}'}"
             for trial in result.trials
         )
         if result.chosen is None:
-            choice = "none ended on every seed, so the arm is left out; mend what its logs say, and --resume"
+            choice = "none has a score on every seed, so the arm is left out; mend what its logs say, and --resume"
         else:
             choice = " ".join(settings_label(result.chosen))
         ends = "".join(f" (the {end} {key} tried: try beyond it)" for key, end in result.at_the_end.items())
@@ -271,7 +271,7 @@ def plan(spec: SweepConfig, arms: Sequence[Arm], trials: int, scored: Sequence[J
         "arms": ", ".join(dict.fromkeys(arm.name for arm in arms)),
         "conditions": ", ".join(dict.fromkeys(arm.condition for arm in arms)),
         "seeds": f"{', '.join(map(str, spec.seeds))}; the arms of one seed meet the same prompts, draws and noise",
-        "runs": f"{len(scored)} of {config.steps} steps" + (f", {done} of them done already" if done else ""),
+        "runs": f"{len(scored)}, of {config.steps} steps each" + (f"; {done} of them are done" if done else ""),
         "a step": f"{config.batch.prompts_per_step} prompts x {config.batch.samples_per_prompt} samples",
         "tuning": f"{trials} runs before: "
         + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in spec.tune.items())

@@ -37,11 +37,11 @@ class Trial:
 
     settings: Mapping[str, Any]
     scores: Mapping[str, float | None]
-    """Seed -> score; None: that run failed."""
+    """Seed -> score; None: that run died, or its last tenth has no number."""
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds; None where a run failed."""
+        """Over the seeds; None where one has no score."""
         known = [score for score in self.scores.values() if score is not None]
         return sum(known) / len(known) if known and len(known) == len(self.scores) else None
 
@@ -64,7 +64,7 @@ class Tuning:
         ends = {}
         for key, value in (self.chosen or {}).items():
             tried = [trial.settings[key] for trial in self.trials]
-            if len({*tried}) > 2 and all(isinstance(each, int | float) for each in tried):
+            if len({*tried}) > 1 and all(isinstance(each, int | float) for each in tried):
                 if value == min(tried):
                     ends[key] = "lowest"
                 elif value == max(tried):

@@ -75,8 +75,11 @@ class Job:
                 if not line.endswith(b"\n"):
                     break
                 self._read += len(line)
-                row = json.loads(line)
-                self.step = int(row["step"])
+                try:
+                    row = json.loads(line)
+                    self.step = int(row["step"])
+                except (ValueError, TypeError, KeyError):
+                    continue  # damaged: whoever reads the run says so; the sweep only counts its steps
                 if row.get("reward/clean") is not None:
                     self.reward = row["reward/clean"]
         if self.step > self._begun_after and self.started and not self.first_step:
@@ -99,7 +102,8 @@ class Share:
     gpus: Sequence[str]
 
     def environment(self) -> dict[str, str]:
-        wanted = int(os.environ.get("OMP_NUM_THREADS") or 1)
+        # OpenMP's own form has a number for each level of nesting: 4,2.
+        wanted = int((os.environ.get("OMP_NUM_THREADS") or "1").partition(",")[0])
         threads = str(max(1, min(wanted, len(self.cores))))
         return {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
 
@@ -143,8 +147,11 @@ def alone(sweep: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None], lock: int) -> bool:
-    """Make every job that is not done. `watch` is called a few times a second with those that run.
+def run_all(
+    jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None], say: Callable[[str], None], lock: int
+) -> bool:
+    """Make every job that is not done. `watch` is called a few times a second with those that run, `say`
+    with what people should know.
 
     A job that dies gets its `error`, and the others go on. An interrupt, or the end of the terminal, lets the runs end
     after the step in hand; a second ends them at once. Returns False where it was interrupted.
@@ -161,6 +168,11 @@ def run_all(jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], 
             time.sleep(POLL_S)
             if len(asked) > passed_on:
                 passed_on = len(asked)
+                say(
+                    "ending the runs after the step in hand, and saving them; once more to end them at once"
+                    if passed_on == 1
+                    else "ending the runs at once"
+                )
                 for process, _ in running.values():
                     process.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
             for job in list(running):

@@ -26,7 +26,7 @@ class Display:
         if terminal.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=20, complete_style="cyan", finished_style="bold green"),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[said]}"),
                 console=terminal,
@@ -48,12 +48,12 @@ class Display:
         left = left_s(self.jobs, self.at_once)
         farthest = max(running, key=lambda job: job.step, default=None)
         if left is not None and self.estimate is not None and farthest is not None and farthest.step > 0:
-            self._print(self.estimate(farthest, left))
+            self.say(self.estimate(farthest, left))
             self.estimate = None
         for job in self.jobs:
             if job not in self.ended and (job.done or job.error is not None) and job not in running:
                 self.ended.add(job)
-                self._print(self._line(job))
+                self.say(self._line(job))
         if self.progress is not None:
             self._draw(running, left)
 
@@ -80,7 +80,7 @@ class Display:
         said = f"{duration(left)} left" if left is not None else ""
         self.progress.update(self.overall, completed=len(self.ended), said=said)
 
-    def _print(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self.terminal.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

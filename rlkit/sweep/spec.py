@@ -35,18 +35,23 @@ THE_SWEEPS = {
 
 
 def _flat(settings: Any, prefix: str = "") -> Any:
-    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}."""
+    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}; and `lr` alone is the optimizer's."""
     if not isinstance(settings, Mapping):
         return {} if settings is None else settings
     flat: Settings = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        name = "optimizer.lr" if f"{prefix}{key}" == "lr" else f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
 
 def _algorithms(value: Any) -> Any:
     names = _names(value)
-    return {name: {} for name in names} if isinstance(names, list) else names
+    if not isinstance(names, list):
+        return names
+    if len({*names}) < len(names):
+        raise ValueError(f"an algorithm is named twice: {', '.join(names)}")
+    return {name: {} for name in names}
 
 
 def _names(value: Any) -> Any:
@@ -72,7 +77,7 @@ def parse_seeds(value: Any) -> Any:
     for part in value.split(","):
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise ValueError(f"{value!r}: expected numbers and ranges, as in 0-4 or 0,2,5-7")
+            raise ValueError(f"{value!r}: expected numbers and ranges, the lower end first, as in 0-4 or 0,2,5-7")
         seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
     return seeds
 
@@ -142,7 +147,10 @@ class SweepConfig(Section):
         if repeated := [key for key, values in self.tune.items() if len({*map(repr, values)}) < len(values)]:
             raise ValueError(f"tune.{repeated[0]} holds the same value twice")
         if bool(self.tune) != bool(self.tune_seeds):
-            raise ValueError("tune and tune_seeds go together: settings to try, and seeds to try them on")
+            raise ValueError(
+                "tune and tune_seeds go together: settings to try, and seeds to try them on, as in "
+                "--tune lr=1e-4,2e-4 --tune-seeds 100-101"
+            )
         if shared := sorted({*self.tune_seeds} & {*self.seeds}):
             raise ValueError(
                 f"seed {shared[0]} is both tuned on and scored, so that its score would be too good: "
@@ -228,7 +236,14 @@ class Arm:
                 config = config.model_copy(update={"noise": parse_noises(self.noise)})
             return configs.resolve(config)
         except ConfigError as error:
-            raise ConfigError(f"arm {self.name!r}, condition {self.condition!r}: {error}") from error
+            shared = [key for key in {**spec.set, **spec.grid} if key.startswith("algo.")]
+            hint = (
+                f"\nA setting of one algorithm alone stands under its name, in a sweep's file: "
+                f"algos: {{{', '.join(spec.algos)}}}, each with its own settings, as in vimpo: {{{shared[0]}: ...}}"
+                if shared and len(spec.algos) > 1
+                else ""
+            )
+            raise ConfigError(f"arm {self.name!r}, condition {self.condition!r}: {error}{hint}") from error
 
 
 def parse_noises(text: str) -> list[configs.PluginRef]:

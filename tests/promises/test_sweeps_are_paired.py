@@ -95,7 +95,7 @@ def test_resume_makes_what_is_missing_and_only_that(folder: Path) -> None:
     for file in sorted(lost.rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     said = sweep("--resume", str(folder))
-    assert "5 of them done already" in said
+    assert "5 of them are done" in said
     assert {file: file.stat().st_mtime_ns for run in others for file in run.rglob("*")} == before
     assert [row["reward/mean"] for row in RunFolder.open(lost).read_metrics()[1:]] == [
         row["reward/mean"] for row in was[1:]
@@ -129,7 +129,7 @@ def test_a_run_that_dies_ends_no_other_and_is_made_once_mended(tmp_path: Path) -
     said = sweep("--algos", "fragile,grpo", *common, "-s", "steps=2", exit_code=1)
     assert "no <b>luck</b> today" in said
     assert "fragile-seed0 died after step 0 of 2; the others go on" in said
-    assert "1 runs died: fragile-seed0" in said
+    assert "1 run died: fragile-seed0" in said
     assert RunFolder.open(out / "mixed/runs/grpo-seed0").read_metrics()[-1]["step"] == 2
     plugin.write_text(PLUGIN.format(broken=False))
     sweep("--resume", str(out / "mixed"))

@@ -459,3 +459,25 @@ def test_the_same_difference_in_every_seed_is_no_certainty(tmp_path: Path) -> No
     compared = compare(paths, metrics=["eval/x/mean@1"])
     assert "vimpo - grpo  final value  +0.125  vimpo in 2 of 2  the same in every seed" in said(compared)
     write(compared, tmp_path / "out")
+
+
+def test_an_arm_without_a_clean_reward_is_not_compared_by_another_metric_unseen(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "a", "vimpo", metrics=lambda step: {"reward/clean": 0.5, "reward/mean": 0.5})
+    bad = write_run(tmp_path / "b", "grpo", metrics=lambda step: {"reward/clean": None, "reward/mean": 0.5})
+    done = run_command(good, bad)
+    assert done.exit_code == 2
+    assert "grpo: no clean reward that is a number, which the others have" in done.output
+
+
+def test_many_differing_settings_are_left_to_the_runs_names(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "first", "vimpo", settings={"batch": {"a": 1, "b": 1, "c": 1, "d": 1}})
+    two = write_run(tmp_path / "second", "vimpo", settings={"batch": {"a": 2, "b": 2, "c": 2, "d": 2}})
+    assert list(compare([one, two]).arms) == ["first", "second"]
+
+
+def test_damaged_provenance_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "vimpo")
+    (run / "provenance.json").write_text('{"git": ')
+    done = run_command(run)
+    assert done.exit_code == 1
+    assert "provenance.json is damaged" in done.output

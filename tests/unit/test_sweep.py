@@ -140,7 +140,7 @@ def test_sweeps_that_ship_can_be(name: str) -> None:
         (["--algos", "vimpo,grpo", "-s", "algo.beta=0.1,0.2"], "arm 'grpo beta=0.1', condition 'none'"),
         (["--algos", "grpo", "--noise", "none,flop:0.1"], "condition 'flop:0.1'"),
         (["--algos", "grpo", "--noise", "flip:2"], "arm 'grpo', condition 'flip:2'"),
-        (["--algos", "grpo", "--seeds", "4-1"], "expected numbers and ranges, as in 0-4"),
+        (["--algos", "grpo", "--seeds", "4-1"], "expected numbers and ranges, the lower end first"),
         (["--algos", "grpo", "--seeds", "1,1"], "seeds holds the same one twice"),
         (["--algos", "grpo", "--tune", "lr=1e-4"], "tune and tune_seeds go together"),
         (["--algos", "grpo", "--tune", "lr=1e-4", "--tune-seeds", "0-3"], "seed 0 is both tuned on and scored"),
@@ -214,7 +214,7 @@ def test_resume_takes_more_seeds_and_leaves_none_out(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(made(seeds="0-1").model_dump(mode="json", by_alias=True)))
     more = CliRunner().invoke(main, ["sweep", "--resume", str(tmp_path), "--seeds", "0-3", "--dry-run"])
     assert more.exit_code == 0, more.output
-    assert "4 of 80 steps" in more.output
+    assert "4, of 80 steps each" in more.output
     fewer = CliRunner().invoke(main, ["sweep", "--resume", str(tmp_path), "--seeds", "1-3"])
     assert fewer.exit_code == 2
     assert "leaves out seed 0" in fewer.output
@@ -223,7 +223,7 @@ def test_resume_takes_more_seeds_and_leaves_none_out(tmp_path: Path) -> None:
 def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["sweep", "noise", "--dry-run", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "72 of 80 steps" in result.output
+    assert "72, of 80 steps each" in result.output
     assert "72 runs before" in result.output
     assert not list(tmp_path.iterdir())
 
@@ -327,7 +327,7 @@ def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.
             raise OSError("no terminal any more")
 
     with alone(tmp_path) as lock, pytest.raises(OSError, match="no terminal"):
-        run_all([one], 1, watch, lock)
+        run_all([one], 1, watch, print, lock)
     with pytest.raises(ProcessLookupError):
         os.kill(int(last_lines(one.log)), 0)
 
@@ -385,7 +385,7 @@ def test_a_run_that_is_killed_is_said_to_be_and_quotes_no_earlier_one(
     one = job(tmp_path)
     one.log.write_text("the error of the time before\n")
     with alone(tmp_path) as lock:
-        assert run_all([one], 1, lambda _: None, lock)
+        assert run_all([one], 1, lambda _: None, print, lock)
     assert one.error == "step 3\n(killed by SIGKILL)"
 
 
@@ -422,8 +422,8 @@ def test_runs_that_died_are_named_even_where_the_others_cannot_be_compared(
     monkeypatch.setattr(sweeps, "sweep", sweep)
     result = CliRunner().invoke(main, ["sweep", "--algos", "grpo,ppo", "--out", str(tmp_path)])
     assert result.exit_code == 1
-    assert "1 runs died: ppo-seed0" in result.output
-    assert "the runs are done, but not their comparison" in result.output
+    assert "1 run died: ppo-seed0" in result.output
+    assert "the runs are made, but not their comparison" in result.output
 
 
 @pytest.mark.parametrize("text", ['{"runs": [', "{}", '{"runs": [{"nam": 1}]}'])
