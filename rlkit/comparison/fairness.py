@@ -54,7 +54,7 @@ def examine(read: Read, horizon: Mapping[str, int]) -> Examination:
         "library and plugin versions": _versions(read.runs),
         "prompts at each seed": _prompts(read.runs),
         "steps": _steps(read.runs, horizon),
-        "seeds": _seeds(read),
+        "seeds": _seeds(read, horizon),
         "machine": _machine(read.runs),
     }
     findings: list[Finding] = []
@@ -295,8 +295,9 @@ def _steps(runs: Sequence[Run], horizon: Mapping[str, int]) -> Iterator[Finding]
             )
 
 
-def _seeds(read: Read) -> Iterator[Finding]:
-    for condition, group in _by_condition(read.runs):
+def _seeds(read: Read, horizon: Mapping[str, int]) -> Iterator[Finding]:
+    """Of the runs that count: one that has not ended is as good as missing."""
+    for condition, group in _by_condition([run for run in read.runs if run.last >= horizon[run.condition]]):
         by_arm = {arm: {run.seed for run in runs} for arm, runs in _grouped(group, lambda run: run.arm).items()}
         for arm in dict.fromkeys(run.arm for run in read.runs):
             lacking = sorted(set().union(*by_arm.values()) - by_arm.get(arm, set()))

@@ -153,8 +153,8 @@ def test_missing_seeds_are_named(tmp_path: Path) -> None:
 
 def test_a_run_that_stopped_early_is_named(tmp_path: Path) -> None:
     comparison = compared(tmp_path, lambda algo, seed: {"done": 5} if (algo, seed) == ("grpo", 1) else {})
-    (finding,) = unfair(comparison)
-    assert finding.title == "A run has not ended"
+    lacks, finding = sorted(unfair(comparison), key=lambda each: each.title != "grpo lacks seeds")
+    assert (lacks.title, finding.title) == ("grpo lacks seeds", "A run has not ended")
     assert "grpo-seed1 has done 5 of 20 steps" in finding.detail
 
 
@@ -206,3 +206,13 @@ def test_names_places_and_trackers_do_not_matter(tmp_path: Path) -> None:
         return {"settings": own} if algo == "vimpo" else {}
 
     assert not compared(tmp_path, more).fairness.findings
+
+
+def test_a_run_that_has_not_ended_is_a_seed_that_is_missing(tmp_path: Path) -> None:
+    whole = [write_run(tmp_path / f"{algo}{seed}", algo, seed) for algo in ("vimpo", "grpo") for seed in (0, 1)]
+    assert "seeds" in compare(whole).fairness.same
+    cut = write_run(tmp_path / "cut", "grpo", 2, done=7)
+    third = write_run(tmp_path / "third", "vimpo", 2)
+    found = compare([*whole, cut, third]).fairness
+    assert "seeds" not in found.same
+    assert "grpo lacks seeds" in {finding.title for finding in found.findings}
