@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
-	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (under ten minutes)"
+	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (three minutes)"
 	@echo "make test    formatting, types and all tests"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
