@@ -156,11 +156,13 @@ def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
     # Measured peaks: 5 times the float32 logits in a pass with exact KL, 6 with gradient.
     logits = config.batch.tokens_per_microbatch * vocabulary * 4 * 6
     return (
-        f"about {_bytes(total)} for weights, gradients and optimizer, up to {_bytes(logits)} for logits, on each rank"
+        f"about {size_text(total)} for weights, gradients and optimizer, up to {size_text(logits)} for logits, "
+        "on each rank"
     )
 
 
-def _bytes(n: float) -> str:
+def size_text(n: float) -> str:
+    """Bytes for people: `210 MiB`, `1.3 GiB`."""
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 

@@ -20,11 +20,12 @@ from rich.console import Console
 from rlkit import config as configs
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.pages import duration
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
 from rlkit.sweep.labels import settings_label
-from rlkit.sweep.progress import Display, duration
+from rlkit.sweep.progress import Display
 from rlkit.sweep.spec import Arm, SweepConfig
 from rlkit.sweep.wandb import grouped
 
@@ -176,13 +177,15 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
+        from rlkit.plan import size_text
+
         each = (disk_bytes(job.folder) - disk_bytes(job.folder / "checkpoints")) / job.step * job.steps
         each += _checkpoint_bytes(job.config)
         total = each * sum(not job.done for job in jobs)
         free = shutil.disk_usage(job.folder).free
         lack = f", MORE THAN THE {free / 2**30:.1f} GiB THAT ARE FREE" if total > free else ""
         return (
-            f"  {what}: about {duration(left)} and {_size(total)} of disk{lack}, from the first "
+            f"  {what}: about {duration(left)} and {size_text(total)} of disk{lack}, from the first "
             f"{job.step} steps of {job.name}"
         )
 
@@ -206,10 +209,6 @@ def _checkpoint_bytes(config: RunConfig) -> float:
     kept = min(config.checkpoint.keep, math.ceil(config.steps / every)) if every else 1
     critics = configs.build_algorithm(config).value_loss is not None
     return shape[0] * kept * (2 * width + (8 if width == 4 else 12)) * (1 + critics)
-
-
-def _size(n: float) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
 def _tuning(spec: SweepConfig, arm: Arm, jobs: Sequence[Job]) -> Tuning:

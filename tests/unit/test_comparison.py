@@ -481,3 +481,19 @@ def test_damaged_provenance_is_named(tmp_path: Path) -> None:
     done = run_command(run)
     assert done.exit_code == 1
     assert "provenance.json is damaged" in done.output
+
+
+@pytest.mark.parametrize(("arms", "pairs"), [(5, 10), (6, 5)])
+def test_many_arms_are_each_paired_with_the_first(arms: int, pairs: int, tmp_path: Path) -> None:
+    algos = [f"algo{number}" for number in range(arms)]
+    found = compare(pair_up(tmp_path, {algo: (0.6, 0.7 + 0.01 * at) for at, algo in enumerate(algos)}))
+    family = [pair for pair in found.pairs if (pair.metric, pair.statistic) == ("reward/clean", "final")]
+    assert len(family) == pairs
+    if arms > 5:
+        assert {pair.b for pair in family} == {"algo0"}
+        assert {pair.a for pair in family} == {*algos[1:]}
+
+
+def test_seeds_beyond_what_anybody_runs_are_not_counted(tmp_path: Path) -> None:
+    levels = {"vimpo": (0.60, 0.70, 0.65), "grpo": (0.70, 0.6001, 0.65)}
+    assert "no difference shown (more than 100 seeds needed)" in said(compare(pair_up(tmp_path, levels)))

@@ -325,3 +325,14 @@ def test_runs_that_have_no_step_in_common(pair: tuple[RunFolder, RunFolder]) -> 
     done = run(pair[0].path, pair[1].path)
     assert done.exit_code == 2
     assert re.search(r"the runs have no step in common: .*vimpo: 1; .*ppo: 9", done.output)
+
+
+def test_rollouts_of_an_older_rlkit_are_said_to_be(folder: RunFolder) -> None:
+    import pyarrow.parquet as pq
+
+    write(folder, 1, [[two_plus(credit=[0.05, -0.01, 0, 0, 0.001], value=[0.5, 0.55, 0.54, 0.54, 0.54])]])
+    file = folder.rollout_file(1)
+    pq.write_table(pq.read_table(file).drop_columns(["prompt"]), file)
+    done = CliRunner().invoke(main, ["inspect", str(folder.path)])
+    assert done.exit_code == 1
+    assert "it was made by an older rlkit. Make the run once more" in done.output

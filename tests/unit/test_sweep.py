@@ -20,11 +20,12 @@ from rlkit import config as configs
 from rlkit import sweep as sweeps
 from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.pages import duration
 from rlkit.reward_noise import noise_label
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus
-from rlkit.sweep.progress import Display, duration
+from rlkit.sweep.progress import Display
 from rlkit.sweep.spec import SweepConfig
 
 
@@ -460,3 +461,15 @@ def test_noise_is_called_as_it_is_asked_for(text: str) -> None:
 def test_an_unknown_name_of_a_sweep_says_which_there_are() -> None:
     with pytest.raises(ConfigError, match="did you mean 'noise'"):
         specs.load("nois", {})
+
+
+@pytest.mark.parametrize(("best", "end"), [(0, {"optimizer.lr": "lowest"}), (1, {}), (2, {"optimizer.lr": "highest"})])
+def test_a_best_value_at_the_end_of_what_was_tried_is_marked(best: int, end: dict[str, str]) -> None:
+    trials = [
+        Trial(settings={"optimizer.lr": lr}, scores={"9": float(at == best)})
+        for at, lr in enumerate((1e-4, 2e-4, 4e-4))
+    ]
+    tuning = Tuning(
+        arm="grpo", condition="none", metric="reward/clean", seeds=[9], trials=trials, chosen=trials[best].settings
+    )
+    assert tuning.at_the_end == end
