@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlkit.interfaces import Algorithm
+from rlkit.interfaces.learning import Algorithm
 from rlkit.registry import algorithm
 
 from .advantages import GroupAdvantage, GroupConfig, RlooConfig

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlkit.interfaces import Algorithm, Batch, Metrics, Needs, Targets
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Targets
 from rlkit.registry import algorithm
 
 from .advantages import GaeAdvantage, GaeConfig

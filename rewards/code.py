@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkit import reward
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .sandbox import Limits, Ran, Sandbox, SandboxError
 from .sandbox_probe import self_test

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from rlkit.samples import RewardResult
+from rlkit.interfaces.rewards import RewardResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 300

@@ -11,7 +11,7 @@ from referencing import Registry
 
 from rlkit import reward
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .common import bad_gold, declares, no_answer
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlkit import reward
 from rlkit.errors import ConfigError, RlkitError, nearest
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .http import Endpoint, Failure, checked_url
 from .styles import Adapter, Style, misfit, openrlhf_results

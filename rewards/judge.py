@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlkit import reward
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .http import Endpoint, Failure, checked_url
 

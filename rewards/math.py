@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rlkit import reward
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from . import algebra
 from .answers import Place, clean, find, find_gold
 from .common import declares
-from .compare import Rules, same, same_text
+from .equivalence import Rules, same, same_text
 
 _SHOWN = 300
 

@@ -1,4 +1,4 @@
-"""The kinds of noise that ship. Each disturbs one reward at a time; `rlkit.reward_noise` stacks them."""
+"""The kinds of noise that ship. Each disturbs one reward at a time; `rlkit.scoring.noise` stacks them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from rlkit import noise
-from rlkit.reward_noise import Coin, Range
-from rlkit.samples import SampleKey
+from rlkit.interfaces.rewards import SampleKey
+from rlkit.scoring.noise import Coin, Range
 
 
 def _probability(value: float) -> float:

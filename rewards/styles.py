@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlkit.errors import RlkitError
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 Style = Literal["trl", "verl", "verl_batch", "openrlhf", "openrlhf_http", "verifiers", "areal"]
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from rlkit import reward
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .common import declares
 

@@ -8,11 +8,11 @@ from fractions import Fraction
 
 from rlkit import reward
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .answers import Place, clean, find
 from .common import bad_gold, declares, no_answer, verdict
-from .compare import number
+from .equivalence import number
 from .rational import value
 
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")

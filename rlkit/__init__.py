@@ -5,31 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlkit.interfaces import (
+    from rlkit.assembly.run import train
+    from rlkit.interfaces.learning import (
         Advantage,
         Algorithm,
         Batch,
         Metrics,
         Needs,
         PolicyLoss,
-        RewardFn,
-        RewardResult,
         Rollout,
-        Sample,
         State,
         Targets,
         TokenStats,
         ValueLoss,
     )
+    from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
     from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
-    from rlkit.run import train
 
 _HOME = {
     **dict.fromkeys(
         ("advantage", "algorithm", "loss", "noise", "reward", "sampler", "suite", "tracker"), "rlkit.registry"
     ),
-    **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.samples"),
-    "train": "rlkit.run",
+    **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
+    "train": "rlkit.assembly.run",
 }
 
 __all__ = [
@@ -68,4 +66,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rlkit' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME.get(name, "rlkit.interfaces")), name)
+    return getattr(importlib.import_module(_HOME.get(name, "rlkit.interfaces.learning")), name)

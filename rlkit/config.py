@@ -18,7 +18,7 @@ from rlkit import registry
 from rlkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from rlkit.interfaces import Algorithm
+    from rlkit.interfaces.learning import Algorithm
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -407,7 +407,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def build_algorithm(config: RunConfig) -> Algorithm:
     """The Algorithm that `algo`, `advantage` and `loss` describe. ConfigError where they are not one."""
-    from rlkit.interfaces import Algorithm, Stat
+    from rlkit.interfaces.learning import Algorithm, Stat
 
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
     if not isinstance(algorithm, Algorithm):

@@ -243,7 +243,7 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     """Make the thing a plugin stands for, from validated options.
 
     `context` is what the kind's factories get after their options: nothing for algorithms, advantages, losses,
-    rewards and suites; see `rlkit.sampling` and `rlkit.tracking` for the others.
+    rewards and suites; see `rlkit.generation` and `rlkit.tracking` for the others.
     """
     plugin = find(kind, name)
     model = validate_options(plugin, options, where=_singular(kind))

@@ -10,8 +10,9 @@ import torch
 
 from rlkit.config import RunConfig, load
 from rlkit.inspection.samples import Piece, Step, load_step
-from rlkit.interfaces import RewardResult, Rollout, SampleKey, Targets, TokenStats
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.learning import Rollout, Targets, TokenStats
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.records.folder import RunFolder
 
 EOS = 1
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from rlkit.config import load
-from rlkit.interfaces import RewardResult, Rollout, SampleKey
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.records.folder import RunFolder
 
 HOSTILE = (
     '<script>document.title = "ran"</script>',

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.interfaces import Batch, Rollout, SampleKey, TokenStats
+from rlkit.interfaces.learning import Batch, Rollout, TokenStats
+from rlkit.interfaces.rewards import SampleKey
 
 NAN = float("nan")
 

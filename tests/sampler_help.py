@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.interfaces import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 
 VOCABULARY = 40
 END, OTHER_END = 1, 2

@@ -24,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from rlkit import embedded, registry
 from rlkit.embedded import arithmetic, countdown, sorting, task
-from rlkit.samples import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey
 
 HOME = Path(embedded.__file__).parent
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from rlkit import registry
+from rlkit.commands.options import plugins_option
 from rlkit.errors import ConfigError, nearest
 
-_plugins = click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first.")
 _data = click.option(
     "--data",
     "folder",
@@ -30,7 +30,7 @@ _json = click.option("--json", "as_json", type=click.Path(dir_okay=False, path_t
 @_data
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of responses and results.")
 @click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: top_p=0.95.")
-@_plugins
+@plugins_option
 def evaluate(
     model: str,
     names: str,
@@ -46,7 +46,7 @@ def evaluate(
 
     For example: rlkit eval --model runs/vimpo-s-seed0 --suite math500,aime24
     """
-    from rlkit.run import prepare_environment
+    from rlkit.assembly.run import prepare_environment
 
     registry.load(list(plugins))
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -63,7 +63,7 @@ def evaluate(
         "plugins": list(plugins),
         **{key: value for key, value in given.items() if value is not None},
     }
-    from rlkit.evaluation.benchmark import load_settings, run_evaluation
+    from rlkit.evaluation.on_suites import load_settings, run_evaluation
 
     run_evaluation(load_settings(settings, overrides))
 
@@ -75,8 +75,8 @@ def _is_run(path: str) -> bool:
 def _model(path: str) -> dict[str, Any]:
     """The model's settings: a run's newest, with the run's dtype, or a path with what suits it."""
     if _is_run(path):
-        from rlkit.run import newest_model
-        from rlkit.tracking.files import RunFolder
+        from rlkit.assembly.run import newest_model
+        from rlkit.records.folder import RunFolder
 
         config = RunFolder.open(Path(path)).read_config()
         return config.model.model_dump() | {"path": str(newest_model(Path(path))), "lora": None}
@@ -85,7 +85,7 @@ def _model(path: str) -> dict[str, Any]:
 
 def _folder(model: str) -> Path:
     if _is_run(model):
-        from rlkit.run import newest_model
+        from rlkit.assembly.run import newest_model
 
         return Path(model) / "eval" / newest_model(Path(model)).parent.name
     return Path("evals") / model.rstrip("/").replace("embedded:", "").rpartition("/")[2]
@@ -99,7 +99,7 @@ def _folder(model: str) -> Path:
 @click.option("--expected", help="Column of verdicts to compare with.  [for a run: its own]")
 @click.option("--show", default=20, type=click.IntRange(min=0), help="Disagreements to print.  [20]")
 @_json
-@_plugins
+@plugins_option
 def verify(
     path: Path,
     rewards: tuple[str, ...],
@@ -114,7 +114,7 @@ def verify(
 
     Takes a run's rollouts, or any .json, .jsonl or .parquet file with columns of responses and golds.
     """
-    from rlkit import verify as verifying
+    from rlkit.evaluation import verify as verifying
 
     registry.load(list(plugins))
     for reward in rewards:
@@ -140,7 +140,7 @@ def data() -> None:
 @click.option("--show", default=10, type=click.IntRange(min=0), help="Rows to print of each fault.  [10]")
 @_data
 @_json
-@_plugins
+@plugins_option
 def check(
     file: str,
     prompt: str | None,
@@ -157,7 +157,7 @@ def check(
     Rows, columns, lengths, repeated prompts, golds that no answer can match, and questions of evaluation suites.
     FILE is a .json, .jsonl or .parquet file, or a data set's hub id.
     """
-    from rlkit import datacheck
+    from rlkit.evaluation import datacheck
 
     registry.load(list(plugins))
     if reward is not None:

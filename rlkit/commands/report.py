@@ -17,7 +17,7 @@ def report(run: Path) -> None:
     Works on a run that is still going, too.
     """
     from rlkit import report as reports
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
 
     try:
         file = reports.write(run)

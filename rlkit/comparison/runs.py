@@ -15,10 +15,10 @@ import yaml
 from numpy.typing import NDArray
 
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.reward_noise import noise_label
+from rlkit.records.folder import RunFolder
+from rlkit.scoring.noise import noise_label
 from rlkit.sweep.folder import SweepFolder, Tuning
 from rlkit.sweep.labels import is_own, settings_label
-from rlkit.tracking.files import RunFolder
 
 Array = NDArray[np.float64]
 

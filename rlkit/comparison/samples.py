@@ -8,7 +8,7 @@ from typing import Any
 
 from rlkit.comparison.fairness import rollout_files
 from rlkit.comparison.runs import Run
-from rlkit.samples import VALUELESS
+from rlkit.interfaces.rewards import VALUELESS
 
 PROMPTS = 3
 """Shown of each condition."""

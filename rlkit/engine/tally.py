@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlkit.engine import distributed
-from rlkit.interfaces import Batch, Metrics, SampleKey, TokenStats
+from rlkit.interfaces.learning import Batch, Metrics, TokenStats
+from rlkit.interfaces.rewards import SampleKey
 
 
 class Tally:

@@ -35,7 +35,7 @@ def inspect(
     from rlkit.inspection.samples import choose_step, find_prompts, in_common, load_step
     from rlkit.inspection.surprises import KINDS, find_all
     from rlkit.inspection.texts import Texts
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
 
     if surprise is not None and surprise not in KINDS:
         raise ConfigError(f"--surprise: unknown kind {surprise!r}{nearest(surprise, KINDS)}. All: {', '.join(KINDS)}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.samples import VALUELESS
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.rewards import VALUELESS
+from rlkit.records.folder import RunFolder
 
 SERIES = (
     "credit",

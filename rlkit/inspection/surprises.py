@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.inspection.samples import Response, Step
-from rlkit.samples import VALUELESS
+from rlkit.interfaces.rewards import VALUELESS
 
 
 def reward_without_answer(step: Step) -> set[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlkit.interfaces import Rollout
+from rlkit.interfaces.learning import Rollout
 
 
 def plan_microbatches(lengths: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:

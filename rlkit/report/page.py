@@ -14,11 +14,11 @@ import yaml
 from rlkit.config import PluginRef, RunConfig
 from rlkit.errors import ConfigError
 from rlkit.pages import Chart, Series, duration, number, render
+from rlkit.records.folder import RunFolder
+from rlkit.report.curve import Metrics, held_out_names, series
 from rlkit.report.panels import evaluation, learning, noise, parts, sections, suite_of
 from rlkit.report.samples import of_three_steps
 from rlkit.report.warnings import warnings_of
-from rlkit.tracking.curve import Metrics, held_out_names, series
-from rlkit.tracking.files import RunFolder
 
 FILE = "report.html"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlkit.pages import Chart, Series, number
+from rlkit.report.curve import Metrics, held_out_names, running_mean, series
 from rlkit.report.warnings import ACTOR_RATIO, CLIPPED, EQUAL_GROUPS, GAP_MEAN, KL_HIGH, TRUNCATED
-from rlkit.tracking.curve import Metrics, held_out_names, running_mean, series
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkit.errors import RlkitError
-from rlkit.samples import VALUELESS
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.rewards import VALUELESS
+from rlkit.records.folder import RunFolder
 
 SHOWN = 3
 """Of a step: the first responses to its first prompts."""

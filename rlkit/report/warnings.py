@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlkit.interfaces.rewards import VALUELESS
 from rlkit.pages import number, percent
-from rlkit.samples import VALUELESS
-from rlkit.tracking.curve import Metrics, series
+from rlkit.report.curve import Metrics, series
 
 FEW = 10
 """Steps below which a run's end says nothing against its beginning."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlkit.errors import RlkitError, nearest
-from rlkit.samples import VALUELESS, RewardFn, RewardResult, Sample, Status
+from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
 

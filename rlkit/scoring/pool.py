@@ -22,7 +22,7 @@ from typing import Any
 
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
-from rlkit.samples import Sample
+from rlkit.interfaces.rewards import Sample
 from rlkit.scoring.process import WorkerProcess
 from rlkit.scoring.worker import Fault, Killed, Outcome, Outcomes, Raised, Ready, Work
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
-from rlkit.samples import RewardFn, RewardResult, Sample
+from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import declared_range, named, score
 from rlkit.scoring.pool import Pool
 from rlkit.scoring.worker import Fault, Killed, Outcome

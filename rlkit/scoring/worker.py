@@ -23,7 +23,7 @@ from typing import Any
 
 from rlkit import registry
 from rlkit.errors import RlkitError
-from rlkit.samples import RewardFn, RewardResult, Sample
+from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import call, checked, declared_range, named, one_each, tail
 
 OUT_OF_MEMORY = 77

@@ -177,7 +177,7 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
-        from rlkit.plan import size_text
+        from rlkit.assembly.plan import size_text
 
         each = (disk_bytes(job.folder) - disk_bytes(job.folder / "checkpoints")) / job.step * job.steps
         each += _checkpoint_bytes(job.config)
@@ -199,7 +199,7 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
 
 def _checkpoint_bytes(config: RunConfig) -> float:
     """Weights for training and for `from_pretrained`, and AdamW's state, of policy and critic."""
-    from rlkit.plan import model_shape
+    from rlkit.assembly.plan import model_shape
 
     shape = model_shape(config.model)
     if shape is None:
@@ -233,7 +233,7 @@ def _tuning(spec: SweepConfig, arm: Arm, jobs: Sequence[Job]) -> Tuning:
 
 
 def _score(job: Job) -> float | None:
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
 
     if not job.done:
         return None

@@ -248,7 +248,7 @@ class Arm:
 
 def parse_noises(text: str) -> list[configs.PluginRef]:
     """`group_flip:0.25+drop:0.1`, as configs have it."""
-    from rlkit.reward_noise import parse_noise
+    from rlkit.scoring.noise import parse_noise
 
     return [configs.PluginRef(**parse_noise(part.strip())) for part in text.split("+")]
 

@@ -28,8 +28,8 @@ def log_comparison(folder: Path) -> None:
 
     Raises ConfigError where no comparison is there, and for what wandb refuses.
     """
+    from rlkit.records.folder import RunFolder
     from rlkit.tracking import wandb as mirror
-    from rlkit.tracking.files import RunFolder
 
     sweep = SweepFolder.open(folder)
     folders = (RunFolder(sweep.run_folder(run)) for run in sweep.runs)

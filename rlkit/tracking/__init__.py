@@ -1,13 +1,14 @@
 """What a run writes and shows: its folder, the console, and mirrors of both (wandb, TensorBoard, a plugin's).
 
-A tracker's factory gets its options and a RunInfo, and returns an `rlkit.interfaces.Tracker`.
+A tracker's factory gets its options and a RunInfo, and returns a Tracker.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +39,15 @@ class RunInfo:
 
 def _last_part(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
+
+
+class Tracker(Protocol):
+    """Mirrors what a run writes. Lives on rank 0 only."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A few responses of the step: dicts with the keys prompt, response, reward, answer."""
+        ...
+
+    def close(self) -> None: ...

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from rlkit import registry
 from rlkit.config import Section
 from rlkit.errors import ConfigError
-from rlkit.reward_noise import noise_label
+from rlkit.scoring.noise import noise_label
 from rlkit.tracking import RunInfo
 
 

@@ -13,7 +13,7 @@ from sampler_help import ask, largest_gap, random_model
 
 from rlkit import registry
 from rlkit.config import ModelConfig
-from rlkit.interfaces import Completion, Sampler
+from rlkit.interfaces.generation import Completion, Sampler
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),

@@ -15,7 +15,7 @@ import pytest
 
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward
 
 PLUGIN = """
@@ -78,7 +78,7 @@ def one(sample, folder):
         case "dict":
             return {"verdict": 1.0}
         case "unpicklable":
-            from rlkit.samples import RewardResult
+            from rlkit.interfaces.rewards import RewardResult
             return RewardResult(value=1.0, info={"f": lambda: 0})
     return float(sample.response == sample.answer)
 
@@ -232,7 +232,7 @@ TRAINER = """
 import os, signal, sys, time
 from pathlib import Path
 from rlkit.config import ScoringConfig
-from rlkit.samples import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward
 
 folder = Path(sys.argv[1])

@@ -8,7 +8,7 @@ import pytest
 
 import rlkit
 from rlkit import config as configs
-from rlkit.tracking.files import RunFolder
+from rlkit.records.folder import RunFolder
 
 
 @pytest.mark.parametrize("algo", ["vimpo", "grpo", "ppo"])

@@ -15,9 +15,9 @@ from random_batches import fresh_case
 import rlkit
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.interfaces import Batch, Targets, TokenStats
-from rlkit.tracking.files import DIAGNOSED, RunFolder
-from rlkit.trainer import Trainer
+from rlkit.interfaces.learning import Batch, Targets, TokenStats
+from rlkit.loop.synchronous import Trainer
+from rlkit.records.folder import DIAGNOSED, RunFolder
 
 Row = dict[str, Any]
 Numbers = list[list[float]]
@@ -158,7 +158,7 @@ def test_the_loss_itself_saw_these_numbers(tmp_path: Path, monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(Trainer, "_update", watched)
-    monkeypatch.setattr("rlkit.tracking.files.DIAGNOSED", 10)
+    monkeypatch.setattr("rlkit.records.folder.DIAGNOSED", 10)
     folder = trained(
         tmp_path, "vimpo", "steps=2", "batch.minibatches=2", "batch.epochs=2", "batch.tokens_per_microbatch=64",
         "noise=[{kind: drop, prob: 0.2}]",

@@ -15,9 +15,9 @@ import pytest
 import rlkit
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.reward_noise import apply_noise, parse_noise
-from rlkit.samples import RewardResult, SampleKey
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.records.folder import RunFolder
+from rlkit.scoring.noise import apply_noise, parse_noise
 
 STACK = ["group_flip:0.25", "flip:0.1", "asymmetric:0.1,0.3", "gaussian:0.2", "drop:0.1"]
 PROMPTS = ["a7", "03", "ff", "5c", "03", "9e", "a7", "a7"]
@@ -89,8 +89,8 @@ def test_after_a_resume_in_a_fresh_process() -> None:
     code = (
         "import json, sys\n"
         "from rlkit import registry\n"
-        "from rlkit.reward_noise import apply_noise, parse_noise\n"
-        "from rlkit.samples import RewardResult, SampleKey\n"
+        "from rlkit.scoring.noise import apply_noise, parse_noise\n"
+        "from rlkit.interfaces.rewards import RewardResult, SampleKey\n"
         "stack, seed, keys = json.load(sys.stdin)\n"
         "kinds = [parse_noise(text) for text in stack]\n"
         "noises = [registry.build('noise', kind.pop('kind'), kind) for kind in kinds]\n"

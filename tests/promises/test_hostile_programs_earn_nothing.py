@@ -17,7 +17,7 @@ import pytest
 from rlkit_rewards.code import Code
 from rlkit_rewards.sandbox import processes_of
 
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap, or your system's like"

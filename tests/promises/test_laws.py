@@ -16,7 +16,7 @@ from random_batches import Case, bare, make_case
 from torch import Tensor
 
 from rlkit import registry
-from rlkit.interfaces import Algorithm, Batch, Metrics, Targets, TokenStats
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Targets, TokenStats
 
 GRPO_VARIANTS: list[dict[str, Any]] = [
     {},

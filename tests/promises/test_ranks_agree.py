@@ -12,7 +12,7 @@ from rank_worker import STATS, TwoRanks, policy_loss, random_batch, run, setting
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlkit.interfaces import Rollout, TokenStats
+from rlkit.interfaces.learning import Rollout, TokenStats
 
 SEED = 11
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlkit.tracking.files import RunFolder
+from rlkit.records.folder import RunFolder
 
 SMALL = [
     "-s", "batch.prompts_per_step=4", "-s", "batch.samples_per_prompt=4", "-s", "eval.problems=8",

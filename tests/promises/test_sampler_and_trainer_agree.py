@@ -21,7 +21,7 @@ from rlkit import registry
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import RlkitError
-from rlkit.interfaces import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 
 GAP = 1e-4
 CONTEXT = 200

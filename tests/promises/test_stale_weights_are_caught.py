@@ -11,7 +11,7 @@ from torch import Tensor
 import rlkit
 from rlkit import config as configs
 from rlkit.errors import RlkitError
-from rlkit.sampling import transformers
+from rlkit.generation import transformers
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

@@ -19,7 +19,8 @@ from random_batches import fresh_seed
 from torch import Tensor
 
 from rlkit import registry
-from rlkit.interfaces import Algorithm, Batch, Rollout, SampleKey, TokenStats
+from rlkit.interfaces.learning import Algorithm, Batch, Rollout, TokenStats
+from rlkit.interfaces.rewards import SampleKey
 from rlkit.ops.gae import gae
 from rlkit.ops.masked import group_mean
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import rlkit
 from rlkit import config as configs
 from rlkit.engine import checkpoint
-from rlkit.tracking.files import RunFolder
+from rlkit.records.folder import RunFolder
 
 
 def test_a_run_and_one_from_its_export(tmp_path: Path) -> None:

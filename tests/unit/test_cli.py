@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 import rlkit
 from rlkit import config as configs
 from rlkit.cli import main
-from rlkit.tracking.files import RunFolder
+from rlkit.records.folder import RunFolder
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

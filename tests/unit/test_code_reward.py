@@ -14,7 +14,7 @@ from rlkit_rewards.code import BadGold, Code, program_of, read_tests
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap, or your system's like"

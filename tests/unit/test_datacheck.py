@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
-from rlkit import datacheck, embedded
+from rlkit import embedded
 from rlkit.commands.evaluate import data as data_commands
 from rlkit.errors import ConfigError
+from rlkit.evaluation import datacheck
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the suites' local copies (../shared/data) are not here")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import doctor
-from rlkit.doctor import Check
+from rlkit.assembly import doctor
+from rlkit.assembly.doctor import Check
 
 
 def named(name: str) -> Check:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlkit import embedded, registry
 from rlkit.embedded import arithmetic, task
 from rlkit.errors import ConfigError
-from rlkit.samples import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey
 
 HOME = Path(embedded.__file__).parent
 

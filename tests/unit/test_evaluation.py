@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
-from rlkit import embedded, registry, suites
+from rlkit import embedded, registry
 from rlkit.commands.evaluate import evaluate as evaluate_command
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.evaluation.benchmark import EvaluationConfig, load_settings, run_evaluation
+from rlkit.evaluation import suites
 from rlkit.evaluation.metrics import Verdict, bootstrap, maj_at_k, measure, pass_at_k
+from rlkit.evaluation.on_suites import EvaluationConfig, load_settings, run_evaluation
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 COUNTS = {"math500": 500, "aime24": 30, "aime25": 30, "olympiadbench": 675, "gsm8k": 1319}
@@ -184,7 +185,7 @@ def test_chat_models_read_the_template_as_the_users_message(tmp_path: Path) -> N
 
 ARITHMETIC = """
 from rlkit import suite
-from rlkit.suites import Suite
+from rlkit.evaluation.suites import Suite
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(10, 14) for b in (25, 38)]
 

@@ -14,7 +14,7 @@ from rlkit_rewards import function as function_module
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward, score
 
 assert function_module

@@ -14,8 +14,10 @@ from torch import Tensor
 from rlkit import registry
 from rlkit.data import Problem
 from rlkit.errors import ConfigError
-from rlkit.interfaces import Batch, Completion, RewardResult, SampleKey, Targets, TokenStats
-from rlkit.rollouts import Scored, assemble
+from rlkit.generation.collector import Scored, assemble
+from rlkit.interfaces.generation import Completion
+from rlkit.interfaces.learning import Batch, Targets, TokenStats
+from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 
 def run(name: str, options: dict[str, Any], case: Case, importance: Tensor | None = None) -> tuple[Tensor, Targets]:

@@ -14,8 +14,9 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.inspection.samples import Response, choose_step, find_prompts, in_common, ranges
 from rlkit.inspection.surprises import KINDS, find_all
 from rlkit.inspection.words import label
-from rlkit.interfaces import RewardResult, Rollout, SampleKey, Targets
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.learning import Rollout, Targets
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.records.folder import RunFolder
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from rich.console import Console
 from rlkit.cli import main
 from rlkit.inspection import inspect
 from rlkit.inspection.words import alike, decimals, signed
-from rlkit.interfaces import RewardResult
-from rlkit.tracking.files import RunFolder
+from rlkit.interfaces.rewards import RewardResult
+from rlkit.records.folder import RunFolder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlkit.interfaces import Needs
+from rlkit.interfaces.learning import Needs
 
 NEEDS = Needs(old=frozenset({"values"}), now=frozenset({"ref_logprobs", "token_kl"}))
 

@@ -13,7 +13,7 @@ from rlkit_rewards import judge as judge_module
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import score
 
 assert judge_module

@@ -16,7 +16,7 @@ from rlkit_rewards.answers import clean, find, last_box
 from rlkit_rewards.rational import value
 
 from rlkit import registry
-from rlkit.interfaces import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 DEADLINE_S = 20

@@ -12,8 +12,8 @@ import pytest
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.reward_noise import Coin, Noise, apply_noise, check_noise, parse_noise
-from rlkit.samples import RewardResult, SampleKey
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.scoring.noise import Coin, Noise, apply_noise, check_noise, parse_noise
 
 COINS = 100_000
 KINDS = {

@@ -12,7 +12,7 @@ from test_grpo import assert_same, naive_surrogate
 from torch import Tensor
 
 from rlkit import registry
-from rlkit.interfaces import Targets
+from rlkit.interfaces.learning import Targets
 
 
 def naive_targets(

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.interfaces import Sample
+from rlkit.interfaces.rewards import Sample
 
 
 class Config(BaseModel):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from made_run import HOSTILE, healthy, log_responses, make_run
 
 from rlkit import pages, report
-from rlkit import run as runs
+from rlkit.assembly import run as runs
 from rlkit.commands.report import report as command
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.pages import Chart, Series

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlkit import embedded, registry
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import score
 
 assert reward_model_module

@@ -12,7 +12,7 @@ import pytest
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.interfaces import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from sampler_help import END, OTHER_END, ask, largest_gap, random_model
 
-from rlkit import registry, sampling
+from rlkit import generation, registry
 from rlkit.config import ModelConfig
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import Request, Sampler, SamplingParams
+from rlkit.interfaces.generation import Request, Sampler, SamplingParams
 
 PROMPTS = [[5, 9, 7, 11, 3, 8], [6], [4, 12, 13]]
 
@@ -46,7 +46,7 @@ def test_auto_takes_vllm_where_it_pays(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    chosen, said = sampling.choose(parameters)
+    chosen, said = generation.choose(parameters)
     assert chosen == name
     assert why in said
 
@@ -55,7 +55,7 @@ def test_naming_and_choosing_a_sampler_imports_neither_vllm_nor_transformers() -
     program = (
         "import sys; from rlkit import registry, sampling\n"
         "for name in ('vllm', 'transformers'): registry.find('samplers', name).options\n"
-        "sampling.choose(10**9)\n"
+        "generation.choose(10**9)\n"
         "print(sorted({'vllm', 'transformers', 'deepspeed'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -68,13 +68,13 @@ def test_an_unknown_option_is_refused() -> None:
 
 
 def test_end_tokens_come_from_the_generation_config_and_else_from_the_config(folder: Path, tmp_path: Path) -> None:
-    assert sampling.end_tokens(str(folder)) == (END, OTHER_END)
+    assert generation.end_tokens(str(folder)) == (END, OTHER_END)
     for name in ("config.json", "generation_config.json"):
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
-    assert sampling.end_tokens(str(tmp_path)) == (9,)
+    assert generation.end_tokens(str(tmp_path)) == (9,)
     (tmp_path / "generation_config.json").unlink()
-    assert sampling.end_tokens(str(tmp_path)) == (END,)
+    assert generation.end_tokens(str(tmp_path)) == (END,)
 
 
 @pytest.mark.parametrize(("prompt", "limit"), [([], 4), ([5], 0)])

@@ -18,7 +18,7 @@ import torch
 from rlkit import reward
 from rlkit.config import ScoringConfig
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward, score
 
 KEYS = [SampleKey("9f2c", 4, 0, index) for index in range(3)]
@@ -163,7 +163,7 @@ def test_interrupts_pass_through() -> None:
 PLUGIN = """
 import asyncio, os, sys, threading, time
 from rlkit import reward
-from rlkit.samples import RewardResult
+from rlkit.interfaces.rewards import RewardResult
 
 
 @reward("scoring_length")

@@ -21,7 +21,7 @@ from rlkit import sweep as sweeps
 from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.pages import duration
-from rlkit.reward_noise import noise_label
+from rlkit.scoring.noise import noise_label
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus

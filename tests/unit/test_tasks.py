@@ -17,7 +17,7 @@ from rlkit.config import DataConfig
 from rlkit.data import load_problems
 from rlkit.embedded import countdown, sorting
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import score
 
 

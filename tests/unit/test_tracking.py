@@ -18,10 +18,11 @@ from rich.console import Console as Terminal
 from rlkit import registry
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import RewardResult, Rollout, Sample, SampleKey, TokenStats
+from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
+from rlkit.records.folder import RunFolder
 from rlkit.tracking import RunInfo, curve
 from rlkit.tracking.console import Console, step_line
-from rlkit.tracking.files import RunFolder
 
 
 @registry.reward("tracked_length")

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 
 import rlkit
 from rlkit import config as configs
-from rlkit import verify
 from rlkit.commands.evaluate import evaluate as eval_command
 from rlkit.commands.evaluate import verify as verify_command
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.evaluation import verify
 
 ROWS = [
     {"response": "so #### 12", "answer": "12", "expected": True},

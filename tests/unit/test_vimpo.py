@@ -16,7 +16,7 @@ from torch import Tensor
 from rlkit import config as rlkit_config
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.interfaces import Algorithm
+from rlkit.interfaces.learning import Algorithm
 
 
 def build(**options: Any) -> Algorithm:

@@ -18,17 +18,17 @@ from wandb_files import wandb_records
 
 from rlkit import config as configs
 from rlkit import registry
-from rlkit import run as runs
+from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError
+from rlkit.records.folder import RunFolder
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun
 from rlkit.sweep.spec import SweepConfig
 from rlkit.sweep.wandb import definition, grouped
 from rlkit.sweep.wandb import log_comparison as log_sweep_s_comparison
 from rlkit.tracking import RunInfo
-from rlkit.tracking.files import RunFolder
 from rlkit.tracking.wandb import WandbConfig, log_comparison
 
 SMALL = ["batch.prompts_per_step=2", "batch.samples_per_prompt=2", "eval.problems=2", "sampling.max_tokens=8"]

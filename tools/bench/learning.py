@@ -15,7 +15,7 @@ import click
 
 import rlkit
 from rlkit import config as configs
-from rlkit.tracking.files import Row, RunFolder
+from rlkit.records.folder import Row, RunFolder
 
 PHASES = ("sample", "score", "measure", "update", "sync", "step")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from rlkit.config import ScoringConfig
-from rlkit.samples import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward
 
 PLUGIN = """

@@ -26,7 +26,7 @@ DEADLINE_S = 3.0
 def rlkit_verdict(prediction: str, gold: str) -> tuple[bool, str]:
     from rlkit_rewards.math import math
 
-    from rlkit.samples import Sample, SampleKey
+    from rlkit.interfaces.rewards import Sample, SampleKey
 
     key = SampleKey("case", 0, 0, 0)
     sample = Sample(key=key, prompt="", response=prediction, tokens=[], answer=gold, truncated=False)

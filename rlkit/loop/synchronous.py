@@ -19,23 +19,13 @@ from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import LOGPROBS, Engine
 from rlkit.errors import NotFiniteError, RlkitError
-from rlkit.evaluation import Benchmark, evaluate
-from rlkit.interfaces import (
-    Algorithm,
-    Batch,
-    Metrics,
-    Needs,
-    Rollout,
-    SamplingParams,
-    Stat,
-    State,
-    Targets,
-    TokenStats,
-    Tracker,
-)
-from rlkit.reward_noise import Noise, apply_noise
-from rlkit.rollouts import Collector, Scored, assemble, describe, disturbed
-from rlkit.tracking.files import RunFolder
+from rlkit.evaluation.in_training import Benchmark, evaluate
+from rlkit.generation.collector import Collector, Scored, assemble, describe, disturbed
+from rlkit.interfaces.generation import SamplingParams
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, Stat, State, Targets, TokenStats
+from rlkit.records.folder import RunFolder
+from rlkit.scoring.noise import Noise, apply_noise
+from rlkit.tracking import Tracker
 
 GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean |sampler's - trainer's log-prob| past which the weights in the sampler are not the trainer's."""

@@ -1,4 +1,4 @@
-"""The contracts that algorithms, rewards and samplers meet: plain dataclasses and protocols.
+"""The contracts of learning, which algorithms meet: plain dataclasses and protocols.
 
 Conventions. B counts whole sequences; T is the longest response. Column t of a [B, T] tensor is the
 state before token y_t, and y_t itself. Rows are padded on the right; the prompt is not in T. A Rollout
@@ -15,19 +15,14 @@ Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlkit.samples import VALUELESS as VALUELESS
-from rlkit.samples import RewardFn as RewardFn
-from rlkit.samples import RewardResult as RewardResult
-from rlkit.samples import Sample as Sample
-from rlkit.samples import SampleKey as SampleKey
-from rlkit.samples import Status as Status
+from rlkit.interfaces.rewards import SampleKey
 
 Stat = Literal["logprobs", "ref_logprobs", "token_kl", "entropy", "values"]
 """What a model can say of a token: see `TokenStats`."""
@@ -279,61 +274,3 @@ class Algorithm:
         if self.value_loss is not None:
             reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
         return reads
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingParams:
-    max_tokens: int
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: all."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Besides the model's own end tokens. The stop token is kept in the completion."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One completion to sample: a prompt as token ids, a seed of its own."""
-
-    prompt_tokens: Sequence[int]
-    seed: int
-    params: SamplingParams
-
-
-@dataclass(kw_only=True, slots=True)
-class Completion:
-    tokens: list[int]
-    """As sampled, the end token included."""
-    logprobs: list[float]
-    """Of the distribution that was drawn from, one a token."""
-    truncated: bool
-    version: int
-    """The policy version of the weights that sampled it."""
-
-
-class Sampler(Protocol):
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield (index of the request, completion) as they end, so that scoring starts early."""
-        ...
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new weights (Hugging Face names, whole tensors); later completions carry `version`."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds. Calling it twice is harmless."""
-        ...
-
-
-class Tracker(Protocol):
-    """Mirrors what a run writes. Lives on rank 0 only."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A few responses of the step: dicts with the keys prompt, response, reward, answer."""
-        ...
-
-    def close(self) -> None: ...

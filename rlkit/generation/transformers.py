@@ -14,9 +14,9 @@ from torch import Tensor
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import RlkitError
-from rlkit.interfaces import Completion, Request, Sampler, SamplingParams
+from rlkit.generation import check, end_tokens
+from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.registry import sampler
-from rlkit.sampling import check, end_tokens
 
 
 class TransformersConfig(Section):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rlkit.errors import RlkitError
 
 if TYPE_CHECKING:
-    from rlkit.interfaces import Request
+    from rlkit.interfaces.generation import Request
 
 VLLM_PAYS_FROM = 10_000_000
 """Parameters from which vLLM is quicker than generate on a CPU."""

@@ -13,7 +13,7 @@ from typing import Any
 from rlkit import data
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
-from rlkit.samples import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey
 from rlkit.scoring import Scorer, WeightedReward
 
 FORMS = (r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "{}")

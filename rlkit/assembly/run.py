@@ -13,14 +13,16 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import Algorithm, Request, SamplingParams, Tracker
+from rlkit.interfaces.generation import Request, SamplingParams
+from rlkit.interfaces.learning import Algorithm
+from rlkit.tracking import Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rlkit.data import Problem
     from rlkit.engine.deepspeed import Engine
-    from rlkit.trainer import Trainer
+    from rlkit.loop.synchronous import Trainer
 
 
 def prepare_environment() -> None:
@@ -67,18 +69,18 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
 
 def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     """Everything a run needs, loaded. `config` is resolved."""
+    from rlkit.assembly.plan import make_plan
     from rlkit.data import load_problems
     from rlkit.engine import distributed
     from rlkit.engine.models import load_tokenizer
-    from rlkit.evaluation import Benchmark
-    from rlkit.plan import make_plan
-    from rlkit.reward_noise import check_noise
-    from rlkit.rollouts import Collector
+    from rlkit.evaluation.in_training import Benchmark
+    from rlkit.evaluation.suites import load as load_suite
+    from rlkit.evaluation.verify import scorer as verifier
+    from rlkit.generation.collector import Collector
+    from rlkit.loop.synchronous import Trainer
+    from rlkit.records.folder import RunFolder
     from rlkit.scoring import Scorer, WeightedReward
-    from rlkit.suites import load as load_suite
-    from rlkit.tracking.files import RunFolder
-    from rlkit.trainer import Trainer
-    from rlkit.verify import scorer as verifier
+    from rlkit.scoring.noise import check_noise
 
     if resume:
         began = RunFolder.open(config.folder).read_config().algo.kind
@@ -208,7 +210,7 @@ def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[E
 
 def _sampler_ref(config: RunConfig) -> configs.PluginRef:
     """The sampler to use. What `auto` stands for here goes into the config.yaml, and stays so on resume."""
-    from rlkit.plan import chosen_sampler
+    from rlkit.assembly.plan import chosen_sampler
 
     if config.sampler.kind != "auto":
         return config.sampler
@@ -227,9 +229,9 @@ def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
 
 def plan(config: RunConfig, ranks: int = 1) -> str:
     """The plan of a resolved config. Embedded and local data are read; a hub data set is left for the run."""
+    from rlkit.assembly.plan import make_plan
     from rlkit.data import load_problems
     from rlkit.engine.models import load_tokenizer
-    from rlkit.plan import make_plan
 
     problems = held_out = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
@@ -245,8 +247,8 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
 def summary(folder: Path) -> str:
     """What came out of a run, in a few lines, and where to look."""
     from rlkit import report
-    from rlkit.tracking import curve
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
+    from rlkit.report import curve
 
     run = RunFolder.open(folder)
     metrics, steps = run.read_metrics(), run.read_config().steps
@@ -265,8 +267,8 @@ def summary(folder: Path) -> str:
 
 def _draw(folder: Path) -> None:
     from rlkit import report
-    from rlkit.tracking import curve
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
+    from rlkit.report import curve
 
     run = RunFolder.open(folder)
     curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
@@ -294,7 +296,7 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     prepare_environment()
     from rlkit.data import prompt_tokens
     from rlkit.engine.models import load_tokenizer
-    from rlkit.tracking.files import RunFolder
+    from rlkit.records.folder import RunFolder
 
     config = RunFolder.open(run).read_config()
     _loading_bars(config)

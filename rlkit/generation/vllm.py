@@ -19,9 +19,9 @@ from torch import Tensor
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces import Completion, Request, Sampler
+from rlkit.generation import check, end_tokens, vllm_cpu
+from rlkit.interfaces.generation import Completion, Request, Sampler
 from rlkit.registry import sampler
-from rlkit.sampling import check, end_tokens, vllm_cpu
 
 
 class VLLMConfig(Section):

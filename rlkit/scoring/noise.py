@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.samples import RewardResult, SampleKey
+from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 Range = tuple[float, float]
 

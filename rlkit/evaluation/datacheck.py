@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rlkit import data, registry, suites
+from rlkit import data, registry
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
-from rlkit.verify import bad_golds
+from rlkit.evaluation import suites
+from rlkit.evaluation.verify import bad_golds
 
 PROMPTS = ("prompt", "problem", "question")
 ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")

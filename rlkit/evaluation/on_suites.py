@@ -16,16 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rlkit import config as configs
-from rlkit import registry, sampling, suites, verify
+from rlkit import generation, registry
+from rlkit.assembly.plan import model_shape
 from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section, resolve_ref
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
+from rlkit.evaluation import suites, verify
 from rlkit.evaluation.metrics import Verdict, measure
 from rlkit.evaluation.responses import Key, Responses, write
-from rlkit.interfaces import Request, Sampler, SamplingParams
-from rlkit.plan import model_shape
-from rlkit.samples import Sample, SampleKey
-from rlkit.suites import LoadedSuite
+from rlkit.evaluation.suites import LoadedSuite
+from rlkit.interfaces.generation import Request, Sampler, SamplingParams
+from rlkit.interfaces.rewards import Sample, SampleKey
 
 
 class EvaluationConfig(Section):
@@ -131,7 +132,7 @@ def _sampler(config: EvaluationConfig) -> PluginRef:
     ref = config.sampler
     if ref.kind == "auto":
         shape = model_shape(config.model)
-        ref = PluginRef(kind=sampling.choose(shape[0] if shape else None)[0])
+        ref = PluginRef(kind=generation.choose(shape[0] if shape else None)[0])
     return resolve_ref("samplers", ref, "sampler")
 
 

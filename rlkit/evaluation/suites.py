@@ -21,8 +21,8 @@ from typing import Any, Literal
 from rlkit import data, registry
 from rlkit.config import DataConfig, PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
+from rlkit.evaluation.verify import bad_golds
 from rlkit.registry import suite
-from rlkit.verify import bad_golds
 
 Row = Mapping[str, Any]
 Loader = Callable[[Path | None], Sequence[Row]]

@@ -18,16 +18,9 @@ from torch import Tensor
 from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.errors import RlkitError
-from rlkit.interfaces import (
-    Completion,
-    Request,
-    RewardResult,
-    Rollout,
-    Sample,
-    SampleKey,
-    Sampler,
-    SamplingParams,
-)
+from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Decoder, Scorer
 
 

@@ -1,0 +1,70 @@
+"""The commands of configs: ls, show, cp, validate, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from rlkit import config as configs
+from rlkit.commands.options import settings_options
+from rlkit.errors import ConfigError, nearest
+
+
+@click.group()
+def config() -> None:
+    """List, show, copy and check configs."""
+
+
+@config.command("ls")
+def config_ls() -> None:
+    """The presets that ship, with their first comment line."""
+    shipped = configs.presets()
+    width = max(map(len, shipped))
+    for name, text in shipped.items():
+        click.echo(f"{name:<{width}}  {text.partition(chr(10))[0].lstrip('# ')}")
+
+
+@config.command("show")
+@click.argument("name")
+def config_show(name: str) -> None:
+    """Print a preset."""
+    click.echo(_preset(name), nl=False)
+
+
+@config.command("cp")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+def config_cp(name: str, file: Path) -> None:
+    """Copy a preset to FILE: it is yours then."""
+    text = _preset(name)
+    if file.exists():
+        raise ConfigError(f"{file} exists already: choose another name, or remove it first")
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from error
+    click.echo(f"{file}: change it as you like, then `rlkit run {file}`")
+
+
+def _preset(name: str) -> str:
+    shipped = configs.presets()
+    if name not in shipped:
+        raise ConfigError(f"no preset {name!r}{nearest(name, shipped)}")
+    return shipped[name]
+
+
+@config.command("validate")
+@settings_options
+def config_validate(settings: configs.RunConfig) -> None:
+    """Check a preset or a YAML file, and print it with every default filled in."""
+    import yaml
+
+    click.echo(yaml.safe_dump(configs.resolve(settings).dump(), sort_keys=False), nl=False)
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the config's JSON schema, with what each field means."""
+    click.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=2))

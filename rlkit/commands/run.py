@@ -1,0 +1,116 @@
+"""The command that trains: run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from rlkit import config as configs
+from rlkit import registry
+from rlkit.commands.options import load, plugins_option, set_option
+from rlkit.errors import ConfigError
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
+@click.option("--algo", metavar="NAME", help="The algorithm: vimpo, grpo, ppo, ... (see `rlkit list`).")
+@set_option
+@plugins_option
+@click.option("--seed", type=int, help="Decides data order, samples and noise.")
+@click.option("--name", help="Name of the run's folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of all runs.  [runs]")
+@click.option("--noise", "noises", multiple=True, metavar="KIND:P", help="Disturb rewards, as in group_flip:0.25.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+def run(
+    words: tuple[str, ...],
+    algo: str | None,
+    overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+    seed: int | None,
+    name: str | None,
+    out: Path | None,
+    noises: tuple[str, ...],
+    resume: Path | None,
+    nproc: int,
+    dry_run: bool,
+) -> None:
+    """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]
+
+    KEY=VALUE is the same as -s KEY=VALUE.
+    """
+    from rlkit.assembly import run as runs
+
+    config, more = _config_and_settings(words)
+    if resume is not None:
+        if name is not None or out is not None:
+            raise ConfigError("--resume goes on in the run's own folder: leave out --name and --out")
+        config = _resumed(resume, config)
+        out, name = resume.resolve().parent, resume.resolve().name
+    # Quoted: values are read as YAML, where a name such as 1 would be a number.
+    shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
+    shortcut = (f"{key}={value}" for key, value in shortcuts.items() if value is not None)
+    settings = load(config, algo, (*overrides, *more, *shortcut), plugins)
+    if resume is None and os.environ.get("WANDB_SWEEP_ID") and (run_id := os.environ.get("WANDB_RUN_ID")):
+        # An agent of wandb's starts one command for many runs, which may differ in what their name leaves out.
+        settings = settings.model_copy(update={"name": f"{settings.run_name}-{run_id}"})
+    if noises:
+        settings = _with_noise(settings, noises)
+    runs.prepare_environment()
+    if dry_run:
+        click.echo(runs.plan(configs.resolve(settings), nproc))
+        return
+    if nproc > 1 and "RANK" not in os.environ:
+        from rlkit.assembly.launch import launch
+
+        configs.resolve(settings)
+        sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
+    folder = runs.train(settings, resume=resume is not None)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(runs.summary(folder))
+
+
+def _config_and_settings(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The first word names the config, unless it is a setting itself; a file's name may hold a `=` too."""
+    left_out = not words or (re.match(r"[\w.]+=", words[0]) is not None and not Path(words[0]).is_file())
+    config, settings = ("embedded", words) if left_out else (words[0], words[1:])
+    for word in settings:
+        if "=" not in word:
+            raise click.UsageError(
+                f"{word!r}: expected KEY=VALUE, as in optimizer.lr=1e-4; only one CONFIG can be given, the first word"
+            )
+    return config, settings
+
+
+def _with_noise(settings: configs.RunConfig, noises: tuple[str, ...]) -> configs.RunConfig:
+    from rlkit.scoring.noise import parse_noise
+
+    registry.load(settings.plugins)
+    parsed = [configs.PluginRef(**parse_noise(noise)) for noise in noises]
+    return settings.model_copy(update={"noise": [*settings.noise, *parsed]})
+
+
+def _resumed(run: Path, config: str) -> str:
+    if config != "embedded":
+        raise ConfigError("--resume takes the config of the run itself: leave CONFIG out, and use -s for changes")
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"--resume {run}: no run is there (no config.yaml)")
+    return str(run / "config.yaml")
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept

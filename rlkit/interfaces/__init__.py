@@ -1,0 +1,1 @@
+"""The contracts: learning.py (algorithms), rewards.py (reward functions; no torch), generation.py (samplers)."""

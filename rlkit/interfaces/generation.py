@@ -1,0 +1,56 @@
+"""The contracts of sampling: what is asked of a sampler, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    max_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Besides the model's own end tokens. The stop token is kept in the completion."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One completion to sample: a prompt as token ids, a seed of its own."""
+
+    prompt_tokens: Sequence[int]
+    seed: int
+    params: SamplingParams
+
+
+@dataclass(kw_only=True, slots=True)
+class Completion:
+    tokens: list[int]
+    """As sampled, the end token included."""
+    logprobs: list[float]
+    """Of the distribution that was drawn from, one a token."""
+    truncated: bool
+    version: int
+    """The policy version of the weights that sampled it."""
+
+
+class Sampler(Protocol):
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yield (index of the request, completion) as they end, so that scoring starts early."""
+        ...
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights (Hugging Face names, whole tensors); later completions carry `version`."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Calling it twice is harmless."""
+        ...

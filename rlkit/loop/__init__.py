@@ -1,0 +1,1 @@
+"""The loop of a run: a rollout in, updates out, and what a checkpoint holds."""
