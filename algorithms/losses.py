@@ -14,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Batch, Metrics, Needs, PolicyLoss, Stat, Targets, TokenStats
+from rlkit.interfaces.learning import Batch, Metrics, Needs, PolicyLoss, Targets, TokenStats
+from rlkit.interfaces.stats import Stat
 from rlkit.ops.masked import masked_mean, masked_sum
 from rlkit.registry import loss
 

@@ -22,7 +22,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Stat, State, Targets, TokenStats
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, State, Targets, TokenStats
+from rlkit.interfaces.stats import Stat
 from rlkit.ops.gae import gae
 from rlkit.ops.masked import group_mean, masked_mean, masked_sum, whiten
 from rlkit.registry import algorithm

@@ -407,7 +407,8 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def build_algorithm(config: RunConfig) -> Algorithm:
     """The Algorithm that `algo`, `advantage` and `loss` describe. ConfigError where they are not one."""
-    from rlkit.interfaces.learning import Algorithm, Stat
+    from rlkit.interfaces.learning import Algorithm
+    from rlkit.interfaces.stats import Stat
 
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
     if not isinstance(algorithm, Algorithm):

@@ -23,9 +23,7 @@ import torch
 from torch import Tensor
 
 from rlkit.interfaces.rewards import SampleKey
-
-Stat = Literal["logprobs", "ref_logprobs", "token_kl", "entropy", "values"]
-"""What a model can say of a token: see `TokenStats`."""
+from rlkit.interfaces.stats import Stat
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, weight), both scalars. Sums and weights are added over micro-batches and ranks; then the

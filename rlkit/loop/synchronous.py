@@ -22,7 +22,8 @@ from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation.collector import Collector, Scored, assemble, describe, disturbed
 from rlkit.interfaces.generation import SamplingParams
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, Stat, State, Targets, TokenStats
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, State, Targets, TokenStats
+from rlkit.interfaces.stats import Stat
 from rlkit.records.folder import RunFolder
 from rlkit.scoring.noise import Noise, apply_noise
 from rlkit.tracking import Tracker

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlkit.interfaces.learning import Stat
+from rlkit.interfaces.stats import Stat
 
 
 def head_stats(

@@ -21,7 +21,8 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.records.folder import RunFolder
-from rlkit.tracking import RunInfo, curve
+from rlkit.report import curve
+from rlkit.tracking import RunInfo
 from rlkit.tracking.console import Console, step_line
 
 
