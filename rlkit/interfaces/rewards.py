@@ -68,6 +68,9 @@ class RewardResult:
     1."""
     parts: dict[str, float] = field(default_factory=dict)
     """Named parts of the value, logged as reward/part/NAME."""
+    token_values: Sequence[float] | None = None
+    """Where the reward comes on the way: each response token's share of the value, which is their sum. None: all of
+    it comes at the end."""
     info: dict[str, Any] = field(default_factory=dict)
     """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
 

@@ -192,7 +192,7 @@ class _Desk:
 
 def _outcome(value: object, reward: RewardFn, name: str, sample: Sample) -> Outcome:
     try:
-        result = checked(value, declared_range(reward), f"reward {name!r} ({named(sample)})")
+        result = checked(value, declared_range(reward), f"reward {name!r} ({named(sample)})", sample)
     except RlkitError as error:
         return Fault(str(error))
     try:
