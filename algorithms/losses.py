@@ -190,18 +190,3 @@ class ClipLoss:
 def clip(config: ClipLossConfig) -> PolicyLoss:
     """PPO's clipped surrogate (1707.06347), with KL, entropy, and GRPO's ways of averaging."""
     return ClipLoss(config)
-
-
-class CispoLossConfig(ClipLossConfig):
-    surrogate: Literal["clip", "cispo"] = "cispo"
-    """The ratio is a clipped weight without gradient on A log pi."""
-    clip_low: Share = 1.0
-    """1: no bound from below, as in the paper."""
-    clip_high: NonNegative = 4.0
-    """A token's weight is at most 1 + clip_high."""
-
-
-@loss("cispo")
-def cispo(config: CispoLossConfig) -> PolicyLoss:
-    """CISPO (2506.13585): clipped importance weights on A log pi, so that no token loses its gradient."""
-    return ClipLoss(config)

@@ -8,8 +8,9 @@ plugin's own model by `resolve`.
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -25,6 +26,7 @@ from pydantic import (
 
 from rlkit import registry
 from rlkit.errors import ConfigError, nearest
+from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 
 if TYPE_CHECKING:
     from rlkit.interfaces.learning import Algorithm
@@ -472,6 +474,8 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
             "samples of a prompt with each other: set it to 2 or more (8 is common)"
         )
+    for ref in resolved.reward:
+        _check_reward(ref.kind)
     needs = algorithm.needs
     assert resolved.reference is not None
     if needs.reference and resolved.reference.kind == "none":
@@ -508,21 +512,35 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
-    """The Algorithm that `algo`, `advantage` and `loss` describe. ConfigError where they are not one."""
+    """The Algorithm that `algo`, `advantage` and `loss` describe.
+
+    Raises ConfigError where they are not one, and for what one of them cannot declare.
+    """
     from rlkit.interfaces.learning import Algorithm
-    from rlkit.interfaces.stats import Stat
 
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
+    algo = f"algorithm {config.algo.kind!r}"
+    advantage, loss = f"the advantage of {algo}", f"the policy loss of {algo}"
     if config.advantage is not None:
         algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
+        advantage = f"advantage {config.advantage.kind!r}"
     if config.loss is not None:
         algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
-    needs, known = algorithm.needs, set(get_args(Stat))
-    if wrong := sorted((needs.old | needs.now | needs.grad) - known):
-        raise ConfigError(f"{config.algo.kind}: needs {wrong[0]!r}, which no model can say{nearest(wrong[0], known)}")
+        loss = f"loss {config.loss.kind!r}"
+    advantage_declaration(algorithm.advantage, advantage)
+    loss_declaration(algorithm.policy_loss, loss)
+    if algorithm.value_loss is not None:
+        loss_declaration(algorithm.value_loss, f"the value loss of {algo}")
     return algorithm
+
+
+def _check_reward(kind: str) -> None:
+    """ConfigError for what a reward cannot declare, as far as it can be told before it is made, which may take long."""
+    factory = registry.find("rewards", kind).factory
+    if inspect.isclass(factory) or "config" not in inspect.signature(factory).parameters:
+        reward_declaration(factory, f"reward {kind!r}")
 
 
 def _whole(path: str | None) -> str | None:

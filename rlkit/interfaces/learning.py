@@ -27,6 +27,12 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from rlkit.interfaces.declarations import (
+    AdvantageDeclaration,
+    LossDeclaration,
+    advantage_declaration,
+    loss_declaration,
+)
 from rlkit.interfaces.rewards import SampleKey
 from rlkit.interfaces.stats import Stat
 
@@ -231,8 +237,7 @@ class Targets(Rows):
 class Advantage(Protocol):
     """Sees the whole optimizer batch over all ranks, and alone may change `state`.
 
-    May carry the attributes `needs: Needs`, `gives: frozenset[str]` (fields of Targets; without it
-    "advantages"), `compares_groups: bool` and `leaves_out_truncated: bool` (without them False): see `Algorithm`.
+    May carry the attributes of an `AdvantageDeclaration`.
     """
 
     def __call__(self, batch: Batch, state: State) -> Targets: ...
@@ -241,15 +246,17 @@ class Advantage(Protocol):
 class PolicyLoss(Protocol):
     """Sees any rows. Additive over sequences: sums, divided only by `batch.n_sequences` or `batch.n_tokens`.
 
-    May carry the attributes `needs: Needs` and `reads: frozenset[str]` (fields of Targets; without it
-    "advantages").
+    May carry the attributes of a `LossDeclaration`.
     """
 
     def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
 
 
 class ValueLoss(Protocol):
-    """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss."""
+    """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss.
+
+    May carry the attributes of a `LossDeclaration`; where it does not say what it reads, that is "returns".
+    """
 
     def __call__(self, values: Tensor, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
 
@@ -272,43 +279,49 @@ class Algorithm:
 
     @property
     def needs(self) -> Needs:
-        parts = [p for p in (self.advantage, self.policy_loss, self.value_loss) if p is not None]
-        needs = Needs()
-        for part in parts:
-            needs = needs | getattr(part, "needs", Needs())
+        needs = self._advantage.needs
+        for loss in self._losses:
+            needs = needs | loss.needs
         return needs
 
     @property
     def compares_groups(self) -> bool:
         """True: a sample is judged against the others of its group, so a group needs two valid ones."""
-        return bool(getattr(self.advantage, "compares_groups", False))
+        return self._advantage.compares_groups
 
     @property
     def leaves_out_truncated(self) -> bool:
         """True: truncated samples are invalid, so they are out of loss, baseline and counts."""
-        return bool(getattr(self.advantage, "leaves_out_truncated", False))
+        return self._advantage.leaves_out_truncated
 
     def keep_group(self, rewards: Sequence[float]) -> bool:
         """Whether a group whose valid samples have these rewards is worth learning from; without a say of the
         advantage, where they are not all equal."""
-        own: Callable[[Sequence[float]], bool] | None = getattr(self.advantage, "keep_group", None)
+        own = self._advantage.keep_group
         return own(rewards) if own is not None else len(set(rewards)) > 1
 
     @property
     def gives(self) -> frozenset[str]:
         """Fields of Targets that the advantage fills."""
-        gives: frozenset[str] = getattr(self.advantage, "gives", frozenset({"advantages"}))
-        return gives
+        return self._advantage.gives
 
     @property
     def reads(self) -> frozenset[str]:
         """Fields of Targets that the losses use, of those that an advantage may fill."""
-        reads: frozenset[str] = getattr(self.policy_loss, "reads", frozenset({"advantages"}))
-        if self.value_loss is not None:
-            reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
-        return reads - {"importance"}
+        return frozenset().union(*(loss.reads for loss in self._losses)) - {"importance"}
 
     @property
     def reads_importance(self) -> bool:
         """True: the policy's loss multiplies its tokens by `Targets.importance`."""
-        return "importance" in getattr(self.policy_loss, "reads", ())
+        return "importance" in self._losses[0].reads
+
+    @property
+    def _advantage(self) -> AdvantageDeclaration:
+        return advantage_declaration(self.advantage, "the advantage")
+
+    @property
+    def _losses(self) -> list[LossDeclaration]:
+        losses = [loss_declaration(self.policy_loss, "the policy loss")]
+        if self.value_loss is not None:
+            losses.append(loss_declaration(self.value_loss, "the value loss", reads=frozenset({"returns"})))
+        return losses

@@ -90,7 +90,7 @@ class Learner:
                 targets.importance = weights[rows]
                 batch = _within(batch, kept[rows])
             with self.time("update"):
-                metrics = self._update(batch, targets, passes.grad, step)
+                metrics = self._update(batch, targets, passes, step)
             if metrics is None:
                 counts["updates/not_finite"] += 1
                 continue
@@ -108,7 +108,7 @@ class Learner:
             )
         return _summarised(logged) | corrected | dict(counts) | {"updates/made": self.policy.updates}, credited
 
-    def _update(self, batch: Batch, targets: Targets, grad: frozenset[Stat], step: int) -> dict[str, float] | None:
+    def _update(self, batch: Batch, targets: Targets, passes: Passes, step: int) -> dict[str, float] | None:
         """One update of what learns in this step. None: it was not finite, and is left out; several in a row end the
         run."""
         metrics: dict[str, float] = {}
@@ -119,7 +119,7 @@ class Learner:
             return value_loss(new.get("values"), batch, targets)
 
         def policy_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
-            if "ref_logprobs" in self.algorithm.needs.grad:
+            if "ref_logprobs" in passes.known:
                 new.ref_logprobs = batch.old.ref_logprobs
             loss, said = self.algorithm.policy_loss(new, batch, targets)
             return loss, said | _movement(new, batch)
@@ -128,7 +128,7 @@ class Learner:
             if self.critic is not None:
                 metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
             if self._policy_learns(step):
-                metrics |= self.policy.update(batch, targets, policy_loss, grad, self.reference)
+                metrics |= self.policy.update(batch, targets, policy_loss, passes.grad, self.reference)
         except NotFiniteError as error:
             self.state.not_finite += 1
             if self.state.not_finite == NOT_FINITE_ALLOWED:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlkit.errors import RlkitError, nearest
+from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
@@ -38,7 +39,7 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
         returned = call(reward, samples, asyncio.run)
     except Exception as error:
         raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
-    declared = declared_range(reward)
+    declared = reward_declaration(reward, f"reward {name!r}").range
     return [
         checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})", sample)
         for i, (value, sample) in enumerate(zip(one_each(returned, name, samples), samples, strict=True), 1)
@@ -53,12 +54,6 @@ def call(reward: RewardFn, samples: Sequence[Sample], run: Callable[[Any], Any])
 
 async def _awaited(returned: Awaitable[object]) -> object:
     return await returned
-
-
-def declared_range(reward: RewardFn) -> tuple[float, float] | None:
-    """The lowest and highest value that the function says it gives."""
-    declared: tuple[float, float] | None = getattr(reward, "range", None)
-    return declared
 
 
 def one_each(returned: object, name: str, samples: Sequence[Sample]) -> Sequence[object]:

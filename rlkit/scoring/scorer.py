@@ -12,8 +12,9 @@ from typing import Any, Self
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
+from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-from rlkit.scoring.checks import declared_range, named, score
+from rlkit.scoring.checks import named, score
 from rlkit.scoring.pool import Pool
 from rlkit.scoring.worker import Fault, Killed, Outcome
 
@@ -33,6 +34,8 @@ class _Part:
     """The kind; kind_2, kind_3, ... where it comes again."""
     weight: float
     function: RewardFn
+    range: tuple[float, float] | None
+    """What it declares."""
     place: int | None
     """In the pool; None: it is called in this process."""
 
@@ -52,7 +55,7 @@ class Scorer:
     verdict `correct` is the first one's. A sample that one of them refuses is refused; one that has no value from
     one of them has none, with that one's status.
 
-    Raises ConfigError for rewards or plugins that cannot be.
+    Raises ConfigError for rewards or plugins that cannot be, and for declarations of theirs that cannot.
     """
 
     def __init__(self, rewards: Sequence[WeightedReward], plugins: Sequence[str], config: ScoringConfig) -> None:
@@ -70,18 +73,19 @@ class Scorer:
             name = reward.kind if kinds[reward.kind] == 1 else f"{reward.kind}_{kinds[reward.kind]}"
             home = registry.find("rewards", reward.kind).factory.__module__
             place: int | None = None
-            if home == "__main__" and not getattr(function, "in_process", False):
+            declared = reward_declaration(function, f"reward {reward.kind!r}")
+            if home == "__main__" and not declared.in_process:
                 warnings.warn(
                     f"reward {reward.kind!r} is defined in __main__, where worker processes cannot import it: it runs "
                     "in the trainer's process, without a deadline. Move it to a file and name that under `plugins`",
                     stacklevel=2,
                 )
-            elif not getattr(function, "in_process", False):
+            elif not declared.in_process:
                 place = len(pooled)
                 pooled.append((reward.kind, reward.options))
                 if not home.startswith("rlkit_plugin_") and home not in homes:
                     homes.append(home)
-            self._parts.append(_Part(name, reward.weight, function, place))
+            self._parts.append(_Part(name, reward.weight, function, declared.range, place))
         self._pool = Pool(pooled, homes, config) if pooled else None
 
     @property
@@ -89,10 +93,9 @@ class Scorer:
         """Lowest and highest value of the weighted sum; None where a reward declares no range."""
         low = high = 0.0
         for part in self._parts:
-            declared = declared_range(part.function)
-            if declared is None:
+            if part.range is None:
                 return None
-            ends = [part.weight * end for end in declared]
+            ends = [part.weight * end for end in part.range]
             low, high = low + min(ends), high + max(ends)
         return low, high
 
