@@ -62,7 +62,7 @@ def test_a_loss_and_an_advantage_can_be_set_by_name() -> None:
 
 
 def test_a_loss_that_reads_what_the_advantage_does_not_give_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reads scores.*does not give"):
+    with pytest.raises(ConfigError, match=r"reads coefs, scores, which.*does not give"):
         configs.resolve(configs.load("embedded", ["advantage=group"], algo="vimpo"))
 
 
