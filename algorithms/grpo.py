@@ -10,6 +10,7 @@ advantages.py, the loss `ClipLoss` in losses.py; all options of both are GRPO's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from rlkit.interfaces.learning import Algorithm
@@ -53,8 +54,8 @@ class DapoConfig(GrpoConfig):
 
 @algorithm("dapo")
 def dapo(config: DapoConfig) -> Algorithm:
-    """DAPO (2503.14476): GRPO with a higher upper clip and a token mean; set `overlong_penalty` for its third part."""
-    return grpo(config)
+    """DAPO (2503.14476): GRPO with a higher upper clip, a token mean, dynamic sampling; see `overlong_penalty`."""
+    return replace(grpo(config), refill=3)
 
 
 class GspoConfig(GrpoConfig):

@@ -498,7 +498,7 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
             "choose another advantage, or an algorithm with a value loss (ppo)"
         )
-    if unread := algorithm.gives - algorithm.reads:
+    if unread := algorithm.gives - algorithm.reads - {"coefs"}:
         raise ConfigError(
             f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
             "reward would be lost: choose an advantage and a loss that fit together"
