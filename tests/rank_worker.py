@@ -233,6 +233,49 @@ def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]
     }
 
 
+def follow(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """A reference behind a policy that makes two updates on each of four rollouts: what it says of some responses
+    before them, while they go on, and after; and what another says that begins from its checkpoint after two.
+
+    `held` are the policy's whole weights at the start and after each update; `adapters` this rank's trained tensors.
+    """
+    from rlkit.engine import checkpoint
+    from rlkit.engine.reference import reference_of
+
+    batch, targets = random_batch(seed)
+
+    def begin() -> tuple[Any, Any]:
+        policy = engine_of(config)
+        return policy, reference_of(policy, config, lambda: engine_of(config, frozen=True))
+
+    def learn(policy: Any, reference: Any) -> None:
+        for _ in range(2):
+            policy.update(batch, targets, logprob_loss)
+            reference.after_update()
+            found["held"].append({name: weight.clone() for name, weight in policy.weights()})
+            found["adapters"].append([tensor.clone() for tensor in policy.local_weights(trained=True)])
+        found["during"].append(reference.logprobs(batch.rollout))
+        found["own"].append(policy.own_logprobs(batch.rollout))
+        reference.after_rollout()
+        found["after"].append(reference.logprobs(batch.rollout))
+
+    policy, reference = begin()
+    found: dict[str, Any] = {"rollout": batch.rollout, "after": [], "during": [], "own": []}
+    found["held"] = [dict(policy.weights())]
+    found["adapters"] = [[tensor.clone() for tensor in policy.local_weights(trained=True)]]
+    found["before"] = reference.logprobs(batch.rollout)
+    for rollout in range(4):
+        learn(policy, reference)
+        if rollout == 1:
+            checkpoint.save(folder, 2, {"policy": policy}, {}, keep=1, reference=reference)
+    straight, found = found, {"after": [], "during": [], "own": [], "held": [], "adapters": []}
+    resumed, again = begin()
+    checkpoint.load(folder / "step-00000002", {"policy": resumed}, again)
+    for _ in range(2):
+        learn(resumed, again)
+    return straight | {"resumed": found}
+
+
 def run(job: str, *args: Any, **kwargs: Any) -> Any:
     torch.set_num_threads(1)
     return globals()[job](*args, **kwargs)

@@ -1,7 +1,7 @@
 """Checkpoints on disk. One is complete or invisible: it is written into a hidden folder and renamed at the end.
 
 checkpoints/step-00000040/
-    model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage
+    model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage, kind of reference
     state.pt        the run's state
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
     reference/      what a moving reference keeps, a file a rank
@@ -52,7 +52,8 @@ def save(
     if distributed.main_rank():
         torch.save(run_state, hidden / "state.pt")
         identity = {name: engine.identity for name, engine in engines.items()}
-        (hidden / "model.json").write_text(json.dumps(identity, indent=1))
+        of = {"engines": identity, "reference": _kind(reference)}
+        (hidden / "model.json").write_text(json.dumps(of, indent=1))
     distributed.barrier()
     if distributed.main_rank():
         if done.exists():
@@ -76,9 +77,14 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
     Raises ConfigError for a checkpoint of another model, number of ranks or ZeRO stage, before anything is loaded.
     """
     try:
-        saved: dict[str, Any] = json.loads((path / "model.json").read_text())
+        of: dict[str, Any] = json.loads((path / "model.json").read_text())
     except FileNotFoundError as error:
         raise RlkitError(f"{path} is no checkpoint: it has no model.json") from error
+    saved = of.get("engines")
+    if saved is None:
+        raise RlkitError(
+            f"checkpoint {path} was made by an older rlkit: resume the run with that one, or begin it anew"
+        )
     if saved.keys() != engines.keys():
         raise ConfigError(
             f"checkpoint {path} holds {', '.join(sorted(saved))}; this run has {', '.join(sorted(engines))}: "
@@ -87,6 +93,11 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
     for name, engine in engines.items():
         if differences := _differences(saved[name], engine.identity):
             raise ConfigError(f"checkpoint {path} is not of this run's {name}:\n  " + "\n  ".join(differences))
+    if of["reference"] != _kind(reference):
+        raise ConfigError(
+            f"checkpoint {path} is of a run with another reference:\n  reference: {of['reference']} in the checkpoint, "
+            f"{_kind(reference)} here"
+        )
     for name, engine in engines.items():
         engine.load(path / name)
     if reference is not None:
@@ -97,6 +108,10 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
         )
     state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True)
     return state
+
+
+def _kind(reference: Reference | None) -> str:
+    return "none" if reference is None else reference.kind
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -155,17 +155,20 @@ class Engine:
             return weight.detach().clone() if self._stage == 3 else weight.detach()
 
     def local_weights(self, trained: bool = False) -> list[Tensor]:
-        """What this rank holds of the weights (of those that learn alone, with `trained`), to be read and written:
-        whole tensors, or under ZeRO-3 its shards, and of a small parameter the whole as well."""
-        found: dict[tuple[int, int], Tensor] = {}
-        for parameter in self._module.parameters():
-            if trained and not parameter.requires_grad:
-                continue
-            shard = [parameter.ds_tensor.data] if hasattr(parameter, "ds_tensor") else []
-            for tensor in (parameter.data, *shard):
-                if tensor.numel():  # with one rank, shard and whole may be one
-                    found.setdefault((tensor.data_ptr(), tensor.numel()), tensor)
-        return list(found.values())
+        """What this rank holds of the weights (of those that learn alone, with `trained`): whole tensors, or under
+        ZeRO-3 its shards. They may be written to; then call `renew`."""
+        parameters: list[Any] = [p for p in self._module.parameters() if p.requires_grad or not trained]
+        return [parameter.ds_tensor.data if self._stage == 3 else parameter.data for parameter in parameters]
+
+    def renew(self) -> None:
+        """Have the next pass see what was written to `local_weights`: ZeRO-3 keeps some weights gathered."""
+        if self._stage == 3:
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+            parameters: list[Any] = list(self._module.parameters())
+            for parameter in parameters:
+                if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+                    parameter.partition()
 
     def update(
         self,
@@ -306,19 +309,17 @@ class Engine:
     @contextlib.contextmanager
     def perturbed(self) -> Iterator[None]:
         """Every parameter a tenth larger or smaller, as its name decides, for as long as the context lasts."""
-        kept = []
-        for name, parameter in self._module.named_parameters():
-            factor = 1.1 if zlib.crc32(name.encode()) % 2 else 0.9
-            # Under ZeRO-3 this rank's shard, and for a small parameter the whole as well.
-            tensors = [parameter.data, *([parameter.ds_tensor.data] if hasattr(parameter, "ds_tensor") else [])]
-            for tensor in tensors:
-                kept.append((tensor, tensor.to("cpu", copy=True)))
-                tensor.mul_(factor)
+        names = [name for name, _ in self._module.named_parameters()]
+        kept = [tensor.to("cpu", copy=True) for tensor in self.local_weights()]
+        for name, tensor in zip(names, self.local_weights(), strict=True):
+            tensor.mul_(1.1 if zlib.crc32(name.encode()) % 2 else 0.9)
+        self.renew()
         try:
             yield
         finally:
-            for tensor, before in reversed(kept):  # the two of a parameter may be one
+            for tensor, before in zip(self.local_weights(), kept, strict=True):
                 tensor.copy_(before)
+            self.renew()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.

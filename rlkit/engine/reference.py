@@ -30,6 +30,11 @@ from rlkit.interfaces.stats import Stat
 class Reference(Protocol):
     """What the policy is compared with. Every method is collective: call it on all ranks alike."""
 
+    @property
+    def kind(self) -> str:
+        """As the config's `reference.kind` says it."""
+        ...
+
     def hidden_states(self, place: Mapping[str, Tensor]) -> Tensor:
         """[N, d'] states that predict the N tokens of a micro-batch (see `place_rows`)."""
         ...
@@ -70,6 +75,8 @@ class Model(Protocol):
 
     def local_weights(self, trained: bool = False) -> list[Tensor]: ...
 
+    def renew(self) -> None: ...
+
 
 COMPARED: frozenset[Stat] = frozenset({"ref_logprobs", "token_kl"})
 """Statistics that need a reference."""
@@ -98,6 +105,8 @@ def check_reference(want: frozenset[Stat], reference: Reference | None) -> None:
 
 class FrozenModel:
     """A model of its own that never changes."""
+
+    kind = "frozen"
 
     def __init__(self, engine: Model) -> None:
         self._engine = engine
@@ -142,6 +151,7 @@ class MovingModel(FrozenModel):
 
     def __init__(self, engine: Model, policy: Model, movement: AverageReference | CopyReference) -> None:
         super().__init__(engine)
+        self.kind = movement.kind
         self._follower = Follower(movement, policy.local_weights, engine.local_weights)
 
     def after_update(self) -> None:
@@ -149,12 +159,17 @@ class MovingModel(FrozenModel):
 
     def after_rollout(self) -> None:
         self._follower.after_rollout()
+        self._renew()
 
     def save(self, folder: Path) -> None:
         self._follower.save(folder)
 
     def load(self, folder: Path) -> None:
         self._follower.load(folder)
+        self._renew()
+
+    def _renew(self) -> None:
+        self._engine.renew()
 
 
 class MovingAdapters(MovingModel):
@@ -162,6 +177,7 @@ class MovingAdapters(MovingModel):
 
     def __init__(self, policy: Model, movement: AverageReference | CopyReference) -> None:
         FrozenModel.__init__(self, policy)
+        self.kind = movement.kind
         self._ours = [tensor.clone() for tensor in policy.local_weights(trained=True)]
         self._follower = Follower(movement, self._theirs, lambda: self._ours)
 
@@ -185,15 +201,17 @@ class MovingAdapters(MovingModel):
         before = [tensor.clone() for tensor in trained]
         for tensor, ours in zip(trained, self._ours, strict=True):
             tensor.copy_(ours)
+        self._engine.renew()
         try:
             yield
         finally:
             for tensor, kept in zip(trained, before, strict=True):
                 tensor.copy_(kept)
+            self._engine.renew()
 
 
 Weights = Callable[[], Sequence[Tensor]]
-"""What a rank holds of a model's weights. Called anew each time: ZeRO-3 puts new tensors in their place."""
+"""What a rank holds of a model's weights, as `local_weights` gives it."""
 
 
 class Follower:
