@@ -467,8 +467,7 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
         batch = resolved.batch.model_copy(update={"refill": RefillConfig(limit=algorithm.refill)})
         resolved = resolved.model_copy(update={"batch": batch})
     if resolved.reference is None:
-        reference: Any = TypeAdapter(Reference).validate_python(dict(algorithm.reference))
-        resolved = resolved.model_copy(update={"reference": reference})
+        resolved = resolved.model_copy(update={"reference": _own_reference(algorithm, resolved.algo.kind)})
     if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
         raise ConfigError(
             f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
@@ -509,6 +508,14 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             "choose an advantage and a loss that fit together"
         )
     return resolved, algorithm
+
+
+def _own_reference(algorithm: Algorithm, name: str) -> Reference:
+    try:
+        found: Reference = TypeAdapter(Reference).validate_python(dict(algorithm.reference))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: its `reference` {dict(algorithm.reference)} cannot be: {error}") from error
+    return found
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:

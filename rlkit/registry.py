@@ -286,16 +286,19 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
     """One sentence for each mistake: the key, where it stands, and what to do."""
     lines = []
     for item in error.errors():
-        path = [str(part) for part in item["loc"]]
+        inside, path = _walked(model, item["loc"])
         if where:
             path.insert(0, where)
         if item["type"] == "extra_forbidden":
-            inside = _model_at(model, item["loc"][:-1])
             known = inside.model_fields if inside else {}
             place = f"in {'.'.join(path[:-1])!r}" if path[:-1] else "at the top level"
             lines.append(f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}")
         elif item["type"] == "missing" and path[-1] == "kind":
             lines.append(f"{'.'.join(path)!r} is missing: name the plugin whose options these are")
+        elif item["type"] == "union_tag_invalid":
+            tags = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
+            tag = item["ctx"]["tag"]
+            lines.append(f"{'.'.join(path)!r}: there is no {tag!r}{nearest(tag, tags)}")
         elif item["type"] == "missing":
             lines.append(f"{'.'.join(path)!r} is missing: it has no default")
         elif item["type"] == "value_error":
@@ -313,17 +316,30 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
     return "\n".join(lines)
 
 
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    for part in path:
-        if isinstance(part, int):
+def _walked(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The model that holds the last part of an error's location, and the location as a user writes it: pydantic puts
+    the kind of a section that has several into it."""
+    path: list[str] = []
+    among: list[type[BaseModel]] = []
+    for at, part in enumerate(location):
+        tagged = [each for each in among if "kind" in each.model_fields and each.model_fields["kind"].default == part]
+        if tagged and (model is None or part not in model.model_fields):
+            model, among = tagged[0], []
+            continue
+        path.append(str(part))
+        if isinstance(part, int) or model is None or at == len(location) - 1:
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = [annotation, *typing.get_args(annotation)]
-        models = [c for c in candidates if inspect.isclass(c) and issubclass(c, BaseModel)]
-        if not models:
-            return None
-        model = models[0]
-    return model
+        among = [each for each in _members(annotation) if inspect.isclass(each) and issubclass(each, BaseModel)]
+        model = among[0] if among else None
+    return model, path
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The annotation and all that its unions, lists and Annotated are made of."""
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _members(inner)
 
 
 def _singular(kind: Kind) -> str:

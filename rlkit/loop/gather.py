@@ -85,6 +85,7 @@ class Gatherer:
             metrics = {
                 "refill/rounds": float(rounds),
                 "refill/groups_drawn": float(len({_group(s) for s in scored})),
+                "refill/groups": float(kept),
                 "refill/groups_missing": float(wanted - kept),
             }
         return Gathered(scored, rewards, [_group(s) in useless for s in scored], first, dict(seconds), metrics)

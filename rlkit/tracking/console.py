@@ -73,6 +73,9 @@ def step_line(metrics: Mapping[str, float], short: bool = False) -> str:
     parts = [form.format(metrics[name]) for name, form in shown.items() if form and name in metrics]
     if metrics.get("samples/no_value"):
         parts.append(f"{metrics['samples/no_value']:.0f} without reward")
+    if missing := metrics.get("refill/groups_missing"):
+        groups = metrics["refill/groups"]
+        parts.append(f"{groups:.0f} of {groups + missing:.0f} groups")
     if "throughput/tokens_per_s" in metrics:
         parts.append(f"{_thousands(metrics['throughput/tokens_per_s'])} tok/s")
     if "time/step_s" in metrics and not short:
