@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 import typing
@@ -38,13 +39,29 @@ def _rows(model: type[BaseModel], prefix: str = "", defaults: BaseModel | None =
     """`defaults`: a section's default where it differs from its class's own."""
     for name, field in model.model_fields.items():
         default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
-        section = next((part for part in _parts(field.annotation) if _is_section(part)), None)
+        sections = [part for part in _parts(field.annotation) if _is_section(part)]
+        if len(sections) > 1:
+            yield _row(prefix + name, field, _yaml(default))
+            for kind in sections:
+                yield from _rows_of_a_kind(kind, f"{prefix}{name}.")
+            continue
+        section = next(iter(sections), None)
         if section is None or not isinstance(default, BaseModel):
             required = field.is_required() and defaults is None
             if section is None or not required:
                 yield _row(prefix + name, field, None if required else _yaml(default))
         if section is not None:
             yield from _rows(section, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
+
+
+def _rows_of_a_kind(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Of a section that is one of several: what its rows are for is said first."""
+    kind = section.model_fields["kind"].default
+    for name, field in section.model_fields.items():
+        if name != "kind":
+            said = copy.copy(field)
+            said.description = f"{kind}: {field.description}"
+            yield _row(prefix + name, said, None if field.is_required() else _yaml(field.default))
 
 
 def _row(key: str, field: FieldInfo, default: str | None) -> str:

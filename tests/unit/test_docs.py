@@ -63,6 +63,7 @@ def test_the_table_of_settings_is_the_code_s(table_tool: ModuleType) -> None:
     ("page", "kind", "name"),
     [
         ("algorithms.md", "algorithms", "vimpo"),
+        ("algorithms.md", "algorithms", "vimpo_auto"),
         ("algorithms.md", "algorithms", "grpo"),
         ("algorithms.md", "algorithms", "ppo"),
         ("configuration.md", "samplers", "vllm"),
@@ -143,6 +144,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "page",
     [
         "getting-started.md",
+        "around-the-algorithm.md",
         "configuration.md",
         "sweeps.md",
         "writing-a-reward.md",
