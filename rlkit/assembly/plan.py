@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit.config import ModelConfig, RewardRef, RunConfig
 from rlkit.interfaces.learning import Algorithm
+from rlkit.wording import counted, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.data import ProblemSet
@@ -63,14 +64,14 @@ def make_plan(
         ),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}",
-        "updates": f"{_plural(batch.minibatches, 'minibatch', 'es')} x {_plural(batch.epochs, 'epoch')} = "
+        "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
         f"{config.steps * config.updates_per_step} updates",
         "passes": _passes(algorithm, config.updates_per_step),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
-        "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {ranks} rank{'s' if ranks > 1 else ''}, micro-batches "
+        "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
         f"of {batch.tokens_per_microbatch} tokens, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
         "memory": _memory(config, algorithm, ranks),
         "sampler": f"{kind} ({why})",
@@ -86,10 +87,6 @@ def _weighted(ref: RewardRef) -> str:
     return said if ref.weight == 1 else f"{ref.weight:g} x {said}"
 
 
-def _plural(count: int, noun: str, ending: str = "s") -> str:
-    return f"{count} {noun}{ending if count > 1 else ''}"
-
-
 def _with_options(kind: str, options: dict[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
     return f"{kind} ({said})" if said else kind
@@ -97,14 +94,7 @@ def _with_options(kind: str, options: dict[str, Any]) -> str:
 
 def _size(model: ModelConfig) -> str:
     shape = model_shape(model)
-    return _count(shape[0]) + " parameters" if shape else "size unknown (its config is not on this machine)"
-
-
-def _count(n: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"
+    return thousands(shape[0]) + " parameters" if shape else "size unknown (its config is not on this machine)"
 
 
 def _adapter(model: ModelConfig) -> str:
@@ -155,15 +145,7 @@ def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
     total += weights if algorithm.value_loss else 0
     # Measured peaks: 5 times the float32 logits in a pass with exact KL, 6 with gradient.
     logits = config.batch.tokens_per_microbatch * vocabulary * 4 * 6
-    return (
-        f"about {size_text(total)} for weights, gradients and optimizer, up to {size_text(logits)} for logits, "
-        "on each rank"
-    )
-
-
-def size_text(n: float) -> str:
-    """Bytes for people: `210 MiB`, `1.3 GiB`."""
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+    return f"about {size(total)} for weights, gradients and optimizer, up to {size(logits)} for logits, on each rank"
 
 
 def _evaluation(config: RunConfig, held_out: ProblemSet | None) -> str:

@@ -10,7 +10,6 @@ checkpoints/step-00000040/
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.records.checkpoints import MODEL, complete, path_of
+from rlkit.records.checkpoints import latest as latest
 
 
 def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dict[str, Any], keep: int) -> Path:
@@ -28,7 +29,7 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     `engines` are the trained ones by name, "policy" among them; `trainer_state` is made of plain data and tensors.
     The folder is on a disk that all ranks see.
     """
-    done = folder / f"step-{step:08d}"
+    done = path_of(folder, step)
     hidden = folder / f".{done.name}"
     if distributed.main_rank():
         for leftover in folder.glob(".step-*"):
@@ -37,7 +38,7 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     distributed.barrier()
     for name, engine in engines.items():
         engine.save(hidden / name)
-    engines["policy"].export(hidden / "hf")
+    engines["policy"].export(hidden / MODEL)
     if distributed.main_rank():
         torch.save(trainer_state, hidden / "trainer.pt")
         identity = {name: engine.identity for name, engine in engines.items()}
@@ -47,16 +48,10 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
         if done.exists():
             _remove(done)
         hidden.rename(done)
-        for old in _complete(folder)[:-keep]:
+        for old in complete(folder)[:-keep]:
             _remove(old)
     distributed.barrier()
     return done
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder; None where there is none."""
-    found = _complete(folder)
-    return found[-1] if found else None
 
 
 def load(path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
@@ -80,13 +75,6 @@ def load(path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
         engine.load(path / name)
     state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=True)
     return state
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if re.fullmatch(r"step-\d{8,}", child.name))
 
 
 def _remove(path: Path) -> None:
