@@ -127,6 +127,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "page",
     [
         "getting-started.md",
+        "reading-a-run.md",
         "configuration.md",
         "sweeps.md",
         "writing-a-reward.md",
