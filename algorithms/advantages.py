@@ -1,4 +1,4 @@
-"""Advantages: against the group (GRPO, RLOO) and by a critic (GAE)."""
+"""Advantages: against the group (GRPO and its descendants) and by a critic (GAE)."""
 
 from __future__ import annotations
 
@@ -79,20 +79,7 @@ class GroupAdvantage:
 
 @advantage("group")
 def group(config: GroupConfig) -> Advantage:
-    """GRPO's (2402.03300): reward less the group's mean, over its standard deviation."""
-    return GroupAdvantage(config)
-
-
-class RlooConfig(GroupConfig):
-    baseline: Literal["mean", "leave_one_out"] = "leave_one_out"
-    """The mean reward of the group's other members."""
-    divide_by_std: bool = False
-    """REINFORCE with a baseline has no such division."""
-
-
-@advantage("rloo")
-def rloo(config: RlooConfig) -> Advantage:
-    """RLOO's (2402.14740): reward less the mean of the group's other members."""
+    """GRPO's (2402.03300): reward less the group's mean, over its standard deviation; RLOO's by its options."""
     return GroupAdvantage(config)
 
 

@@ -10,13 +10,14 @@ advantages.py, the loss `ClipLoss` in losses.py; all options of both are GRPO's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from rlkit.interfaces.learning import Algorithm
 from rlkit.registry import algorithm
 
-from .advantages import GroupAdvantage, GroupConfig, RlooConfig
-from .losses import Aggregation, CispoLossConfig, ClipLoss, ClipLossConfig, NonNegative, Share
+from .advantages import GroupAdvantage, GroupConfig
+from .losses import Aggregation, ClipLoss, ClipLossConfig, NonNegative, Share
 
 
 class GrpoConfig(GroupConfig, ClipLossConfig):
@@ -53,8 +54,8 @@ class DapoConfig(GrpoConfig):
 
 @algorithm("dapo")
 def dapo(config: DapoConfig) -> Algorithm:
-    """DAPO (2503.14476): GRPO with a higher upper clip and a token mean; set `overlong_penalty` for its third part."""
-    return grpo(config)
+    """DAPO (2503.14476): GRPO with a higher upper clip, a token mean, dynamic sampling; see `overlong_penalty`."""
+    return replace(grpo(config), refill=3)
 
 
 class GspoConfig(GrpoConfig):
@@ -72,7 +73,13 @@ def gspo(config: GspoConfig) -> Algorithm:
     return grpo(config)
 
 
-class CispoConfig(CispoLossConfig, GrpoConfig):
+class CispoConfig(GrpoConfig):
+    surrogate: Literal["clip", "cispo"] = "cispo"
+    """The ratio is a clipped weight without gradient on A log pi."""
+    clip_low: Share = 1.0
+    """1: no bound from below, as in the paper."""
+    clip_high: NonNegative = 4.0
+    """A token's weight is at most 1 + clip_high."""
     aggregation: Aggregation = "token_mean"
     """Every token weighs the same."""
 
@@ -83,12 +90,16 @@ def cispo(config: CispoConfig) -> Algorithm:
     return grpo(config)
 
 
-class RlooAlgorithmConfig(RlooConfig, GrpoConfig):
+class RlooConfig(GrpoConfig):
+    baseline: Literal["mean", "leave_one_out"] = "leave_one_out"
+    """The mean reward of the group's other members."""
+    divide_by_std: bool = False
+    """REINFORCE with a baseline has no such division."""
     aggregation: Aggregation = "sequence_sum"
     """The whole response is one action: its log-prob is the sum over its tokens."""
 
 
 @algorithm("rloo")
-def rloo(config: RlooAlgorithmConfig) -> Algorithm:
+def rloo(config: RlooConfig) -> Algorithm:
     """RLOO (2402.14740): REINFORCE with the mean of the group's other members as baseline."""
     return grpo(config)

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlkit.config import Section
 from rlkit.interfaces.learning import Batch, Metrics, Needs, PolicyLoss, Targets, TokenStats
 from rlkit.interfaces.stats import Stat
+from rlkit.ops.kl import LOG_RATIO_LIMIT, k2, k3
 from rlkit.ops.masked import masked_mean, masked_sum
 from rlkit.registry import loss
 
@@ -23,9 +24,6 @@ Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 Estimator = Literal["k2", "k3", "exact"]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-LOG_RATIO_LIMIT = 20.0
-"""exp(20) is 5e8: large enough to be clipped by anything, small enough to be squared in float32."""
 
 
 def log_ratios(new: TokenStats, batch: Batch, level: Literal["token", "sequence"] = "token") -> Tensor:
@@ -72,16 +70,16 @@ def cispo_surrogate(
 
 
 def reference_kl(estimator: Estimator, stats: TokenStats, reference: TokenStats, mask: Tensor) -> Tensor:
-    """KL(pi || pi_ref) of each token in nats, [b, T], 0 outside `mask`: exact, or from the token that was drawn.
+    """KL(pi || pi_ref) of each token in nats, [b, T], 0 outside `mask`: exact, or an estimate from the token drawn
+    (`rlkit.ops.kl`).
 
-    With x = log pi - log pi_ref: k2 = x^2 / 2, k3 = exp(-x) - 1 + x. `stats` speaks of pi, `reference` has
+    `stats` speaks of pi, `reference` has
     `ref_logprobs` (not needed for exact).
     """
     if estimator == "exact":
         return torch.where(mask, stats.get("token_kl"), 0.0)
     x = torch.where(mask, stats.get("logprobs") - reference.get("ref_logprobs"), 0.0)
-    x = x.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return x**2 / 2 if estimator == "k2" else torch.expm1(-x) + x
+    return k2(x) if estimator == "k2" else k3(x)
 
 
 def aggregate(x: Tensor, batch: Batch, how: Aggregation = "token_mean", constant: float = 1.0) -> Tensor:
@@ -147,7 +145,7 @@ class ClipLoss:
     """Surrogate + kl_coef * KL - entropy_coef * entropy, all three aggregated in one way."""
 
     config: ClipLossConfig
-    reads: ClassVar[frozenset[str]] = frozenset({"advantages"})
+    reads: ClassVar[frozenset[str]] = frozenset({"advantages", "importance"})
 
     @property
     def needs(self) -> Needs:
@@ -191,19 +189,4 @@ class ClipLoss:
 @loss("clip")
 def clip(config: ClipLossConfig) -> PolicyLoss:
     """PPO's clipped surrogate (1707.06347), with KL, entropy, and GRPO's ways of averaging."""
-    return ClipLoss(config)
-
-
-class CispoLossConfig(ClipLossConfig):
-    surrogate: Literal["clip", "cispo"] = "cispo"
-    """The ratio is a clipped weight without gradient on A log pi."""
-    clip_low: Share = 1.0
-    """1: no bound from below, as in the paper."""
-    clip_high: NonNegative = 4.0
-    """A token's weight is at most 1 + clip_high."""
-
-
-@loss("cispo")
-def cispo(config: CispoLossConfig) -> PolicyLoss:
-    """CISPO (2506.13585): clipped importance weights on A log pi, so that no token loses its gradient."""
     return ClipLoss(config)

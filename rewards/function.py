@@ -93,7 +93,7 @@ class Function:
         if why := misfit(signature, config.style, config.kwargs):
             raise ConfigError(f"reward function {name}{signature} does not fit: {why}")
         self.range = config.range or getattr(function, "range", None)
-        self.in_process = bool(getattr(function, "in_process", False))
+        self.in_process = getattr(function, "in_process", False)
         # One event loop for all calls, so that a client the function keeps stays usable.
         self._call = Adapter(
             function, f"reward function {name}", config.style, config.chat, config.kwargs, asyncio.Runner()

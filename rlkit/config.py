@@ -8,14 +8,25 @@ plugin's own model by `resolve`.
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rlkit import registry
 from rlkit.errors import ConfigError, nearest
+from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 
 if TYPE_CHECKING:
     from rlkit.interfaces.learning import Algorithm
@@ -125,6 +136,9 @@ class BatchConfig(Section):
     """Times each rollout is gone through."""
     tokens_per_microbatch: Positive = 16384
     """Padded tokens, prompts included, of one forward pass on one rank: lower it where memory runs out."""
+    refill: RefillConfig | None = None
+    """Replace groups that teach nothing, such as those whose rewards are all equal. None: as the algorithm's paper has
+    it (dapo: limit 3, others: off)."""
 
     @model_validator(mode="after")
     def _cut(self) -> Self:
@@ -162,6 +176,62 @@ class CriticConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
 
 
+class FrozenReference(Section):
+    """What the policy began as."""
+
+    kind: Literal["frozen"] = "frozen"
+
+
+class NoReference(Section):
+    """None is kept; an algorithm that compares with one is refused."""
+
+    kind: Literal["none"] = "none"
+
+
+class AverageReference(Section):
+    """A running mean of the policy's weights: ref <- decay * ref + (1 - decay) * policy."""
+
+    kind: Literal["average"] = "average"
+    decay: Decay = 0.8
+    """Weight of the past. 0: the policy itself."""
+    by: Literal["rollout", "update"] = "rollout"
+    """When the mean takes a step. What the policy is compared with moves between rollouts alone."""
+    keep_on: Literal["device", "host"] = "device"
+    """Where the mean's float32 weights are kept."""
+
+
+class CopyReference(Section):
+    """The policy as it was some rollouts ago."""
+
+    kind: Literal["copy"] = "copy"
+    every: Positive
+    """Rollouts after which the policy is copied."""
+
+
+Reference = Annotated[
+    FrozenReference | NoReference | AverageReference | CopyReference,
+    Field(discriminator="kind"),
+    BeforeValidator(_as_ref, json_schema_input_type=str | dict[str, Any]),
+]
+
+
+class CorrectionConfig(Section):
+    """Weights for the difference between what samples were drawn from and the weights that learn from them."""
+
+    level: Literal["token", "sequence"] = "token"
+    """One weight a token, pi_old / pi_sampler; or one a sequence, the product of its tokens'."""
+    mode: Literal["truncate", "mask"] = "truncate"
+    """truncate: weights above `limit` are set to it. mask: what is above it, or below 1 / limit, is left out."""
+    limit: Annotated[float, Field(gt=1)] = 2.0
+
+
+class RefillConfig(Section):
+    """Dynamic sampling (DAPO, arXiv 2503.14476): groups that teach nothing are replaced by groups of other prompts."""
+
+    limit: Annotated[int, Field(ge=0)] = 3
+    """Times in a step; then it goes on with what there is. 0: off."""
+
+
 class EngineConfig(Section):
     """DeepSpeed."""
 
@@ -181,23 +251,19 @@ class SamplingConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Log-probs of policy and reference are of this temperature too."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Only 1, while nothing corrects for what it cuts off."""
+    """1: the whole distribution. Less needs a `correction`."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Only 0, for the same reason."""
+    """0: all tokens. Less needs a `correction`."""
     stop: list[str] = []
     """Texts that end a response; each must be one token of the model's vocabulary."""
     check_every: Annotated[int, Field(ge=0)] = 50
     """After the first sync and every so many, the sampler's log-probs are held against the trainer's; 0: only
     the first."""
 
-    @model_validator(mode="after")
-    def _whole_distribution(self) -> Self:
-        if self.top_p < 1 or self.top_k > 0:
-            raise ValueError(
-                "top_p below 1 or top_k above 0 in training: the log-probs of the loss would be of another "
-                "distribution than was drawn from. Set top_p: 1.0 and top_k: 0; evaluation has settings of its own"
-            )
-        return self
+    @property
+    def truncated(self) -> bool:
+        """Some tokens cannot be drawn."""
+        return self.top_p < 1 or self.top_k > 0
 
 
 class ScoringConfig(Section):
@@ -263,6 +329,11 @@ class RunConfig(Section):
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     critic: CriticConfig = CriticConfig()
+    reference: Reference | None = None
+    """What the policy is compared with: frozen, none, average or copy. None: as the algorithm has it (vimpo_auto:
+    average; others: frozen). It is kept where the algorithm needs one."""
+    correction: CorrectionConfig | None = None
+    """Weights the loss's tokens where sampler and learner differ; None: they are taken as equal."""
     engine: EngineConfig = EngineConfig()
     sampler: Ref = PluginRef(kind="auto")
     """vllm or transformers; auto: vLLM where it is installed and pays."""
@@ -276,6 +347,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.sampling.truncated and self.correction is None:
+            raise ValueError(
+                "sampling.top_p below 1 or sampling.top_k above 0: samples come from another distribution than the "
+                "loss speaks of. Set correction: {} to weigh them for that, or top_p: 1.0 and top_k: 0; evaluation has "
+                "settings of its own"
+            )
         if self.model.dtype == "bfloat16" and self.engine.zero_stage == 0:
             raise ValueError(
                 "engine.zero_stage 0 with model.dtype bfloat16: DeepSpeed's first update is wrong there "
@@ -351,10 +428,15 @@ def load(
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Load the plugins the config names, fill in their options' defaults, and check that all fits together.
+    """The config with its plugins loaded, their options' defaults filled in, and checked that all fits together.
 
     Raises ConfigError. Loads no model and no data.
     """
+    return resolve_with_algorithm(config)[0]
+
+
+def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
+    """`resolve`, and the algorithm that was built to check the config against it."""
     # Whole paths, so that the run can be resumed from another folder.
     places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}
     plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
@@ -381,18 +463,42 @@ def resolve(config: RunConfig) -> RunConfig:
         changes["sampler"] = resolve_ref("samplers", config.sampler, "sampler")
     resolved = config.model_copy(update=changes)
     algorithm = build_algorithm(resolved)
+    if resolved.batch.refill is None:
+        batch = resolved.batch.model_copy(update={"refill": RefillConfig(limit=algorithm.refill)})
+        resolved = resolved.model_copy(update={"batch": batch})
+    if resolved.reference is None:
+        reference: Any = TypeAdapter(Reference).validate_python(dict(algorithm.reference))
+        resolved = resolved.model_copy(update={"reference": reference})
     if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
         raise ConfigError(
             f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
             "samples of a prompt with each other: set it to 2 or more (8 is common)"
         )
+    for ref in resolved.reward:
+        _check_reward(ref.kind)
     needs = algorithm.needs
+    assert resolved.reference is not None
+    if needs.reference and resolved.reference.kind == "none":
+        raise ConfigError(
+            f"reference: none, but {resolved.algo.kind} compares the policy with one: leave it out (frozen), or choose "
+            "an algorithm or options that need none"
+        )
+    if not needs.reference and resolved.reference.kind in ("average", "copy"):
+        raise ConfigError(
+            f"reference: {resolved.reference.kind}, but {resolved.algo.kind} as set here compares with no reference: "
+            "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
+        )
+    if resolved.correction is not None and not algorithm.reads_importance:
+        raise ConfigError(
+            f"correction: the loss of {resolved.algo.kind} does not read `importance`, so nothing would be corrected: "
+            "leave it out, or have the loss multiply its tokens by targets.importance and name it in `reads`"
+        )
     if "values" in needs.old | needs.now and algorithm.value_loss is None:
         raise ConfigError(
             f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
             "choose another advantage, or an algorithm with a value loss (ppo)"
         )
-    if unread := algorithm.gives - algorithm.reads:
+    if unread := algorithm.gives - algorithm.reads - {"coefs"}:
         raise ConfigError(
             f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
             "reward would be lost: choose an advantage and a loss that fit together"
@@ -402,25 +508,39 @@ def resolve(config: RunConfig) -> RunConfig:
             f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
             "choose an advantage and a loss that fit together"
         )
-    return resolved
+    return resolved, algorithm
 
 
 def build_algorithm(config: RunConfig) -> Algorithm:
-    """The Algorithm that `algo`, `advantage` and `loss` describe. ConfigError where they are not one."""
+    """The Algorithm that `algo`, `advantage` and `loss` describe.
+
+    Raises ConfigError where they are not one, and for what one of them cannot declare.
+    """
     from rlkit.interfaces.learning import Algorithm
-    from rlkit.interfaces.stats import Stat
 
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
     if not isinstance(algorithm, Algorithm):
         raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
+    algo = f"algorithm {config.algo.kind!r}"
+    advantage, loss = f"the advantage of {algo}", f"the policy loss of {algo}"
     if config.advantage is not None:
         algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
+        advantage = f"advantage {config.advantage.kind!r}"
     if config.loss is not None:
         algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
-    needs, known = algorithm.needs, set(get_args(Stat))
-    if wrong := sorted((needs.old | needs.now | needs.grad) - known):
-        raise ConfigError(f"{config.algo.kind}: needs {wrong[0]!r}, which no model can say{nearest(wrong[0], known)}")
+        loss = f"loss {config.loss.kind!r}"
+    advantage_declaration(algorithm.advantage, advantage)
+    loss_declaration(algorithm.policy_loss, loss)
+    if algorithm.value_loss is not None:
+        loss_declaration(algorithm.value_loss, f"the value loss of {algo}")
     return algorithm
+
+
+def _check_reward(kind: str) -> None:
+    """ConfigError for what a reward cannot declare, as far as it can be told before it is made, which may take long."""
+    factory = registry.find("rewards", kind).factory
+    if inspect.isclass(factory) or "config" not in inspect.signature(factory).parameters:
+        reward_declaration(factory, f"reward {kind!r}")
 
 
 def _whole(path: str | None) -> str | None:

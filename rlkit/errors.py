@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class RlkitError(Exception):
@@ -29,3 +33,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return "; did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "; known: " + ", ".join(names) if names else ""
+
+
+def origin(thing: Any) -> str:
+    """Where a function, or the class of an object, was written: module:name and file, with the line of a function."""
+    inner = inspect.unwrap(thing)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    inner = inner if hasattr(inner, "__qualname__") else type(inner)
+    code = getattr(inner, "__code__", None)
+    file = code.co_filename if code else getattr(sys.modules.get(inner.__module__), "__file__", "?")
+    line = f":{code.co_firstlineno}" if code else ""
+    return f"{inner.__module__}:{inner.__qualname__} ({file}{line})"

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, ValidationError, create_model
 
-from rlkit.errors import ConfigError, nearest
+from rlkit.errors import ConfigError, nearest, origin
 
 Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -57,7 +57,22 @@ class Plugin:
 
     @functools.cached_property
     def options(self) -> type[BaseModel]:
-        """The pydantic model of its options. Unknown keys are refused."""
+        """The pydantic model of its options. Unknown keys are refused.
+
+        Raises ConfigError where an option has a name that the config needs for itself.
+        """
+        model = self._options()
+        taken = {"kind": "names the plugin"}
+        if self.kind == "rewards":
+            taken["weight"] = "is the reward's share in the sum of several"
+        for key in sorted(taken.keys() & set(_keys(model))):
+            raise ConfigError(
+                f"{_singular(self.kind)} {self.name!r}, {self.origin}: it has an option {key!r}, which no config could "
+                f"set, for there {key!r} {taken[key]}. Rename the option"
+            )
+        return model
+
+    def _options(self) -> type[BaseModel]:
         signature = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
         hints = typing.get_type_hints(signature, include_extras=True)
         config = hints.get("config")
@@ -76,20 +91,21 @@ class Plugin:
         return create_model(f"{self.name}_options", __config__=ConfigDict(extra="forbid"), **fields)
 
 
+def _keys(model: type[BaseModel]) -> Iterator[str | int]:
+    """The names under which its fields are given, aliases among them."""
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        for key in (name, *(alias.choices if isinstance(alias, AliasChoices) else [alias])):
+            if key is not None:
+                yield key.path[0] if isinstance(key, AliasPath) else key
+
+
 _plugins: dict[tuple[Kind, str], Plugin] = {}
 _loading_from: str | None = None
 
 
-def _origin(factory: Callable[..., Any]) -> str:
-    inner = inspect.unwrap(factory)
-    code = getattr(inner, "__code__", None)
-    file = code.co_filename if code else getattr(sys.modules.get(inner.__module__), "__file__", "?")
-    line = f":{code.co_firstlineno}" if code else ""
-    return f"{inner.__module__}:{inner.__qualname__} ({file}{line})"
-
-
 def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) -> Plugin:
-    plugin = Plugin(kind, name, factory, _origin(factory), distribution)
+    plugin = Plugin(kind, name, factory, origin(factory), distribution)
     known = _plugins.get((kind, name))
     # A cell of a notebook is run again and again: there the newest counts.
     interactive = known is not None and known.factory.__module__ == factory.__module__ == "__main__"
@@ -105,13 +121,13 @@ def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) 
 def register(kind: Kind, name: str) -> Callable[[F], F]:
     """Decorator: make a factory known under a name. ConfigError where the name is taken."""
     if not isinstance(name, str):
-        raise ConfigError(f"{_origin(name)}: give the plugin a name, as in @{_singular(kind)}({name.__name__!r})")
+        raise ConfigError(f"{origin(name)}: give the plugin a name, as in @{_singular(kind)}({name.__name__!r})")
 
     def add(factory: F) -> F:
         for point in _entry_points(kind).get(name, ()):
             if point.module != factory.__module__:
                 raise ConfigError(
-                    f"{kind}: the name {name!r} is registered twice, by {_origin(factory)} and by the entry point "
+                    f"{kind}: the name {name!r} is registered twice, by {origin(factory)} and by the entry point "
                     f"{point.value} of {_distribution(point)}. Rename one of them."
                 )
         _add(kind, name, factory, _loading_from or _distribution_of_module(kind, name))

@@ -161,11 +161,13 @@ def keep_gradients(engine: Any) -> list[dict[str, Tensor]]:
 
 def learn(config: RunConfig, reference: Path | None, seed: int, *, updates: int = 3, rows: int = 10) -> dict[str, Any]:
     """Statistics, gradients, metrics and weights of a policy that makes some updates. No reference: LoRA's."""
+    from rlkit.engine.reference import AdaptersOff, FrozenModel, Reference
+
     policy = engine_of(config)
-    frozen = None
+    frozen: Reference = AdaptersOff(policy)
     if reference is not None:
         model = config.model.model_copy(update={"path": str(reference)})
-        frozen = engine_of(config.model_copy(update={"model": model}), frozen=True)
+        frozen = FrozenModel(engine_of(config.model_copy(update={"model": model}), frozen=True))
     gradients = keep_gradients(policy)
     batch, targets = random_batch(seed, rows)
     want: frozenset[Stat] = STATS | {"ref_logprobs"}

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from rlkit.config import ModelConfig, RewardRef, RunConfig
+from rlkit.config import (
+    AverageReference,
+    CopyReference,
+    CorrectionConfig,
+    ModelConfig,
+    RewardRef,
+    RunConfig,
+    SamplingConfig,
+)
+from rlkit.engine.memory import estimate
+from rlkit.engine.models import model_shape
+from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
 from rlkit.wording import counted, size, thousands
 
@@ -14,44 +24,18 @@ if TYPE_CHECKING:
     from rlkit.data import ProblemSet
 
 
-@functools.cache
-def _model_shape(path: str, trust_remote_code: bool) -> tuple[int, int] | None:
-    """(parameters, vocabulary), from the model's config alone; None where it cannot be read from here."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from rlkit.embedded import resolve
-
-    try:
-        config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
-    except OSError:
-        return None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(p.numel() for p in model.parameters()), config.get_text_config().vocab_size
-
-
-def model_shape(model: ModelConfig) -> tuple[int, int] | None:
-    return _model_shape(model.path, model.trust_remote_code)
-
-
-def chosen_sampler(config: RunConfig) -> tuple[str, str]:
-    """The sampler's name, and why it."""
-    from rlkit import generation
-
-    if config.sampler.kind != "auto":
-        return config.sampler.kind, "named in the config"
-    shape = model_shape(config.model)
-    return generation.choose(shape[0] if shape else None)
-
-
 def make_plan(
-    config: RunConfig, algorithm: Algorithm, problems: ProblemSet | None, held_out: ProblemSet | None, ranks: int
+    config: RunConfig,
+    algorithm: Algorithm,
+    why_sampler: str,
+    problems: ProblemSet | None,
+    held_out: ProblemSet | None,
+    ranks: int,
 ) -> str:
-    """The plan as text. `problems` is None where the data has not been read (a dry run of a hub data set)."""
+    """The plan of a resolved config, as text. `problems` is None where the data has not been read (a dry run of a hub
+    data set)."""
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
-    kind, why = chosen_sampler(config)
     rows = {
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
@@ -63,23 +47,52 @@ def make_plan(
             else {}
         ),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
-        f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}",
+        f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}",
+        **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
         f"{config.steps * config.updates_per_step} updates",
-        "passes": _passes(algorithm, config.updates_per_step),
+        "passes": _passes(algorithm, config),
+        **({"reference": _reference(config)} if algorithm.needs.reference else {}),
+        **({"correction": _correction(config.correction)} if config.correction else {}),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
         f"of {batch.tokens_per_microbatch} tokens, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
         "memory": _memory(config, algorithm, ranks),
-        "sampler": f"{kind} ({why})",
+        "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
         "folder": str(config.folder),
     }
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _truncation(sampling: SamplingConfig) -> str:
+    parts = [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
+    return "".join(f", {part}" for part in parts)
+
+
+def _refill(config: RunConfig) -> dict[str, str]:
+    """Nothing where it is off."""
+    limit = config.batch.refill.limit if config.batch.refill else 0
+    said = f"groups that teach nothing are replaced by other prompts' groups, at most {counted(limit, 'time')} a step"
+    return {"refill": said} if limit else {}
+
+
+def _correction(correction: CorrectionConfig) -> str:
+    """How the loss's tokens are weighted."""
+    weight = {
+        "token": "each token by pi_old / pi_sampler",
+        "sequence": "each sequence by the product of pi_old / pi_sampler",
+    }[correction.level]
+    limit = {
+        "truncate": f"at most {correction.limit:g}",
+        "mask": f"left out outside {1 / correction.limit:g} to {correction.limit:g}",
+    }[correction.mode]
+    return f"{weight}, {limit}"
 
 
 def _weighted(ref: RewardRef) -> str:
@@ -117,35 +130,38 @@ def _left_out(problems: ProblemSet) -> str:
     return f" ({', '.join(notes)})" if notes else ""
 
 
-def _passes(algorithm: Algorithm, updates: int) -> str:
-    needs = algorithm.needs
-    old = needs.per_rollout(updates)
-    parts = [f"gradient: {', '.join(sorted(needs.grad))}"]
-    if updates > 1 and needs.now:
-        parts.insert(0, f"each update: {', '.join(sorted(needs.now))}")
-    if old:
-        parts.insert(0, f"once a rollout: {', '.join(sorted(old))}")
-    return "; ".join(parts) + ("; a critic of its own" if algorithm.value_loss else "")
+def _passes(algorithm: Algorithm, config: RunConfig) -> str:
+    passes = plan_passes(algorithm.needs, config.updates_per_step, corrects=config.correction is not None)
+    return "; ".join(passes.lines()) + ("; a critic of its own" if algorithm.value_loss else "")
+
+
+def _reference(config: RunConfig) -> str:
+    own = "the policy without its adapters" if config.model.lora else "a model of its own"
+    match config.reference:
+        case AverageReference() as average:
+            return (
+                f"running mean of the policy's {'adapters' if config.model.lora else 'weights'}, decay "
+                f"{average.decay:g} a {average.by}, in float32 on the {average.keep_on}"
+            )
+        case CopyReference() as copy:
+            return f"the policy as it was up to {counted(copy.every, 'rollout')} ago"
+    return f"frozen: {own}"
 
 
 def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
-    """Weights, gradients, AdamW's state and one micro-batch's logits on each rank. Activations are not in it."""
-    shape = model_shape(config.model)
-    if shape is None:
+    """On each rank. Activations are not in it."""
+    memory = estimate(
+        config, ranks, needs_reference=algorithm.needs.reference, has_critic=algorithm.value_loss is not None
+    )
+    if memory is None:
         return "not estimated"
-    parameters, vocabulary = shape
-    width = 4 if config.model.dtype == "float32" else 2
-    stage = config.engine.zero_stage
-    trained = parameters if config.model.lora is None else 0
-    state = trained * (8 if width == 4 else 12) / (ranks if stage >= 1 else 1)
-    gradients = trained * width / (ranks if stage >= 2 else 1)
-    weights = parameters * width / (ranks if stage == 3 else 1)
-    models = 1 + (algorithm.needs.reference and not config.model.lora)
-    total = weights * models + (state + gradients) * (2 if algorithm.value_loss else 1)
-    total += weights if algorithm.value_loss else 0
-    # Measured peaks: 5 times the float32 logits in a pass with exact KL, 6 with gradient.
-    logits = config.batch.tokens_per_microbatch * vocabulary * 4 * 6
-    return f"about {size(total)} for weights, gradients and optimizer, up to {size(logits)} for logits, on each rank"
+    parts = {"policy": memory.policy, "reference": memory.reference, "critic": memory.critic}
+    said = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in parts.items() if bytes_)
+    return (
+        f"about {size(memory.engines)} for weights, gradients and optimizer ({said}), up to "
+        f"{size(memory.head)} for logits, on each rank"
+        + (f"; {size(memory.host)} in host memory for the reference's average" if memory.host else "")
+    )
 
 
 def _evaluation(config: RunConfig, held_out: ProblemSet | None) -> str:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.generation import Request, SamplingParams
-from rlkit.interfaces.learning import Algorithm
 from rlkit.tracking import Tracker
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlkit.data import Problem
+    from rlkit.data import Problem, ProblemSet
     from rlkit.engine.deepspeed import Engine
-    from rlkit.loop.synchronous import Trainer
+    from rlkit.engine.reference import Reference
+    from rlkit.evaluation.in_training import Benchmark
+    from rlkit.evaluation.suites import LoadedSuite
+    from rlkit.generation.collector import Collector
+    from rlkit.interfaces.learning import Algorithm
+    from rlkit.loop.synchronous import SynchronousLoop
 
 
 def prepare_environment() -> None:
@@ -41,44 +45,70 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     """Train as the config says; returns the run's folder.
 
     `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
-    folder goes on from its newest checkpoint. `quiet` leaves the console out. Raises ConfigError for settings that
-    cannot be, before a model is loaded, and RlkitError for what goes wrong later.
+    folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the last
+    evaluation, the report, the picture. `quiet` leaves the console out. Raises ConfigError for settings that cannot be,
+    before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
     prepare_environment()
-    settings = configs.resolve(config if isinstance(config, RunConfig) else configs.load(config))
+    settings, algorithm = configs.resolve_with_algorithm(
+        config if isinstance(config, RunConfig) else configs.load(config)
+    )
     from rlkit.engine import distributed
 
     distributed.init()
-    trainer = build_trainer(settings, resume=resume, quiet=quiet)
+    loop = build_loop(settings, algorithm, resume=resume, quiet=quiet)
     try:
-        if trainer.step >= settings.steps:
-            raise ConfigError(
-                f"{settings.folder} has done its {trainer.step} steps already: nothing to resume. "
-                f"To go further, add -s steps={2 * trainer.step}"
-            )
-        trainer.train()
+        if loop.finished:
+            _complete(loop, settings)
+        else:
+            if resume and distributed.main_rank() and not quiet:
+                print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
+            loop.train()
     finally:
-        trainer.collector.sampler.close()
-        for collector in (trainer.collector, *(benchmark.collector for benchmark in trainer.benchmarks)):
-            collector.scorer.close()
-        for tracker in trainer.trackers:
+        collector = loop.gatherer.collector
+        collector.sampler.close()
+        for scorer in (collector.scorer, *(benchmark.collector.scorer for benchmark in loop.benchmarks)):
+            scorer.close()
+        for tracker in loop.trackers:
             tracker.close()
     if distributed.main_rank():
         _draw(settings.folder)
     return settings.folder
 
 
-def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
-    """Everything a run needs, loaded. `config` is resolved."""
+def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
+    """Make what a run lacks that has made its steps, and was ended before all was written. ConfigError where it lacks
+    nothing."""
+    from rlkit.engine import distributed
+    from rlkit.records.folder import RunFolder
+
+    run = RunFolder.open(config.folder)
+    lacks = [
+        name for name, file in (("the report", run.report), ("the picture", run.learning_curve)) if not file.is_file()
+    ]
+    lacks = distributed.gather_objects(lacks)[0]
+    if loop.complete():
+        lacks.insert(0, "the last evaluation")
+    if not lacks:
+        raise ConfigError(
+            f"{config.folder} has done its {loop.state.step} steps already: nothing to resume. "
+            f"To go further, add -s steps={2 * loop.state.step}"
+        )
+    if distributed.main_rank():
+        print(f"  {config.folder} had done its {loop.state.step} steps; made what was missing: {', '.join(lacks)}")
+
+
+def build_loop(config: RunConfig, algorithm: Algorithm, *, resume: bool, quiet: bool) -> SynchronousLoop:
+    """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes."""
     from rlkit.assembly.plan import make_plan
-    from rlkit.data import load_problems
     from rlkit.engine import distributed
     from rlkit.engine.models import load_tokenizer
-    from rlkit.evaluation.in_training import Benchmark
-    from rlkit.evaluation.suites import load as load_suite
-    from rlkit.evaluation.verify import scorer as verifier
+    from rlkit.generation import resolve_sampler
     from rlkit.generation.collector import Collector
-    from rlkit.loop.synchronous import Trainer
+    from rlkit.loop.gather import Gatherer
+    from rlkit.loop.learner import Learner
+    from rlkit.loop.state import RunState
+    from rlkit.loop.synchronous import SynchronousLoop
     from rlkit.records.folder import RunFolder
     from rlkit.scoring import Scorer, WeightedReward
     from rlkit.scoring.noise import check_noise
@@ -90,23 +120,78 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
     else:
         RunFolder.check_free(config.folder)
     _loading_bars(config)
-    algorithm: Algorithm = configs.build_algorithm(config)
     scorer = Scorer(
         [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward], config.plugins, config.scoring
     )
     noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
     check_noise(noises, scorer.range, config.reward[0].kind)
     tokenizer = load_tokenizer(config.model)
-    problems = load_problems(config.data, tokenizer)
-    assert problems is not None
-    held_out = load_problems(config.data, tokenizer, held_out=True)
+    data = _Data.read(config, tokenizer)
     sampling = sampling_params(config, tokenizer)
+    sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
+    config = config.model_copy(update={"sampler": sampler_ref})
 
     if distributed.main_rank() and not quiet:
-        print(make_plan(config, algorithm, problems, held_out, distributed.world_size()), flush=True)
-    config = config.model_copy(update={"sampler": _sampler_ref(config)})
-    suites = [
-        load_suite(
+        print(
+            make_plan(config, algorithm, why_sampler, data.problems, data.held_out, distributed.world_size()),
+            flush=True,
+        )
+    suites = _suites(config, tokenizer)
+    context = _context(config, *data.sets, *(suite.problems for suite in suites))
+    policy, reference, critic = _engines(config, algorithm, tokenizer)
+    sampler = registry.build(
+        "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
+    )
+    folder = None
+    if distributed.main_rank():
+        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
+    collector = Collector(sampler, scorer, tokenizer, config.seed)
+    refill = config.batch.refill
+    loop = SynchronousLoop(
+        config=config,
+        learner=Learner(config, algorithm, policy, reference, critic, RunState()),
+        gatherer=Gatherer(
+            collector=collector,
+            noises=noises,
+            samples_per_prompt=config.batch.samples_per_prompt,
+            params=sampling,
+            keep=algorithm.keep_group,
+            leaves_out_truncated=algorithm.leaves_out_truncated,
+            limit=refill.limit if refill is not None else 0,
+        ),
+        problems=data.problems.problems,
+        benchmarks=_benchmarks(config, collector, data, suites),
+        folder=folder,
+        trackers=_trackers(config, folder, quiet) if folder else [],
+    )
+    if resume:
+        loop.resume()
+    return loop
+
+
+@dataclass(frozen=True)
+class _Data:
+    problems: ProblemSet
+    held_out: ProblemSet | None
+
+    @classmethod
+    def read(cls, config: RunConfig, tokenizer: Any) -> Self:
+        from rlkit.data import load_problems
+
+        problems = load_problems(config.data, tokenizer)
+        assert problems is not None
+        return cls(problems, load_problems(config.data, tokenizer, held_out=True))
+
+    @property
+    def sets(self) -> list[Sequence[Problem]]:
+        return [each.problems for each in (self.problems, self.held_out) if each is not None]
+
+
+def _suites(config: RunConfig, tokenizer: Any) -> list[LoadedSuite]:
+    from rlkit.evaluation.suites import load
+
+    return [
+        load(
             name,
             tokenizer,
             folder=config.eval.suite_data,
@@ -117,38 +202,19 @@ def build_trainer(config: RunConfig, *, resume: bool, quiet: bool) -> Trainer:
         )
         for name in config.eval.suites
     ]
-    context = _context(config, problems.problems, held_out.problems if held_out else [], *(s.problems for s in suites))
-    policy, reference, critic = _engines(config, algorithm, tokenizer)
-    sampler = registry.build(
-        "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
-    )
-    folder = None
-    if distributed.main_rank():
-        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
-    collector = Collector(sampler, scorer, tokenizer, config.seed)
-    benchmarks = []
+
+
+def _benchmarks(config: RunConfig, collector: Collector, data: _Data, suites: Sequence[LoadedSuite]) -> list[Benchmark]:
+    from rlkit.evaluation.in_training import Benchmark
+    from rlkit.evaluation.verify import scorer
+
+    found = []
+    if data.held_out is not None:
+        found.append(Benchmark("heldout", collector, data.held_out.problems[: config.eval.problems]))
     for suite in suites:
-        own = verifier(suite.suite.verifier, config.scoring, config.plugins)
-        benchmarks.append(Benchmark(suite.name, replace(collector, scorer=own), suite.problems))
-    if held_out is not None:
-        benchmarks.insert(0, Benchmark("heldout", collector, held_out.problems[: config.eval.problems]))
-    trainer = Trainer(
-        config=config,
-        algorithm=algorithm,
-        policy=policy,
-        reference=reference,
-        critic=critic,
-        collector=collector,
-        noises=noises,
-        problems=problems.problems,
-        benchmarks=benchmarks,
-        sampling=sampling,
-        folder=folder,
-        trackers=_trackers(config, folder, quiet) if folder else [],
-    )
-    if resume:
-        trainer.resume()
-    return trainer
+        own = scorer(suite.suite.verifier, config.scoring, config.plugins)
+        found.append(Benchmark(suite.name, replace(collector, scorer=own), suite.problems))
+    return found
 
 
 def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
@@ -192,31 +258,21 @@ def _loading_bars(config: RunConfig) -> None:
         logging.disable_progress_bar()
 
 
-def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[Engine, Engine | None, Engine | None]:
+def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[Engine, Reference | None, Engine | None]:
     from rlkit.engine.deepspeed import Engine
     from rlkit.engine.models import load_critic, load_policy
+    from rlkit.engine.reference import reference_of
 
     updates = config.steps * config.updates_per_step
     learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
     policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=learns)
-    reference = None
-    if algorithm.needs.reference and config.model.lora is None:
-        reference = Engine(load_policy(config.model), config, tokenizer)
-    critic = None
+    reference = critic = None
+    if algorithm.needs.reference:
+        reference = reference_of(policy, config, lambda: Engine(load_policy(config.model), config, tokenizer))
     if algorithm.value_loss is not None:
         model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
         critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
     return policy, reference, critic
-
-
-def _sampler_ref(config: RunConfig) -> configs.PluginRef:
-    """The sampler to use. What `auto` stands for here goes into the config.yaml, and stays so on resume."""
-    from rlkit.assembly.plan import chosen_sampler
-
-    if config.sampler.kind != "auto":
-        return config.sampler
-    kind, _ = chosen_sampler(config)
-    return configs.resolve_ref("samplers", configs.PluginRef(kind=kind), "sampler")
 
 
 def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
@@ -229,20 +285,23 @@ def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
 
 
 def plan(config: RunConfig, ranks: int = 1) -> str:
-    """The plan of a resolved config. Embedded and local data are read; a hub data set is left for the run."""
+    """The plan of a config. Embedded and local data are read; a hub data set is left for the run."""
     from rlkit.assembly.plan import make_plan
-    from rlkit.data import load_problems
     from rlkit.engine.models import load_tokenizer
+    from rlkit.generation import resolve_sampler
 
-    problems = held_out = None
+    config, algorithm = configs.resolve_with_algorithm(config)
+    data = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         tokenizer = load_tokenizer(config.model)
-        problems = load_problems(config.data, tokenizer)
-        assert problems is not None
-        held_out = load_problems(config.data, tokenizer, held_out=True)
+        data = _Data.read(config, tokenizer)
         sampling_params(config, tokenizer)
-        _context(config, problems.problems, held_out.problems if held_out else [])
-    return make_plan(config, configs.build_algorithm(config), problems, held_out, ranks)
+        _context(config, *data.sets)
+    sampler, why_sampler = resolve_sampler(config.sampler, config.model)
+    config = config.model_copy(update={"sampler": sampler})
+    return make_plan(
+        config, algorithm, why_sampler, data.problems if data else None, data.held_out if data else None, ranks
+    )
 
 
 def summary(folder: Path) -> str:

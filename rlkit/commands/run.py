@@ -64,7 +64,7 @@ def run(
         settings = _with_noise(settings, noises)
     runs.prepare_environment()
     if dry_run:
-        click.echo(runs.plan(configs.resolve(settings), nproc))
+        click.echo(runs.plan(settings, nproc))
         return
     if nproc > 1 and "RANK" not in os.environ:
         from rlkit.assembly.launch import launch

@@ -2,8 +2,9 @@
 
 checkpoints/step-00000040/
     model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage
-    trainer.pt      the trainer's state
+    state.pt        the run's state
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
+    reference/      what a moving reference keeps, a file a rank
     hf/             the policy as a Hugging Face folder
 """
 
@@ -18,15 +19,23 @@ import torch
 
 from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
+from rlkit.engine.reference import Reference
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.checkpoints import MODEL, complete, path_of
 from rlkit.records.checkpoints import latest as latest
 
 
-def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    engines: dict[str, Engine],
+    run_state: dict[str, Any],
+    keep: int,
+    reference: Reference | None = None,
+) -> Path:
     """Write `folder/step-N` and delete all but the newest `keep` checkpoints. Collective.
 
-    `engines` are the trained ones by name, "policy" among them; `trainer_state` is made of plain data and tensors.
+    `engines` are the trained ones by name, "policy" among them; `run_state` is made of plain data and tensors.
     The folder is on a disk that all ranks see.
     """
     done = path_of(folder, step)
@@ -38,9 +47,11 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     distributed.barrier()
     for name, engine in engines.items():
         engine.save(hidden / name)
+    if reference is not None:
+        reference.save(hidden / "reference")
     engines["policy"].export(hidden / MODEL)
     if distributed.main_rank():
-        torch.save(trainer_state, hidden / "trainer.pt")
+        torch.save(run_state, hidden / "state.pt")
         identity = {name: engine.identity for name, engine in engines.items()}
         (hidden / "model.json").write_text(json.dumps(identity, indent=1))
     distributed.barrier()
@@ -54,8 +65,8 @@ def save(folder: Path, step: int, engines: dict[str, Engine], trainer_state: dic
     return done
 
 
-def load(path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
-    """Load a checkpoint into engines made with the same settings; returns the trainer's state. Collective.
+def load(path: Path, engines: dict[str, Engine], reference: Reference | None = None) -> dict[str, Any]:
+    """Load a checkpoint into engines made with the same settings; returns the run's state. Collective.
 
     Raises ConfigError for a checkpoint of another model, number of ranks or ZeRO stage, before anything is loaded.
     """
@@ -73,7 +84,13 @@ def load(path: Path, engines: dict[str, Engine]) -> dict[str, Any]:
             raise ConfigError(f"checkpoint {path} is not of this run's {name}:\n  " + "\n  ".join(differences))
     for name, engine in engines.items():
         engine.load(path / name)
-    state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=True)
+    if reference is not None:
+        reference.load(path / "reference")
+    if not (path / "state.pt").is_file():
+        raise RlkitError(
+            f"{path} holds no state.pt: an older rlkit made it. Begin the run anew, or resume it with that"
+        )
+    state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True)
     return state
 
 

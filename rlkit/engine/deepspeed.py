@@ -1,4 +1,4 @@
-"""The engine: one DeepSpeed-wrapped model. The policy, its frozen reference and a critic are its instances.
+"""The engine: one DeepSpeed-wrapped model. The policy, a reference of its own and a critic are its instances.
 
 DeepSpeed averages gradients over ranks and divides by its accumulation steps. Losses here are sums already divided by
 what the whole optimizer batch holds, so the engine multiplies by the number of ranks, configures one accumulation step,
@@ -11,7 +11,7 @@ import contextlib
 import io
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from rlkit.config import OptimizerConfig, RunConfig
 from rlkit.engine import distributed
 from rlkit.engine.models import Critic, Policy
+from rlkit.engine.passes import LOGPROBS, REFERENCE
+from rlkit.engine.reference import Compared, Reference, check_reference
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
@@ -31,10 +33,6 @@ from rlkit.interfaces.stats import Stat
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
 Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]
-
-LOGPROBS: frozenset[Stat] = frozenset({"logprobs"})
-COMPARED: frozenset[Stat] = frozenset({"ref_logprobs", "token_kl"})
-"""Statistics that need a reference."""
 
 TAG = "state"
 
@@ -102,37 +100,72 @@ class Engine:
             "ranks": distributed.world_size(),
         }
 
-    def token_stats(self, rollout: Rollout, want: frozenset[Stat], reference: Engine | None = None) -> TokenStats:
+    @property
+    def progress(self) -> float:
+        """Share of the planned optimizer updates that are made, 0 .. 1."""
+        return min(1.0, self.updates / self._total_updates)
+
+    def token_stats(self, rollout: Rollout, want: frozenset[Stat], reference: Reference | None = None) -> TokenStats:
         """Statistics of the rollout's tokens in `mask`, without gradient: [B, T] float32 on the CPU, on every rank.
 
-        Each rank computes its share of the rows. `ref_logprobs` and `token_kl` need the reference; with LoRA it is
-        the model itself with its adapters off. Raises RlkitError where it is missing, and out of memory.
+        Each rank computes its share of the rows. `ref_logprobs` and `token_kl` need the reference. Raises RlkitError
+        where it is missing, and out of memory.
         """
         if not want:
             return TokenStats()
-        opposite = self._opposite(want, reference)
-        if want == {"ref_logprobs"} and opposite is not None:
+        check_reference(want, reference)
+        if want == REFERENCE and reference is not None:
             # The reference's own log-probs are enough: what the policy says is not asked for.
-            stats = opposite._measure(rollout, LOGPROBS, None, adapters=opposite is not self)
-            return TokenStats(ref_logprobs=stats.logprobs)
-        return self._measure(rollout, want, opposite)
+            return TokenStats(ref_logprobs=reference.logprobs(rollout))
+        return self._measure(rollout, want, reference)
+
+    def own_logprobs(self, rollout: Rollout, *, adapters: bool = True) -> Tensor:
+        """This model's log-probs of the rollout's tokens, as `token_stats` gives them; without its LoRA adapters where
+        `adapters` is False."""
+        return self._measure(rollout, LOGPROBS, None, adapters=adapters).get("logprobs")
 
     @torch.no_grad()
     def _measure(
-        self, rollout: Rollout, want: frozenset[Stat], opposite: Engine | None, adapters: bool = True
+        self, rollout: Rollout, want: frozenset[Stat], reference: Reference | None, adapters: bool = True
     ) -> TokenStats:
         names = sorted(want)
         found = torch.zeros(len(names), *rollout.mask.shape, device=distributed.device())
         self._engine.eval()
-        head = self._head_of(opposite)
+        compared = Compared.by(reference, want)
         with self._memory():
             for rows in self._plan(rollout)[distributed.rank()]:
                 part = rollout.rows(rows) if rows else _weightless(rollout)
-                stats = self._forward(part, want, opposite, head, adapters=adapters)
+                stats = self._forward(part, want, compared, adapters=adapters)
                 if rows:
                     found[:, rows] = torch.stack([stats.get(name).float() for name in names])
         whole = distributed.sum_ranks(found)
         return TokenStats(**dict(zip(names, whole, strict=True)))
+
+    @torch.no_grad()
+    def hidden_states(self, place: Mapping[str, Tensor], *, adapters: bool = True) -> Tensor:
+        """[N, d] states that predict the N tokens of a micro-batch (see `place_rows`), without gradient."""
+        hidden: Tensor = self._engine(**place, hidden_only=True, adapters=adapters)["hidden"]
+        return hidden
+
+    def head_weight(self) -> Tensor:
+        """The head's weight, [V, d], whole on every rank: to be kept for as long as a pass lasts."""
+        assert isinstance(self._module, Policy)
+        weight = self._module.head_weight
+        with self._gathered([weight]):
+            return weight.detach().clone() if self._stage == 3 else weight.detach()
+
+    def local_weights(self, trained: bool = False) -> list[Tensor]:
+        """What this rank holds of the weights (of those that learn alone, with `trained`), to be read and written:
+        whole tensors, or under ZeRO-3 its shards, and of a small parameter the whole as well."""
+        found: dict[tuple[int, int], Tensor] = {}
+        for parameter in self._module.parameters():
+            if trained and not parameter.requires_grad:
+                continue
+            shard = [parameter.ds_tensor.data] if hasattr(parameter, "ds_tensor") else []
+            for tensor in (parameter.data, *shard):
+                if tensor.numel():  # with one rank, shard and whole may be one
+                    found.setdefault((tensor.data_ptr(), tensor.numel()), tensor)
+        return list(found.values())
 
     def update(
         self,
@@ -140,7 +173,7 @@ class Engine:
         targets: Targets,
         loss: Loss,
         stats: frozenset[Stat] = LOGPROBS,
-        reference: Engine | None = None,
+        reference: Reference | None = None,
     ) -> dict[str, float]:
         """One optimizer step on an optimizer batch that every rank holds whole.
 
@@ -161,18 +194,18 @@ class Engine:
         lr = learning_rate(self._optimizer, self.updates, self._total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        check_reference(stats, reference)
         tally = self._accumulate(batch, targets, loss, stats, reference)
         norm = self._step(tally.bad)
         return tally.means() | {f"{self.role}/grad_norm": norm, f"{self.role}/lr": lr}
 
     def _accumulate(
-        self, batch: Batch, targets: Targets, loss: Loss, stats: frozenset[Stat], reference: Engine | None
+        self, batch: Batch, targets: Targets, loss: Loss, stats: frozenset[Stat], reference: Reference | None
     ) -> Tally:
         """Forward and backward over this rank's micro-batches."""
         self._engine.train()
         tally = Tally(self.role)
-        opposite = self._opposite(stats, reference)
-        head = self._head_of(opposite)
+        compared = Compared.by(reference, stats)
         device = distributed.device()
         plan = self._plan(batch.rollout)[distributed.rank()]
         with self._memory():
@@ -181,7 +214,7 @@ class Engine:
                 self._engine.set_gradient_accumulation_boundary(last)
                 part = batch.rows(rows) if rows else replace(batch.rows([0]), rollout=_weightless(batch.rollout))
                 part = part.to(device)
-                new = self._forward(part.rollout, stats, opposite, head, observe=self._observed)
+                new = self._forward(part.rollout, stats, compared, observe=self._observed)
                 if rows:
                     if part.old.logprobs is None and new.logprobs is not None:
                         part.old.logprobs = new.logprobs.detach()
@@ -219,48 +252,26 @@ class Engine:
             f"{self.role}, update {self.updates}: the loss is finite, but its gradient is not; no step was made"
         )
 
-    def _opposite(self, want: frozenset[Stat], reference: Engine | None) -> Engine | None:
-        """What the policy is compared with: the reference, or this engine with its adapters off; None: nothing."""
-        if not want & COMPARED:
-            return None
-        if reference is not None:
-            return reference
-        if isinstance(self._module, Policy) and self._module.has_adapters:
-            return self
-        raise RlkitError(f"{', '.join(sorted(want & COMPARED))}: needs a reference policy")
-
-    def _head_of(self, opposite: Engine | None) -> Tensor | None:
-        """Its head's weight, whole, for as long as a pass lasts; None: there is none, or it is this engine's own."""
-        if opposite is None or opposite is self:
-            return None
-        assert isinstance(opposite._module, Policy)
-        weight = opposite._module.head_weight
-        with opposite._gathered([weight]):
-            return weight.detach().clone() if opposite._stage == 3 else weight.detach()
-
     def _forward(
         self,
         rollout: Rollout,
         want: frozenset[Stat],
-        opposite: Engine | None,
-        head: Tensor | None,
+        compared: Compared | None,
         *,
         observe: frozenset[Stat] = frozenset(),
         adapters: bool = True,
     ) -> TokenStats:
         """One micro-batch: its statistics, [b, T], 0 outside the mask. `observe` comes without gradient."""
         place = place_rows(rollout, distributed.device())
-        compared = None
-        if opposite is not None:
-            with torch.no_grad():
-                states = opposite._engine(**place, states_only=True, adapters=opposite is not self)["states"]
-            compared = (states, head)
+        reference = None
+        if compared is not None:
+            reference = (compared.reference.hidden_states(place), compared.head)
         found = self._engine(
             **place,
             want=want,
             observe=observe,
             temperature=self._temperature,
-            reference=compared,
+            reference=reference,
             adapters=adapters,
         )
         return TokenStats(**{name: scatter_rows(values, rollout.mask) for name, values in found.items()})
@@ -316,7 +327,7 @@ class Engine:
         """
         if not isinstance(self._module, Policy):
             raise RlkitError("only a policy's weights are given out")
-        for name, parts, make in self._module.pieces():
+        for name, parts, make in self._module.named_weights():
             with self._gathered(parts), torch.no_grad():
                 weight = make().clone()
             yield name, weight

@@ -6,6 +6,7 @@ forward, where ZeRO-3 has the head's weight gathered; called after it, the weigh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,22 @@ def positions(config: ModelConfig) -> int | None:
         settings = AutoConfig.from_pretrained(resolve(config.path), trust_remote_code=config.trust_remote_code)
     limit: int | None = getattr(settings.get_text_config(), "max_position_embeddings", None)
     return limit
+
+
+@functools.cache
+def _shape(path: str, trust_remote_code: bool) -> tuple[int, int] | None:
+    try:
+        config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
+    except OSError:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(p.numel() for p in model.parameters()), config.get_text_config().vocab_size
+
+
+def model_shape(config: ModelConfig) -> tuple[int, int] | None:
+    """(parameters, vocabulary), from the model's config alone; None where it cannot be read from here."""
+    return _shape(config.path, config.trust_remote_code)
 
 
 def load_policy(config: ModelConfig) -> Policy:
@@ -97,9 +114,9 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         reference: tuple[Tensor, Tensor | None] | None = None,
         adapters: bool = True,
-        states_only: bool = False,
+        hidden_only: bool = False,
     ) -> dict[str, Tensor]:
-        """Statistics of N tokens: token n is predicted by the state at `input_ids[rows[n], columns[n]]`.
+        """Statistics of N tokens: token n is predicted by the hidden state at `input_ids[rows[n], columns[n]]`.
 
         Args:
             input_ids: [b, L] int64, padded on the right with anything.
@@ -107,16 +124,16 @@ class Policy(nn.Module):
             want: statistics; see `head_stats`.
             observe: more statistics, without gradient.
             temperature: of the distribution that was drawn from.
-            reference: the reference's states [N, d'] and head weight [V, d']; None for the weight: this head's own.
+            reference: the reference's hidden states [N, d'] and head weight [V, d']; no weight: this head's own.
             adapters: False switches LoRA off.
-            states_only: no statistics, but the states themselves, [N, d], as "states".
+            hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden".
 
         Returns:
             Each statistic, [N].
         """
         hidden = self._hidden(input_ids, rows, columns, adapters)
-        if states_only:
-            return {"states": hidden}
+        if hidden_only:
+            return {"hidden": hidden}
         weight = self.head_weight
         compared = None if reference is None else (reference[0], weight if reference[1] is None else reference[1])
         stats = head_stats(hidden, weight, tokens, want=want | observe, temperature=temperature, reference=compared)
@@ -124,11 +141,11 @@ class Policy(nn.Module):
 
     def _hidden(self, input_ids: Tensor, rows: Tensor, columns: Tensor, adapters: bool) -> Tensor:
         if adapters:
-            return _states(self.lm.base_model, input_ids, rows, columns)
+            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
         with _adapters_off(self):
-            return _states(self.lm.base_model, input_ids, rows, columns)
+            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
 
-    def pieces(self) -> Iterator[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
+    def named_weights(self) -> Iterator[tuple[str, list[nn.Parameter], Callable[[], Tensor]]]:
         """For each weight of the model without adapters, or with them merged: its Hugging Face name, the parameters
         it is made of, and a function that makes it once they are gathered. Tied weights come once."""
         for name, parameter in self.lm.named_parameters():
@@ -143,7 +160,7 @@ class Policy(nn.Module):
             yield f"{path}.weight", parts, _merge(layer)
 
     def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write `weights` (of `pieces`) as a Hugging Face folder."""
+        """Write `weights` (of `named_weights`) as a Hugging Face folder."""
         kept = {name: buffer for name, buffer in self.lm.named_buffers() if name in self.lm.state_dict()}
         self.lm.save_pretrained(folder, state_dict={**kept, **weights})
         for file in folder.glob("*.safetensors"):
@@ -163,7 +180,7 @@ class Critic(nn.Module):
 
     def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor, **_: Any) -> dict[str, Tensor]:
         """{"values": [N]}; arguments as `Policy.forward`, of which it needs the first three."""
-        return {"values": self.head(_states(self.body, input_ids, rows, columns))}
+        return {"values": self.head(_hidden_states(self.body, input_ids, rows, columns))}
 
 
 class ValueHead(nn.Module):
@@ -178,11 +195,11 @@ class ValueHead(nn.Module):
         return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
 
-def _states(body: Any, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _hidden_states(body: Any, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # No attention mask: the padding is on the right, where a causal model does not look, and without a mask
     # attention takes its fast causal path.
-    states: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
-    return states[rows, columns]
+    hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden[rows, columns]
 
 
 def _merge(layer: Any) -> Callable[[], Tensor]:

@@ -1,7 +1,11 @@
-"""What an update adds up over micro-batches and ranks, for the log and for error messages."""
+"""What an update adds up over micro-batches and ranks, for the log and for error messages.
+
+A metric is a sum and a weight, and their quotient is logged; of one whose name ends in `_max` it is the largest value.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
@@ -20,8 +24,8 @@ class Tally:
         self.bad: list[SampleKey] = []
         """Samples of micro-batches whose loss was not finite."""
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._largest: dict[str, float] = {}
         self._loss = 0.0
-        self._gap_max = 0.0
 
     def add(self, value: Tensor, metrics: Metrics, new: TokenStats, part: Batch) -> None:
         if not torch.isfinite(value):
@@ -29,22 +33,25 @@ class Tally:
         self._loss += float(value.detach())
         for name, (total, weight) in metrics.items():
             self._sum(name, total, weight)
-        mask = part.mask
+        mask = part.rollout.mask
         if new.entropy is not None:
             self._sum("policy/entropy", new.entropy.detach().sum(), mask.sum())
         if new.logprobs is not None:
             gap = (new.logprobs.detach() - part.rollout.sampler_logprobs).abs()[mask]
             self._sum("sampler/gap_mean", gap.sum(), torch.tensor(gap.numel()))
-            self._gap_max = max(self._gap_max, float(gap.max()))
+            self._sum("sampler/gap_max", gap.max(), torch.tensor(1))
 
     def _sum(self, name: str, total: Tensor, weight: Tensor) -> None:
+        if name.endswith("_max"):
+            self._largest[name] = max(self._largest.get(name, -math.inf), float(total))
+            return
         sums = self._sums[name]
         sums[0] += float(total)
         sums[1] += float(weight)
 
     def means(self) -> dict[str, float]:
         """Over all ranks."""
-        everyone = distributed.gather_objects((dict(self._sums), self._loss, self._gap_max))
+        everyone = distributed.gather_objects((dict(self._sums), self._loss, self._largest))
         names = sorted({name for sums, _, _ in everyone for name in sums})
         means = {}
         for name in names:
@@ -52,8 +59,9 @@ class Tally:
             weight = sum(pair[1] for pair in pairs)
             means[name] = sum(pair[0] for pair in pairs) / weight if weight else 0.0
         means[f"{self.role}/loss"] = sum(loss for _, loss, _ in everyone)
-        if "sampler/gap_mean" in means:
-            means["sampler/gap_max"] = max(gap for _, _, gap in everyone)
+        for _, _, largest in everyone:
+            for name, value in largest.items():
+                means[name] = max(means.get(name, -math.inf), value)
         return means
 
 

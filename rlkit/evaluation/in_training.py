@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlkit.config import EvalConfig
 from rlkit.data import Problem
-from rlkit.generation.collector import Collector
+from rlkit.engine import distributed
+from rlkit.generation.collector import Collector, Scored, draws
 from rlkit.interfaces.generation import SamplingParams
 
 
@@ -30,13 +33,28 @@ def evaluate(
     """`eval/NAME/mean@k`: the share of correct answers, over problems and k samples of each.
 
     Every evaluation of a run draws with the same seeds, so two of them differ by the weights alone. An answer
-    without a verdict counts as wrong, and is counted in `eval/NAME/no_value`.
+    without a verdict counts as wrong, however many there are, and is counted in `eval/NAME/no_value`; why is said once
+    an evaluation, as a warning.
     """
-    params = replace(sampling, temperature=config.temperature, top_p=config.top_p)
-    scored, _ = collector.collect(problems, config.samples, 0, params, "eval")
+    params = replace(sampling, temperature=config.temperature, top_p=config.top_p, top_k=0)
+    scored, _ = collector.collect(draws(problems, config.samples, step=0), params, "eval", lenient=True)
     correct = sum(bool(s.result.correct) for s in scored)
+    if distributed.main_rank():
+        _say_what_has_no_value(name, scored)
     return {
         f"eval/{name}/mean@{config.samples}": correct / len(scored),
         f"eval/{name}/no_value": float(sum(s.result.value is None for s in scored)),
         f"eval/{name}/length": sum(len(s.completion.tokens) for s in scored) / len(scored),
     }
+
+
+def _say_what_has_no_value(name: str, scored: Sequence[Scored]) -> None:
+    lost = [s.result for s in scored if s.result.value is None]
+    if lost:
+        counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in lost).items())
+        error = next((str(r.info["error"]) for r in lost if "error" in r.info), None)
+        warnings.warn(
+            f"evaluation, {name}: {len(lost)} of {len(scored)} answers have no value ({counts}) and count as wrong"
+            + (f". The first error:\n{error}" if error else ""),
+            stacklevel=3,
+        )

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from rlkit import config as configs
 from rlkit import generation, registry
-from rlkit.assembly.plan import model_shape
-from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section, resolve_ref
+from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites, verify
@@ -89,7 +88,7 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         raise ConfigError(f"suites: {', '.join(config.suites)}: each only once")
     for name in config.suites:
         suites.find(name)
-    config = config.model_copy(update={"sampler": _sampler(config)})
+    config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
     tokenizer = load_tokenizer(config.model)
     loaded = [_load(name, tokenizer, config) for name in config.suites]
     limit = positions(config.model)
@@ -127,14 +126,6 @@ def _load(name: str, tokenizer: Any, config: EvaluationConfig) -> LoadedSuite:
         scoring=config.scoring,
         plugins=config.plugins,
     )
-
-
-def _sampler(config: EvaluationConfig) -> PluginRef:
-    ref = config.sampler
-    if ref.kind == "auto":
-        shape = model_shape(config.model)
-        ref = PluginRef(kind=generation.choose(shape[0] if shape else None)[0])
-    return resolve_ref("samplers", ref, "sampler")
 
 
 def _settings(suite: LoadedSuite, config: EvaluationConfig) -> dict[str, Any]:

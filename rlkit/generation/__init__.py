@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.errors import RlkitError
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ def choose(model_parameters: int | None) -> tuple[str, str]:
     if model_parameters >= VLLM_PAYS_FROM:
         return "vllm", f"vLLM is installed and pays for a model of {size}"
     return "transformers", f"a model of {size} is too small for vLLM to pay"
+
+
+def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]:
+    """The sampler with all its options, whatever `auto` stands for here, and one sentence that says why it."""
+    from rlkit.engine.models import model_shape
+
+    if ref.kind != "auto":
+        return resolve_ref("samplers", ref, "sampler"), "named in the config"
+    shape = model_shape(model)
+    kind, why = choose(shape[0] if shape else None)
+    return resolve_ref("samplers", PluginRef(kind=kind), "sampler"), why
 
 
 def end_tokens(path: str, trust_remote_code: bool = False) -> tuple[int, ...]:

@@ -4,6 +4,11 @@ Conventions. B counts whole sequences; T is the longest response. Column t of a 
 state before token y_t, and y_t itself. Rows are padded on the right; the prompt is not in T. A Rollout
 and what is derived from it live on the CPU in float32 and are the same on every rank.
 
+Points in time of the policy, as seen from one rollout: its `sampler_logprobs` are of the behaviour, what the
+sampler drew from; `old` are the weights with which the learner begins on the rollout (in a synchronous run
+those that sampled it), `now` those about to be updated, `grad` the forward with gradient. The reference
+policy is timeless within a rollout: its log-probs are computed once, whoever asks for them and when.
+
 Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them for each one registered:
 
 1. The loss does not depend on how the batch is cut: the sum of the loss over any parts of an optimizer
@@ -15,13 +20,19 @@ Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from rlkit.interfaces.declarations import (
+    AdvantageDeclaration,
+    LossDeclaration,
+    advantage_declaration,
+    loss_declaration,
+)
 from rlkit.interfaces.rewards import SampleKey
 from rlkit.interfaces.stats import Stat
 
@@ -61,7 +72,17 @@ class Rows:
 
 @dataclass(kw_only=True, slots=True)
 class Rollout(Rows):
-    """One sampled batch: everything that is known of it before a model looks at it again."""
+    """One sampled batch: everything that is known of it before a model looks at it again.
+
+    A sequence is a trajectory: what the policy said, and between its turns what an environment said. Example: to
+    the prompt "47+85=" the policy calls a calculator with three tokens, is told the result in two, and answers with
+    three more. Then of this row `length` is 8, `turns` is [(0, 3), (5, 8)], and `mask` is
+
+        column   0  1  2  3  4  5  6  7  8 ...
+        mask     1  1  1  0  0  1  1  1  0 ...
+
+    Columns 3 and 4 are context: they are in `tokens`, and enter no sum, no statistic and no power of lambda.
+    """
 
     keys: list[SampleKey]
     prompt_tokens: list[Tensor]
@@ -76,17 +97,21 @@ class Rollout(Rows):
     """[B] bool: it has a reward and is not left out for being truncated, and so is another of its group, where the
     algorithm asks for that: see `Algorithm.leaves_out_truncated` and `Algorithm.compares_groups`."""
     group: Tensor
-    """[B] int64: sequences with one number answer the same prompt."""
+    """[B] int64: sequences with one number answer the same prompt. Any numbers, in any order; groups of any size."""
     reward: Tensor
     """[B] float: what the loss sees; 0 where there is no value (and then `valid` is False)."""
     clean_reward: Tensor
     """[B] float: the reward before noise."""
     token_reward: Tensor | None = None
-    """[B, T] float, sums to `reward`; None: all of it at the last token."""
+    """[B, T] float, sums to `reward`; None: all of it at the policy's last token."""
     sampler_logprobs: Tensor
     """[B, T] float: log-prob of the distribution that was drawn from; 0 outside the policy's tokens."""
     version: Tensor
-    """[B] int64: the policy version that sampled it (of its oldest token)."""
+    """[B] int64: the lowest policy version that sampled one of its tokens."""
+    last_version: Tensor | None = None
+    """[B] int64: the highest; None: the same."""
+    turns: list[list[tuple[int, int]]] | None = None
+    """B lists of the policy's turns, each the columns [start, end) of one; None: each response is one turn."""
     truncated: Tensor
     """[B] bool: ended by the length limit, not by an end token."""
 
@@ -100,7 +125,7 @@ class Rollout(Rows):
 class TokenStats(Rows):
     """What models say of the rows. Each is [b, T] float, 0 outside `mask`; None = not asked for.
 
-    All are of the distribution the sampler drew from: temperature applied, softmax in float32.
+    All are of the whole distribution at the sampler's temperature: softmax in float32 over the vocabulary.
     """
 
     logprobs: Tensor | None = None
@@ -128,11 +153,12 @@ class Needs:
 
     `old.logprobs` needs no asking where only the loss reads it: with one update per rollout the engine
     sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
-    One minibatch and one epoch merge the passes of `old` and `now`.
+    `ref_logprobs` is computed once per rollout, and found wherever it was asked for. Which passes follow from this is
+    said in `rlkit/engine/passes.py`.
     """
 
     old: frozenset[Stat] = frozenset()
-    """Without gradient, once per rollout, at the weights that sampled it."""
+    """Without gradient, once per rollout, at the weights with which the learner begins on it."""
     now: frozenset[Stat] = frozenset()
     """Without gradient, on the whole optimizer batch, at the weights about to be updated."""
     grad: frozenset[Stat] = frozenset({"logprobs"})
@@ -142,14 +168,6 @@ class Needs:
     def reference(self) -> bool:
         """True: something is compared with a reference policy."""
         return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
-
-    def per_rollout(self, updates: int) -> frozenset[Stat]:
-        """What is computed without gradient once per rollout that makes so many optimizer updates.
-
-        With one, the weights about to be updated are those that sampled, so `now` comes from the same pass. With
-        several, they move away from them, and only a pass before the first gives the log-probs of the ratio.
-        """
-        return self.old | self.now if updates == 1 else self.old | {"logprobs"}
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
@@ -163,18 +181,27 @@ class Batch(Rows):
     old: TokenStats = field(default_factory=TokenStats)
     now: TokenStats = field(default_factory=TokenStats)
     n_sequences: int
-    """Valid sequences of the whole optimizer batch, over all ranks. Divide by this for a sequence mean."""
+    """Sequences with a token in `mask`, in the whole optimizer batch over all ranks. Divide by this for a sequence
+    mean."""
     n_tokens: int
     """Tokens in `mask` of the whole optimizer batch, over all ranks. Divide by this for a token mean."""
+    n_valid: int = 0
+    """Valid sequences of the whole optimizer batch, those included of which a correction has left no token. Divide by
+    this what is of whole trajectories. 0 stands for `n_sequences`."""
+    kept: Tensor | None = None
+    """[b, T] bool: the tokens that a correction has left to the losses; None: all. The advantage sees none of it."""
     update: int = 0
-    """Optimizer updates made so far."""
+    """Optimizer updates the policy has made so far."""
     progress: float = 0.0
-    """Share of the run that is done, 0 .. 1."""
+    """Share of the policy's planned updates that are made, 0 .. 1."""
+
+    def __post_init__(self) -> None:
+        self.n_valid = self.n_valid or self.n_sequences
 
     @property
     def mask(self) -> Tensor:
-        """[b, T] bool, the rollout's."""
-        return self.rollout.mask
+        """[b, T] bool: the tokens that count. In the losses less than `rollout.mask` where a correction masks."""
+        return self.rollout.mask if self.kept is None else self.rollout.mask & self.kept
 
 
 @dataclass(kw_only=True, slots=True)
@@ -188,9 +215,12 @@ class Targets(Rows):
     returns: Tensor | None = None
     """[b, T] float: what a critic should predict."""
     importance: Tensor | None = None
-    """[b, T] float: weights for a mismatch with the sampler, or for staleness."""
+    """[b, T] float: weights of the surrogate's tokens, for a mismatch between sampler and learner or for staleness.
+    Set after the advantage, by the run's `correction`."""
+    coefs: dict[str, float] = field(default_factory=dict)
+    """Numbers that the losses use in this update, such as VIMPO's c_A."""
     scalars: dict[str, float] = field(default_factory=dict)
-    """Numbers in force for this update (VIMPO's c_A, ...); logged as they are."""
+    """Numbers to log under their names. No loss reads them."""
     credit: dict[str, Tensor] = field(default_factory=dict)
     """What the algorithm credits each token, for people to look at (`rlkit inspect`): name -> [b, T] float, 0 outside
     `mask`. No loss reads it. Two names are known by what they mean: `value`, the worth of the state before the token,
@@ -207,8 +237,7 @@ class Targets(Rows):
 class Advantage(Protocol):
     """Sees the whole optimizer batch over all ranks, and alone may change `state`.
 
-    May carry the attributes `needs: Needs`, `gives: frozenset[str]` (fields of Targets; without it
-    "advantages"), `compares_groups: bool` and `leaves_out_truncated: bool` (without them False): see `Algorithm`.
+    May carry the attributes of an `AdvantageDeclaration`.
     """
 
     def __call__(self, batch: Batch, state: State) -> Targets: ...
@@ -217,15 +246,17 @@ class Advantage(Protocol):
 class PolicyLoss(Protocol):
     """Sees any rows. Additive over sequences: sums, divided only by `batch.n_sequences` or `batch.n_tokens`.
 
-    May carry the attributes `needs: Needs` and `reads: frozenset[str]` (fields of Targets; without it
-    "advantages").
+    May carry the attributes of a `LossDeclaration`.
     """
 
     def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
 
 
 class ValueLoss(Protocol):
-    """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss."""
+    """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss.
+
+    May carry the attributes of a `LossDeclaration`; where it does not say what it reads, that is "returns".
+    """
 
     def __call__(self, values: Tensor, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
 
@@ -240,35 +271,57 @@ class Algorithm:
     """Present: a critic is built, and trained with it."""
     critic_warmup_steps: int = 0
     """Steps at the start in which the critic alone learns."""
+    reference: Mapping[str, Any] = field(default_factory=lambda: {"kind": "frozen"})
+    """The reference that the method goes with, as the config's `reference` says it. A config that names one has its
+    way; where nothing needs a reference, none is kept."""
+    refill: int = 0
+    """Rounds of dynamic sampling that the method goes with, as the config's `batch.refill.limit` says it."""
 
     @property
     def needs(self) -> Needs:
-        parts = [p for p in (self.advantage, self.policy_loss, self.value_loss) if p is not None]
-        needs = Needs()
-        for part in parts:
-            needs = needs | getattr(part, "needs", Needs())
+        needs = self._advantage.needs
+        for loss in self._losses:
+            needs = needs | loss.needs
         return needs
 
     @property
     def compares_groups(self) -> bool:
         """True: a sample is judged against the others of its group, so a group needs two valid ones."""
-        return bool(getattr(self.advantage, "compares_groups", False))
+        return self._advantage.compares_groups
 
     @property
     def leaves_out_truncated(self) -> bool:
         """True: truncated samples are invalid, so they are out of loss, baseline and counts."""
-        return bool(getattr(self.advantage, "leaves_out_truncated", False))
+        return self._advantage.leaves_out_truncated
+
+    def keep_group(self, rewards: Sequence[float]) -> bool:
+        """Whether a group whose valid samples have these rewards is worth learning from; without a say of the
+        advantage, where they are not all equal."""
+        own = self._advantage.keep_group
+        return own(rewards) if own is not None else len(set(rewards)) > 1
 
     @property
     def gives(self) -> frozenset[str]:
         """Fields of Targets that the advantage fills."""
-        gives: frozenset[str] = getattr(self.advantage, "gives", frozenset({"advantages"}))
-        return gives
+        return self._advantage.gives
 
     @property
     def reads(self) -> frozenset[str]:
-        """Fields of Targets that the losses use."""
-        reads: frozenset[str] = getattr(self.policy_loss, "reads", frozenset({"advantages"}))
+        """Fields of Targets that the losses use, of those that an advantage may fill."""
+        return frozenset().union(*(loss.reads for loss in self._losses)) - {"importance"}
+
+    @property
+    def reads_importance(self) -> bool:
+        """True: the policy's loss multiplies its tokens by `Targets.importance`."""
+        return "importance" in self._losses[0].reads
+
+    @property
+    def _advantage(self) -> AdvantageDeclaration:
+        return advantage_declaration(self.advantage, "the advantage")
+
+    @property
+    def _losses(self) -> list[LossDeclaration]:
+        losses = [loss_declaration(self.policy_loss, "the policy loss")]
         if self.value_loss is not None:
-            reads = reads | getattr(self.value_loss, "reads", frozenset({"returns"}))
-        return reads
+            losses.append(loss_declaration(self.value_loss, "the value loss", reads=frozenset({"returns"})))
+        return losses

@@ -68,6 +68,9 @@ class RewardResult:
     1."""
     parts: dict[str, float] = field(default_factory=dict)
     """Named parts of the value, logged as reward/part/NAME."""
+    token_values: Sequence[float] | None = None
+    """Where the reward comes on the way: each response token's share of the value, which is their sum. None: all of
+    it comes at the end."""
     info: dict[str, Any] = field(default_factory=dict)
     """Anything worth keeping with the sample (the parsed answer, a judge's words)."""
 
@@ -76,8 +79,7 @@ class RewardFn(Protocol):
     """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
 
     It runs in worker processes, in their main thread, a few samples a call, and is killed past its deadline. May carry
-    the attributes `range: tuple[float, float]`, the lowest and highest value it gives; `in_process: bool`, True: it
-    is called in the trainer's process instead, without a deadline; and `warm_up()`, which a worker calls first.
+    the attributes of a `RewardDeclaration`: `range`, `in_process` and `warm_up`.
     """
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...

@@ -1,125 +1,171 @@
-"""The loop: sample, score, measure, update, sync, log, save. It knows no algorithm."""
+"""The synchronous loop: each rollout is sampled with the weights that learn from it. It knows no algorithm.
+
+    sync (the sampler gets the newest weights) -> sample, score -> measure -> learn -> log -> save -> evaluate
+
+What a step has learnt is logged, and saved where a checkpoint is due, before anything else is tried: nothing that
+fails later (an evaluation, a sync) loses it.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
-import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from rlkit.config import RunConfig
 from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
-from rlkit.engine.deepspeed import LOGPROBS, Engine
-from rlkit.errors import NotFiniteError, RlkitError
+from rlkit.engine.deepspeed import Engine
+from rlkit.engine.passes import LOGPROBS
+from rlkit.errors import RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
-from rlkit.generation.collector import Collector, Scored, assemble, describe, disturbed
-from rlkit.interfaces.generation import SamplingParams
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, State, Targets, TokenStats
-from rlkit.interfaces.stats import Stat
+from rlkit.generation.assemble import assemble, unscored
+from rlkit.generation.collector import Scored, draws
+from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.loop.describe import describe, disturbed
+from rlkit.loop.gather import Gathered, Gatherer
+from rlkit.loop.learner import Learner, gap
+from rlkit.loop.state import RunState
 from rlkit.records.folder import RunFolder
-from rlkit.scoring.noise import Noise, apply_noise
 from rlkit.tracking import Tracker
 
 GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
 """Mean |sampler's - trainer's log-prob| past which the weights in the sampler are not the trainer's."""
-NOT_FINITE_ALLOWED = 3
-"""Updates in a row whose loss or gradient is not finite: the last of them ends the run."""
 
 
 @dataclass
-class Trainer:
+class SynchronousLoop:
     """One run. Every rank has one; `folder` and `trackers` are rank 0's alone."""
 
     config: RunConfig
-    algorithm: Algorithm
-    policy: Engine
-    reference: Engine | None
-    critic: Engine | None
-    collector: Collector
-    noises: Sequence[Noise]
+    learner: Learner
+    gatherer: Gatherer
     problems: Sequence[Problem]
     benchmarks: Sequence[Benchmark]
     """Measured before, during and after training, on clean rewards."""
-    sampling: SamplingParams
     folder: RunFolder | None
     trackers: Sequence[Tracker]
-    step: int = 0
-    """Steps done."""
-    update: int = 0
-    """Optimizer updates done."""
-    state: State = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cursor = Cursor(len(self.problems), self.config.seed)
-        self._timer: dict[str, float] = defaultdict(float)
+        self._sampler_has: int | None = None
+        """The step whose weights the sampler has."""
         self._resumed = False
-        self._not_finite = 0
-        """Updates in a row."""
+        self._saved: int | None = None
+
+    @property
+    def state(self) -> RunState:
+        return self.learner.state
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.config.steps
 
     def train(self) -> None:
         """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
         with _interruptible() as interrupt:
             self._prove_sync()
-            if self.step == 0:
+            if not self._evaluated():
                 self._evaluate()
-            while self.step < self.config.steps and not distributed.any_rank(interrupt.asked):
-                self._one_step()
-                last = self.step == self.config.steps
-                if last or _due(self.step, self.config.checkpoint.every):
+            while not self.finished and not distributed.any_rank(interrupt.asked):
+                self._log(self._one_step())
+                step = self.state.step
+                if self.finished or _due(step, self.config.checkpoint.every):
                     self.save()
-            if 0 < self.step < self.config.steps:
+                if self.finished or _due(step, self.config.eval.every):
+                    self._evaluate()
+            if 0 < self.state.step != self._saved:
                 self.save()
 
-    def _one_step(self) -> None:
-        started = time.perf_counter()
-        self._timer.clear()
-        shape, algorithm = self.config.batch, self.algorithm
-        step = self.step + 1
+    def complete(self) -> bool:
+        """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
+        if self._evaluated():
+            return False
+        self._prove_sync()
+        self._evaluate()
+        return True
 
-        scored, seconds = self._collect(step)
-        keys, results = [s.key for s in scored], [s.result for s in scored]
-        rewards = apply_noise(self.noises, self.config.seed, keys, results, self.collector.scorer.range)
-        rollout = assemble(
-            scored, shape.samples_per_prompt, algorithm.compares_groups, algorithm.leaves_out_truncated, rewards
-        )
-        with self._time("measure"):
-            old = self._token_stats(rollout, self._wanted(step))
-        self._keep(step, rollout, scored, old)
-        metrics = describe(scored, rollout)
-        if self.noises:
-            metrics["reward/disturbed"] = disturbed(results, rewards)
-        metrics |= {f"time/{phase}_s": s for phase, s in seconds.items()}
-        metrics |= self._learn(rollout, old, step)
-        self.step = step
-        with self._time("sync"):
-            self._sync()
+    def _one_step(self) -> dict[str, float]:
+        started = time.perf_counter()
+        learner = self.learner
+        learner.timer.clear()
+        step = self.state.step + 1
+
+        self._sync()
+        gathered = self._gather(step)
+        rollout = self._assembled(gathered.scored, gathered.rewards, gathered.replaced)
+        old = learner.measure(rollout, step)
+        self._keep(step, rollout, gathered.scored, old)
+        metrics = self._described(gathered, rollout)
+        learnt, credited = learner.learn(rollout, old, step)
+        metrics |= learnt
+        self.state.step = step
+        if old.logprobs is not None:
+            # Of the whole rollout, at the weights that sampled it; later updates move away from them.
+            metrics |= gap(old.logprobs, rollout)
+        if self.config.sampling.truncated:
+            # Of two distributions that are meant to differ: it would say nothing of the sampler.
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("sampler/gap_")}
+        if self.folder is not None:
+            self.folder.log_credit(step, rollout, credited)
+        seconds = gathered.seconds | learner.timer
+        metrics |= {f"time/{phase}_s": spent for phase, spent in seconds.items()}
         metrics["time/step_s"] = time.perf_counter() - started
         metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
-        if _due(step, self.config.eval.every) or step == self.config.steps:
-            metrics |= self._measure_pass_rate()
-        metrics |= {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()}
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
-        self._log(metrics)
+        return metrics
 
-    def _collect(self, step: int) -> tuple[list[Scored], dict[str, float]]:
-        before = self.cursor.position
-        problems = [self.problems[i] for i in self.cursor.take(self.config.batch.prompts_per_step)]
+    def _gather(self, step: int) -> Gathered:
+        """The step's samples. Where that fails nothing was learnt from it: when what failed is mended, the run can go
+        on from here."""
+        state, seed = self.state, self.config.seed
+        began = state.problems, state.replacements
+        cursor = Cursor(len(self.problems), seed, state.problems)
+        others = Cursor(len(self.problems), seed + 1, state.replacements)
+        problems = [self.problems[i] for i in cursor.take(self.config.batch.prompts_per_step)]
         try:
-            return self.collector.collect(problems, self.config.batch.samples_per_prompt, step, self.sampling, "train")
+            gathered = self.gatherer.gather(problems, step, lambda n: [self.problems[i] for i in others.take(n)])
+            self._check_versions(gathered)
         except RlkitError:
-            # Nothing was learnt from this step: when what failed is mended, the run can go on from here.
-            self.cursor.position = before
-            if self.step > 0:
+            state.problems, state.replacements = began
+            if 0 < state.step != self._saved:
                 self.save()
             raise
+        state.problems, state.replacements = cursor.position, others.position
+        return gathered
+
+    def _check_versions(self, gathered: Gathered) -> None:
+        found = {s.completion.version for s in gathered.scored} - {self.state.step}
+        if found:
+            raise RlkitError(
+                f"step {self.state.step + 1}: the sampler gave samples of policy version {min(found)}, and the policy "
+                f"is at {self.state.step}: it did not take the newest weights over"
+            )
+
+    def _described(self, gathered: Gathered, rollout: Rollout) -> dict[str, float]:
+        """Rewards and lengths are of the first draw, replaced groups and all: it is a fair one, and of the same prompts
+        for all algorithms."""
+        scored, rewards = gathered.scored[: gathered.first], gathered.rewards[: gathered.first]
+        if any(gathered.replaced):
+            rollout = self._assembled(scored, rewards)
+        metrics = describe(scored, rollout) | gathered.metrics
+        if self.gatherer.noises:
+            metrics["reward/disturbed"] = disturbed([s.result for s in scored], rewards)
+        return metrics
+
+    def _assembled(
+        self, scored: Sequence[Scored], rewards: Sequence[float | None], replaced: Sequence[bool] | None = None
+    ) -> Rollout:
+        algorithm = self.learner.algorithm
+        return assemble(
+            scored,
+            rewards,
+            compares_groups=algorithm.compares_groups,
+            leaves_out_truncated=algorithm.leaves_out_truncated,
+            replaced=replaced,
+        )
 
     def _keep(self, step: int, rollout: Rollout, scored: Sequence[Scored], old: TokenStats) -> None:
         """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
@@ -127,7 +173,7 @@ class Trainer:
             return
         if self._resumed:
             # Not before: a resume that fails leaves the run as it was.
-            self.folder.cut_after(self.step, self.config)
+            self.folder.cut_after(self.state.step, self.config)
             self._resumed = False
         self.folder.log_rollout(
             step,
@@ -146,151 +192,82 @@ class Trainer:
         for tracker in self.trackers:
             tracker.log_samples(step, shown)
 
-    def _wanted(self, step: int) -> frozenset[Stat]:
-        """What is computed without gradient once per rollout."""
-        wanted = self.algorithm.needs.per_rollout(self.config.updates_per_step)
-        # A policy that does not learn yet makes no forward of its own, which would show the sampler's log-prob gap.
-        return wanted if self._policy_learns(step) else wanted | LOGPROBS
-
-    def _policy_learns(self, step: int) -> bool:
-        return step > self.algorithm.critic_warmup_steps
-
-    def _learn(self, rollout: Rollout, old: TokenStats, step: int) -> dict[str, float]:
-        """All optimizer updates on one rollout."""
-        needs, once = self.algorithm.needs, self.config.updates_per_step == 1
-        logged: dict[str, list[float]] = defaultdict(list)
-        skipped = 0
-        credited: list[tuple[list[int], Targets]] = []
-        for number, rows in enumerate(self._minibatches(rollout, step)):
-            batch = _optimizer_batch(rollout, old, rows, self.update, self.config)
-            if batch.n_tokens == 0:
-                skipped += 1
-                continue
-            with self._time("measure"):
-                batch.now = batch.old if once else self._token_stats(batch.rollout, needs.now)
-            targets = self.algorithm.advantage(batch, self.state)
-            if number < self.config.batch.minibatches:
-                credited.append((rows, targets))
-            with self._time("update"):
-                metrics = self._guarded_update(batch, targets, needs, step)
-            for name, value in (metrics | targets.scalars).items():
-                logged[name].append(value)
-            self.update += 1
-        if self.folder is not None:
-            self.folder.log_credit(step, rollout, credited)
-        if skipped and distributed.main_rank():
-            warnings.warn(
-                f"step {step}: {skipped} of {self.config.updates_per_step} updates had no sample to learn from "
-                "(samples/no_value and samples/invalid in the log), and were skipped",
-                stacklevel=2,
-            )
-        means = {name: sum(values) / len(values) for name, values in logged.items()}
-        if old.logprobs is not None:
-            # Of the whole rollout, at the weights that sampled it; later updates move away from them.
-            means |= _gap(old.logprobs, rollout)
-        return means | {"updates/skipped": float(skipped)}
-
-    def _guarded_update(self, batch: Batch, targets: Targets, needs: Needs, step: int) -> dict[str, float]:
-        """An update that is not finite is left out; several in a row end the run."""
-        try:
-            metrics = self._update(batch, targets, needs, step)
-        except NotFiniteError as error:
-            self._not_finite += 1
-            if self._not_finite == NOT_FINITE_ALLOWED:
-                raise
-            if distributed.main_rank():
-                warnings.warn(f"step {step}: {error}", stacklevel=2)
-            return {"updates/not_finite": 1.0}
-        self._not_finite = 0
-        return metrics
-
-    def _update(self, batch: Batch, targets: Targets, needs: Needs, step: int) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        value_loss = self.algorithm.value_loss
-        if self.critic is not None and value_loss is not None:
-
-            def critic_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
-                return value_loss(new.get("values"), batch, targets)
-
-            metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
-        if self._policy_learns(step):
-            metrics |= self.policy.update(batch, targets, self.algorithm.policy_loss, needs.grad, self.reference)
-        return metrics
-
-    def _token_stats(self, rollout: Rollout, want: frozenset[Stat]) -> TokenStats:
-        stats = self.policy.token_stats(rollout, want - {"values"}, self.reference)
-        if "values" in want and self.critic is not None:
-            stats.values = self.critic.token_stats(rollout, frozenset({"values"})).values
-        return stats
-
-    def _minibatches(self, rollout: Rollout, step: int) -> Iterator[list[int]]:
-        """Row numbers of each optimizer batch: whole groups, in an order that seed, step and epoch decide."""
-        shape = self.config.batch
-        groups = np.arange(len(rollout.keys)).reshape(-1, shape.samples_per_prompt)
-        for epoch in range(shape.epochs):
-            if shape.minibatches > 1:
-                order = np.random.default_rng([self.config.seed, step, epoch]).permutation(len(groups))
-                groups = groups[order]
-            for part in np.array_split(groups, shape.minibatches):
-                yield part.flatten().tolist()
-
     def _prove_sync(self) -> None:
         """Before anything is learnt: send weights that differ in every tensor, then the true ones. After one update
         at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
-        sampler = self.collector.sampler
-        with self.policy.perturbed():
-            sampler.sync(self.policy.weights(), self.step)
+        policy, sampler, step = self.learner.policy, self.gatherer.collector.sampler, self.state.step
+        with policy.perturbed():
+            sampler.sync(policy.weights(), step)
             self._check_sampler()
-        sampler.sync(self.policy.weights(), self.step)
+        sampler.sync(policy.weights(), step)
         self._check_sampler()
+        self._sampler_has = step
 
     def _sync(self) -> None:
-        self.collector.sampler.sync(self.policy.weights(), self.step)
-        if self.step == 1 or _due(self.step, self.config.sampling.check_every):
-            self._check_sampler()
+        """Give the sampler the newest weights, where it has not got them."""
+        step = self.state.step
+        with self.learner.time("sync"):
+            if self._sampler_has != step:
+                self.gatherer.collector.sampler.sync(self.learner.policy.weights(), step)
+                self._sampler_has = step
+                if step == 1 or _due(step, self.config.sampling.check_every):
+                    self._check_sampler()
 
     def _check_sampler(self) -> None:
         """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
-        params = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens))
-        rollout = self.collector.sample_unscored(self.problems[:8], self.step, params)
-        gap = _gap(self.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
+        step, params = self.state.step, self.gatherer.params
+        # The trainer's log-probs are of the whole distribution.
+        params = replace(params, max_tokens=min(16, params.max_tokens), top_p=1.0, top_k=0)
+        rollout = unscored(self.gatherer.collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
-        if not gap <= allowed:
+        if not found <= allowed:
             raise RlkitError(
-                f"step {self.step}: after the sync the sampler's log-probs are {gap:.3g} nats from the trainer's on "
+                f"step {step}: after the sync the sampler's log-probs are {found:.3g} nats from the trainer's on "
                 f"average (at most {allowed} is allowed): it does not hold the trainer's weights. Training on would be "
                 "off-policy unseen. Try `-s sampler=transformers`, and report it with the output of `rlkit doctor`"
             )
 
-    def _evaluate(self) -> None:
-        self._timer.clear()
-        if metrics := self._measure_pass_rate():
-            self._log(metrics | {f"time/{phase}_s": seconds for phase, seconds in self._timer.items()})
+    def _evaluated(self) -> bool:
+        """Whether the evaluation that is due at this step is in the log; True where none is."""
+        step = self.state.step
+        if not self.benchmarks or not (step == 0 or self.finished or _due(step, self.config.eval.every)):
+            return True
+        there = False
+        if self.folder is not None:
+            rows = [row for row in self.folder.read_metrics() if row["step"] == step]
+            there = any(name.startswith("eval/") for row in rows for name in row)
+        return distributed.any_rank(there)
 
-    def _measure_pass_rate(self) -> dict[str, float]:
+    def _evaluate(self) -> None:
+        if not self.benchmarks:
+            return
+        started = time.perf_counter()
+        self._sync()
         metrics: dict[str, float] = {}
         for benchmark in self.benchmarks:
-            with self._time("eval"):
-                metrics |= evaluate(
-                    benchmark.collector, benchmark.problems, self.config.eval, self.sampling, benchmark.name
-                )
-        return metrics
+            metrics |= evaluate(
+                benchmark.collector, benchmark.problems, self.config.eval, self.gatherer.params, benchmark.name
+            )
+        self._log(metrics | {"time/eval_s": time.perf_counter() - started})
 
     def _log(self, metrics: dict[str, float]) -> None:
         if self.folder is not None:
-            self.folder.log_metrics(self.step, metrics)
+            self.folder.log_metrics(self.state.step, metrics)
         for tracker in self.trackers:
-            tracker.log(self.step, metrics)
+            tracker.log(self.state.step, metrics)
 
     def save(self) -> None:
         """A checkpoint of everything the next step depends on."""
         checkpoint.save(
             self.config.folder / "checkpoints",
-            self.step,
+            self.state.step,
             self._engines(),
-            {"step": self.step, "update": self.update, "cursor": self.cursor.position, "state": self.state},
+            self.state.saved(),
             keep=self.config.checkpoint.keep,
+            reference=self.learner.reference,
         )
+        self._saved = self.state.step
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
@@ -299,38 +276,14 @@ class Trainer:
             raise RlkitError(
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
             )
-        saved: dict[str, Any] = checkpoint.load(newest, self._engines())
-        self.step, self.update, self.state = saved["step"], saved["update"], saved["state"]
-        self.cursor.position = saved["cursor"]
+        saved: dict[str, Any] = checkpoint.load(newest, self._engines(), self.learner.reference)
+        self.learner.state = RunState.restored(saved, str(newest))
         self._resumed = True
+        self._saved = self.state.step
 
     def _engines(self) -> dict[str, Engine]:
-        return {"policy": self.policy} | ({"critic": self.critic} if self.critic is not None else {})
-
-    @contextmanager
-    def _time(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._timer[phase] += time.perf_counter() - started
-
-
-def _optimizer_batch(rollout: Rollout, old: TokenStats, rows: list[int], update: int, config: RunConfig) -> Batch:
-    if len(rows) != len(rollout.keys):
-        rollout, old = rollout.rows(rows), old.rows(rows)
-    return Batch(
-        rollout=rollout,
-        old=old,
-        n_sequences=int(rollout.valid.sum()),
-        n_tokens=int(rollout.mask.sum()),
-        update=update,
-        progress=update / (config.steps * config.updates_per_step),
-    )
-
-
-def _gap(logprobs: Tensor, rollout: Rollout) -> dict[str, float]:
-    """How far the sampler's log-probs are from the trainer's, over the policy's tokens."""
-    gap = (logprobs - rollout.sampler_logprobs).abs()[rollout.mask]
-    return {"sampler/gap_mean": float(gap.mean()), "sampler/gap_max": float(gap.max())} if len(gap) else {}
+        critic = self.learner.critic
+        return {"policy": self.learner.policy} | ({"critic": critic} if critic is not None else {})
 
 
 def _due(step: int, every: int) -> bool:

@@ -123,10 +123,7 @@ def actor_ratio(metrics: Metrics) -> Warning | None:
         seen=f"vimpo/actor_ratio is above {ACTOR_RATIO} in {_steps(steps)}, highest {number(max(values))}.",
         means="VIMPO's actor part then outweighs the value loss, which alone holds the policy near the reference and "
         "sees the reward: policies have been seen to run away within 20 steps.",
-        tries=(
-            "`algo.actor_ratio` 0.0125 (the default) in place of `algo.actor_coef`, which ignores the length",
-            "`algo.gate: true`, which turns the part off while the implied values do not follow the rewards",
-        ),
+        tries=("`algo.actor_ratio` 0.0125 (the default) in place of `algo.actor_coef`, which ignores the length",),
     )
 
 

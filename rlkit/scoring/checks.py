@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlkit.errors import RlkitError, nearest
+from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
@@ -38,9 +39,9 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
         returned = call(reward, samples, asyncio.run)
     except Exception as error:
         raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
-    declared = declared_range(reward)
+    declared = reward_declaration(reward, f"reward {name!r}").range
     return [
-        checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})")
+        checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})", sample)
         for i, (value, sample) in enumerate(zip(one_each(returned, name, samples), samples, strict=True), 1)
     ]
 
@@ -53,12 +54,6 @@ def call(reward: RewardFn, samples: Sequence[Sample], run: Callable[[Any], Any])
 
 async def _awaited(returned: Awaitable[object]) -> object:
     return await returned
-
-
-def declared_range(reward: RewardFn) -> tuple[float, float] | None:
-    """The lowest and highest value that the function says it gives."""
-    declared: tuple[float, float] | None = getattr(reward, "range", None)
-    return declared
 
 
 def one_each(returned: object, name: str, samples: Sequence[Sample]) -> Sequence[object]:
@@ -76,8 +71,8 @@ def one_each(returned: object, name: str, samples: Sequence[Sample]) -> Sequence
     return returned
 
 
-def checked(returned: object, declared: tuple[float, float] | None, where: str) -> RewardResult:
-    """A sample's result with `correct` filled in; RlkitError, opening with `where`, for an unsound one."""
+def checked(returned: object, declared: tuple[float, float] | None, where: str, sample: Sample) -> RewardResult:
+    """The sample's result with `correct` filled in; RlkitError, opening with `where`, for an unsound one."""
     if returned is None:
         return RewardResult(value=None, status="abstain")
     if isinstance(returned, RewardResult):
@@ -113,12 +108,25 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str) 
     value = float(result.value)
     if result.status != "ok" and value != 0:
         raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
+    if result.token_values is not None:
+        _check_token_values(result.token_values, value, len(sample.tokens), where)
     if declared is not None and not declared[0] <= value <= declared[1]:
         raise RlkitError(f"{where}: got {value}, outside the range {declared} that the reward declares")
     correct = result.correct
     if correct is None:
         correct = result.status == "ok" and (value >= 1 if declared is None else value == declared[1])
     return dataclasses.replace(result, value=value, correct=correct)
+
+
+def _check_token_values(values: Sequence[float], value: float, tokens: int, where: str) -> None:
+    if len(values) != tokens:
+        raise RlkitError(f"{where}: {len(values)} token_values for a response of {tokens} tokens; give one for each")
+    if wrong := [number for number in values if not _finite(number)]:
+        raise RlkitError(f"{where}: token_values hold {_shown(wrong[0])}; they must be finite numbers")
+    if not math.isclose(math.fsum(values), value, rel_tol=1e-6, abs_tol=1e-6):
+        raise RlkitError(
+            f"{where}: token_values add up to {math.fsum(values):g}, but the value is {value:g}; it must be their sum"
+        )
 
 
 def _finite(value: object) -> bool:

@@ -12,8 +12,9 @@ from typing import Any, Self
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
+from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-from rlkit.scoring.checks import declared_range, named, score
+from rlkit.scoring.checks import named, score
 from rlkit.scoring.pool import Pool
 from rlkit.scoring.worker import Fault, Killed, Outcome
 
@@ -33,6 +34,8 @@ class _Part:
     """The kind; kind_2, kind_3, ... where it comes again."""
     weight: float
     function: RewardFn
+    range: tuple[float, float] | None
+    """What it declares."""
     place: int | None
     """In the pool; None: it is called in this process."""
 
@@ -52,7 +55,7 @@ class Scorer:
     verdict `correct` is the first one's. A sample that one of them refuses is refused; one that has no value from
     one of them has none, with that one's status.
 
-    Raises ConfigError for rewards or plugins that cannot be.
+    Raises ConfigError for rewards or plugins that cannot be, and for declarations of theirs that cannot.
     """
 
     def __init__(self, rewards: Sequence[WeightedReward], plugins: Sequence[str], config: ScoringConfig) -> None:
@@ -70,18 +73,19 @@ class Scorer:
             name = reward.kind if kinds[reward.kind] == 1 else f"{reward.kind}_{kinds[reward.kind]}"
             home = registry.find("rewards", reward.kind).factory.__module__
             place: int | None = None
-            if home == "__main__" and not getattr(function, "in_process", False):
+            declared = reward_declaration(function, f"reward {reward.kind!r}")
+            if home == "__main__" and not declared.in_process:
                 warnings.warn(
                     f"reward {reward.kind!r} is defined in __main__, where worker processes cannot import it: it runs "
                     "in the trainer's process, without a deadline. Move it to a file and name that under `plugins`",
                     stacklevel=2,
                 )
-            elif not getattr(function, "in_process", False):
+            elif not declared.in_process:
                 place = len(pooled)
                 pooled.append((reward.kind, reward.options))
                 if not home.startswith("rlkit_plugin_") and home not in homes:
                     homes.append(home)
-            self._parts.append(_Part(name, reward.weight, function, place))
+            self._parts.append(_Part(name, reward.weight, function, declared.range, place))
         self._pool = Pool(pooled, homes, config) if pooled else None
 
     @property
@@ -89,10 +93,9 @@ class Scorer:
         """Lowest and highest value of the weighted sum; None where a reward declares no range."""
         low = high = 0.0
         for part in self._parts:
-            declared = declared_range(part.function)
-            if declared is None:
+            if part.range is None:
                 return None
-            ends = [part.weight * end for end in declared]
+            ends = [part.weight * end for end in part.range]
             low, high = low + min(ends), high + max(ends)
         return low, high
 
@@ -102,37 +105,46 @@ class Scorer:
         if self._pool is not None:
             self._places.append([self._pool.submit(p.place, sample) for p in self._parts if p.place is not None])
 
-    def finish(self) -> list[RewardResult]:
+    def finish(self, *, lenient: bool = False) -> list[RewardResult]:
         """Results of all that was submitted since the last `finish`, in that order.
 
         Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample; where
         workers cannot start; and where more than `max_no_value` of the samples, and at least 2, have no value.
+        lenient: only where workers cannot start; a sample that a function fails on has no value, were it each of them.
         """
         samples, self._samples = self._samples, []
         places, self._places = self._places, []
         if not samples:
             return []
-        own = {p.name: score(p.function, p.name, samples) for p in self._parts if p.place is None}
+        own = {p.name: _called(p, samples, lenient) for p in self._parts if p.place is None}
         pooled = self._pool.finish() if self._pool is not None else []
         columns: list[list[RewardResult]] = []
         for part in self._parts:
             if part.place is None:
                 columns.append(own[part.name])
             else:
-                columns.append(_results(part.name, [pooled[row[part.place]] for row in places]))
-        self._hold_to_limit(samples, columns)
+                outcomes = [pooled[row[part.place]] for row in places]
+                if not lenient:
+                    _check_not_all_failed(part.name, outcomes)
+                columns.append([_result(outcome) for outcome in outcomes])
+        if not lenient:
+            self._hold_to_limit(samples, columns)
         return [self._combined(row) for row in zip(*columns, strict=True)]
 
-    def score(self, samples: Sequence[Sample]) -> list[RewardResult]:
+    def score(self, samples: Sequence[Sample], *, lenient: bool = False) -> list[RewardResult]:
         """`submit` all and `finish`."""
         for sample in samples:
             self.submit(sample)
-        return self.finish()
+        return self.finish(lenient=lenient)
 
     def _combined(self, results: Sequence[RewardResult]) -> RewardResult:
         first = results[0]
         if len(results) == 1:
-            return first if first.value is None else replace(first, value=self._parts[0].weight * first.value)
+            if first.value is None:
+                return first
+            return replace(
+                first, value=self._parts[0].weight * first.value, token_values=self._weighted_token_values(results)
+            )
         info = {p.name: r.info for p, r in zip(self._parts, results, strict=True) if r.info}
         parts = {}
         for part, result in zip(self._parts, results, strict=True):
@@ -146,7 +158,25 @@ class Scorer:
             return RewardResult(value=0.0, status="refused", correct=False, parts=parts, info=info)
         value = sum(p.weight * (r.value or 0.0) for p, r in zip(self._parts, results, strict=True))
         status = first.status if value == 0 else "ok"
-        return RewardResult(value=value, status=status, correct=first.correct, parts=parts, info=info)
+        return RewardResult(
+            value=value,
+            status=status,
+            correct=first.correct,
+            parts=parts,
+            info=info,
+            token_values=self._weighted_token_values(results),
+        )
+
+    def _weighted_token_values(self, results: Sequence[RewardResult]) -> list[float] | None:
+        """The weighted sum of what comes on the way; what has no token values comes at the last token."""
+        length = max((len(r.token_values) for r in results if r.token_values is not None), default=0)
+        if length == 0:
+            return None
+        total = [0.0] * length
+        for part, result in zip(self._parts, results, strict=True):
+            for at, value in enumerate(result.token_values or [0.0] * (length - 1) + [result.value or 0.0]):
+                total[at] += part.weight * value
+        return total
 
     def _hold_to_limit(self, samples: Sequence[Sample], columns: Sequence[Sequence[RewardResult]]) -> None:
         lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
@@ -181,8 +211,18 @@ class Scorer:
         self.close()
 
 
-def _results(name: str, outcomes: Sequence[Outcome]) -> list[RewardResult]:
-    """What is no result as `error` or `refused`; RlkitError where that is all: then the function is to blame."""
+def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[RewardResult]:
+    """The results of a function that runs in this process."""
+    try:
+        return score(part.function, part.name, samples)
+    except RlkitError as error:
+        if not lenient:
+            raise
+        return [RewardResult(value=None, status="error", info={"error": str(error)}) for _ in samples]
+
+
+def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
+    """RlkitError where a function failed on every sample: then it is to blame."""
     faults = [o for o in outcomes if isinstance(o, Fault)]
     if len(faults) == len(outcomes):
         raise RlkitError(faults[0].said)
@@ -192,10 +232,10 @@ def _results(name: str, outcomes: Sequence[Outcome]) -> list[RewardResult]:
             f"reward {name!r} scored none of {len(outcomes)} samples. Each {killed[0].said}\nWhere it only needs more, "
             "raise scoring.timeout_s or scoring.memory_gib"
         )
-    return [_result(outcome) for outcome in outcomes]
 
 
 def _result(outcome: Outcome) -> RewardResult:
+    """What is no result as `error` or `refused`."""
     if isinstance(outcome, Fault):
         return RewardResult(value=None, status="error", info={"error": outcome.said})
     if isinstance(outcome, Killed):

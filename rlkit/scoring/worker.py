@@ -23,8 +23,9 @@ from typing import Any
 
 from rlkit import registry
 from rlkit.errors import RlkitError
+from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-from rlkit.scoring.checks import call, checked, declared_range, named, one_each, tail
+from rlkit.scoring.checks import call, checked, named, one_each, tail
 
 OUT_OF_MEMORY = 77
 """Exit code."""
@@ -107,17 +108,29 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     try:
         registry.load(setup["plugins"])
-        rewards: list[RewardFn] = [registry.build("rewards", kind, options) for kind, options in setup["rewards"]]
-        for reward in rewards:
-            getattr(reward, "warm_up", lambda: None)()
+        rewards = [_ready(kind, options) for kind, options in setup["rewards"]]
     except BaseException as error:
         link.sendall(frame(Ready(failed=str(error) if isinstance(error, RlkitError) else tail(error))))
         return
     link.sendall(frame(Ready()))
-    names = [kind for kind, _ in setup["rewards"]]
     desk = _Desk(link, os.getpid(), setup["timeout_s"], asyncio.Runner())
     while (work := _receive(link, inbox)) is not None:
-        desk.score(rewards[work.part], names[work.part], work)
+        desk.score(rewards[work.part], work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reward:
+    function: RewardFn
+    name: str
+    range: tuple[float, float] | None
+
+
+def _ready(kind: str, options: dict[str, Any]) -> _Reward:
+    function: RewardFn = registry.build("rewards", kind, options)
+    declared = reward_declaration(function, f"reward {kind!r}")
+    if declared.warm_up is not None:
+        declared.warm_up()
+    return _Reward(function, kind, declared.range)
 
 
 def _receive(link: socket.socket, inbox: bytearray) -> Any:
@@ -138,33 +151,33 @@ class _Desk:
     runner: asyncio.Runner
     """One event loop for the worker's life, so that what an async function keeps open stays usable."""
 
-    def score(self, reward: RewardFn, name: str, work: Work) -> None:
+    def score(self, reward: _Reward, work: Work) -> None:
         samples = [pickle.loads(sample) for sample in work.samples]
         if not work.one_by_one:
-            self._send(self._together(reward, name, samples))
+            self._send(self._together(reward, samples))
             return
         for sample in samples:
-            self._send(Outcomes([self._alone(reward, name, sample)]))
+            self._send(Outcomes([self._alone(reward, sample)]))
 
-    def _together(self, reward: RewardFn, name: str, samples: list[Sample]) -> Outcomes | Fault | Raised:
+    def _together(self, reward: _Reward, samples: list[Sample]) -> Outcomes | Fault | Raised:
         try:
-            returned = self._call(reward, samples)
+            returned = self._call(reward.function, samples)
         except BaseException:
             return Raised()
         try:
-            values = one_each(returned, name, samples)
+            values = one_each(returned, reward.name, samples)
         except RlkitError as error:
             return Fault(str(error))
-        return Outcomes([_outcome(v, reward, name, s) for v, s in zip(values, samples, strict=True)])
+        return Outcomes([_outcome(v, reward, s) for v, s in zip(values, samples, strict=True)])
 
-    def _alone(self, reward: RewardFn, name: str, sample: Sample) -> Outcome:
+    def _alone(self, reward: _Reward, sample: Sample) -> Outcome:
         try:
-            (value,) = one_each(self._call(reward, [sample]), name, [sample])
+            (value,) = one_each(self._call(reward.function, [sample]), reward.name, [sample])
         except RlkitError as error:
             return Fault(str(error))
         except BaseException as error:
             return RewardResult(value=None, status="error", info={"error": tail(error)[-4000:]})
-        return _outcome(value, reward, name, sample)
+        return _outcome(value, reward, sample)
 
     def _call(self, reward: RewardFn, samples: Sequence[Sample]) -> object:
         # Where a call hangs is on stderr by the time it is killed.
@@ -190,17 +203,18 @@ class _Desk:
         self.link.sendall(frame(message))
 
 
-def _outcome(value: object, reward: RewardFn, name: str, sample: Sample) -> Outcome:
+def _outcome(value: object, reward: _Reward, sample: Sample) -> Outcome:
+    where = f"reward {reward.name!r} ({named(sample)})"
     try:
-        result = checked(value, declared_range(reward), f"reward {name!r} ({named(sample)})")
+        result = checked(value, reward.range, where, sample)
     except RlkitError as error:
         return Fault(str(error))
     try:
         size = len(pickle.dumps(result))
     except Exception as error:
-        return Fault(f"reward {name!r} ({named(sample)}): its result cannot leave the worker process: {error!r}")
+        return Fault(f"{where}: its result cannot leave the worker process: {error!r}")
     if size > LONGEST_REPLY // 64:
-        return Fault(f"reward {name!r} ({named(sample)}): a result of {size:,} bytes; keep less in info and parts")
+        return Fault(f"{where}: a result of {size:,} bytes; keep less in info and parts")
     return result
 
 

@@ -18,7 +18,6 @@ import yaml
 from rich.console import Console
 
 from rlkit import config as configs
-from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_curves
@@ -180,8 +179,15 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
+        from rlkit.engine.memory import checkpoint_bytes
+
         each = (disk_bytes(job.folder) - disk_bytes(RunFolder(job.folder).checkpoints)) / job.step * job.steps
-        each += _checkpoint_bytes(job.config)
+        algorithm = configs.build_algorithm(job.config)
+        each += checkpoint_bytes(
+            job.config,
+            needs_reference=algorithm.needs.reference,
+            has_critic=algorithm.value_loss is not None,
+        )
         total = each * sum(not job.done for job in jobs)
         free = shutil.disk_usage(job.folder).free
         lack = f", MORE THAN THE {size(free)} THAT ARE FREE" if total > free else ""
@@ -196,20 +202,6 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
         job.file.write_text(yaml.safe_dump(job.config.dump(), sort_keys=False, allow_unicode=True))
     with Display(what, jobs, at_once, estimate, terminal) as display:
         return run_all(jobs, at_once, display.watch, display.say, lock)
-
-
-def _checkpoint_bytes(config: RunConfig) -> float:
-    """Weights for training and for `from_pretrained`, and AdamW's state, of policy and critic."""
-    from rlkit.assembly.plan import model_shape
-
-    shape = model_shape(config.model)
-    if shape is None:
-        return 0.0
-    width = 4 if config.model.dtype == "float32" else 2
-    every = config.checkpoint.every
-    kept = min(config.checkpoint.keep, math.ceil(config.steps / every)) if every else 1
-    critics = configs.build_algorithm(config).value_loss is not None
-    return shape[0] * kept * (2 * width + (8 if width == 4 else 12)) * (1 + critics)
 
 
 def _tuning(spec: SweepConfig, arm: Arm, jobs: Sequence[Job]) -> Tuning:

@@ -16,7 +16,7 @@ import rlkit
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.interfaces.learning import Batch, Targets, TokenStats
-from rlkit.loop.synchronous import Trainer
+from rlkit.loop.learner import Learner as Trainer
 from rlkit.records.folder import DIAGNOSED, RunFolder
 
 Row = dict[str, Any]

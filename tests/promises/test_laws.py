@@ -29,8 +29,8 @@ GRPO_VARIANTS: list[dict[str, Any]] = [
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "vimpo": [
         {"beta": 0.05},
-        {"beta": 0.05, "estimator": "k3", "lam": 0.7, "gate": True},
-        {"beta": 0.05, "actor_coef": 0.01, "huber": 0.3, "dual_clip": None},
+        {"beta": 0.05, "estimator": "k3", "lam": 0.7},
+        {"beta": 0.05, "actor_coef": 0.01, "dual_clip": None},
         {"beta": 0.05, "value": "soft"},
         {"beta": 0.05, "value": "soft", "estimator": "k3"},
     ],

@@ -54,6 +54,109 @@ def test_a_setting_that_cannot_be_is_refused_before_a_model_is_loaded(arguments:
         assert words in result.output
 
 
+MISDECLARED = """
+from rlkit import Algorithm, Needs, Targets, advantage, algorithm, loss, reward
+
+
+def compute(*inputs): ...
+
+
+@advantage("declared_{n}")
+def of_an_advantage():
+    def mine(batch, state): ...
+    mine.compare_groups = True
+    return mine
+
+
+@loss("declared_{n}")
+def of_a_loss():
+    def mine(new, batch, targets): ...
+    mine.needs = Needs(grad=frozenset({{"log_probs"}}))
+    return mine
+
+
+class Critic:
+    read = frozenset({{"returns"}})
+
+    def __call__(self, values, batch, targets): ...
+
+
+@algorithm("declared_{n}")
+def of_a_critic():
+    return Algorithm(advantage=compute, policy_loss=compute, value_loss=Critic())
+
+
+@reward("declared_{n}_function")
+def of_a_function(samples):
+    return [1.0 for _ in samples]
+
+
+of_a_function.ranges = (0.0, 1.0)
+
+
+@reward("declared_{n}_class")
+class OfAClass:
+    range = (1.0, 0.0)
+
+    def __call__(self, samples):
+        return [1.0 for _ in samples]
+
+
+@reward("declared_{n}_weight")
+def weighted(samples, *, weight: float = 2.0):
+    return [weight for _ in samples]
+
+
+@algorithm("declared_{n}_kind")
+def sorted_by(*, kind: str = "up"):
+    return Algorithm(advantage=compute, policy_loss=compute)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--algo", "grpo", "-s", "advantage=declared_{n}"],
+            ["advantage 'declared_{n}'", "of_an_advantage.<locals>.mine", "mine.py:10)", "'compares_groups'?"],
+        ),
+        (
+            ["--algo", "grpo", "-s", "loss=declared_{n}"],
+            ["loss 'declared_{n}'", "mine.py:17)", "'log_probs' is no statistic (grad); did you mean 'logprobs'"],
+        ),
+        (
+            ["--algo", "declared_{n}"],
+            ["the value loss of algorithm 'declared_{n}'", ":Critic (", "'read' is nearly the declaration 'reads'"],
+        ),
+        (
+            ["-s", "reward=declared_{n}_function"],
+            ["reward 'declared_{n}_function'", "of_a_function (", "'ranges' is neither; did you mean 'range'?"],
+        ),
+        (
+            ["-s", "reward=declared_{n}_class"],
+            ["reward 'declared_{n}_class'", ":OfAClass (", "range is (1.0, 0.0) (tuple), but must be two finite"],
+        ),
+        (
+            ["-s", "reward=declared_{n}_weight", "-s", "reward.weight=0.5"],
+            ["reward 'declared_{n}_weight'", "mine.py:", "'weight' is the reward's share", "Rename the option"],
+        ),
+        (
+            ["--algo", "declared_{n}_kind"],
+            ["algorithm 'declared_{n}_kind'", "mine.py:", "'kind' names the plugin", "Rename the option"],
+        ),
+    ],
+)
+def test_what_a_plugin_cannot_declare_is_refused_before_a_model_is_loaded(
+    arguments: list[str], said: list[str], tmp_path: Path
+) -> None:
+    plugin, n = tmp_path / "mine.py", abs(hash(tmp_path))
+    plugin.write_text(MISDECLARED.format(n=n))
+    result = rlkit("run", "--dry-run", "--plugin", str(plugin), *(each.format(n=n) for each in arguments))
+    assert result.exit_code == 2, result.output
+    for words in said:
+        assert words.format(n=n) in result.output
+
+
 def test_an_unknown_config_names_the_nearest_preset() -> None:
     result = rlkit("run", "embeded")
     assert result.exit_code == 2

@@ -53,14 +53,17 @@ def test_the_schema_takes_the_presets_as_they_are() -> None:
 
 
 def test_a_loss_and_an_advantage_can_be_set_by_name() -> None:
-    resolved = configs.resolve(configs.load("embedded", ["advantage=rloo"], algo="grpo"))
+    settings = ["advantage=group", "advantage.baseline=leave_one_out", "loss=clip", "loss.surrogate=cispo"]
+    resolved = configs.resolve(configs.load("embedded", settings, algo="dapo"))
     assert resolved.advantage is not None
-    assert resolved.advantage.kind == "rloo"
+    assert resolved.loss is not None
+    assert (resolved.advantage.kind, resolved.advantage.options["baseline"]) == ("group", "leave_one_out")
+    assert (resolved.loss.kind, resolved.loss.options["surrogate"]) == ("clip", "cispo")
 
 
 def test_a_loss_that_reads_what_the_advantage_does_not_give_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reads scores.*does not give"):
-        configs.resolve(configs.load("embedded", ["advantage=rloo"], algo="vimpo"))
+    with pytest.raises(ConfigError, match=r"reads coefs, scores, which.*does not give"):
+        configs.resolve(configs.load("embedded", ["advantage=group"], algo="vimpo"))
 
 
 def test_an_advantage_that_needs_a_critic_is_refused_where_none_is_trained() -> None:

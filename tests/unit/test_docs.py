@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from rlkit import embedded, registry
 from rlkit.cli import main
+from rlkit.interfaces.declarations import AdvantageDeclaration, LossDeclaration, RewardDeclaration
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -84,6 +87,19 @@ def test_a_descendant_of_grpo_differs_as_its_row_says(name: str) -> None:
         for key, value in own.items()
         if value != base[key]
     }
+
+
+@pytest.mark.parametrize(
+    ("page", "declarations"),
+    [
+        ("writing-an-algorithm.md", [AdvantageDeclaration, LossDeclaration]),
+        ("writing-a-reward.md", [RewardDeclaration]),
+    ],
+)
+def test_the_tables_of_declarations_name_the_code_s(page: str, declarations: list[Any]) -> None:
+    table = (DOCS / page).read_text().partition("| name | who may carry it |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(named) == sorted({each.name for kind in declarations for each in dataclasses.fields(kind)})
 
 
 def test_every_plugin_that_ships_and_its_options_are_named() -> None:

@@ -119,7 +119,7 @@ def test_without_torch_the_page_still_comes() -> None:
     code = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
-        "from rlkit import doctor\n"
+        "from rlkit.assembly import doctor\n"
         "real = doctor._version\n"
         "doctor._version = lambda name: None if name == 'torch' else real(name)\n"
         "print(doctor.report(doctor.examine()))"

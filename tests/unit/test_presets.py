@@ -68,7 +68,7 @@ def test_the_papers_runs_differ_by_the_algorithm_alone(name: str) -> None:
 
 def test_every_preset_can_be_planned_without_a_hub_or_a_gpu() -> None:
     said = python(
-        "from rlkit import config, run\n"
+        "from rlkit import config\nfrom rlkit.assembly import run\n"
         "for name in config.presets():\n"
         "    print(f'[{name}]', run.plan(config.resolve(config.load(name))))\n"
     )

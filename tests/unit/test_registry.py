@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AliasChoices, AliasPath, BaseModel, Field
 
 from rlkit import registry
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, origin
 from rlkit.interfaces.rewards import Sample
 
 
@@ -120,3 +123,72 @@ def test_a_config_model_that_says_nothing_of_unknown_options_refuses_them() -> N
     assert isinstance(registry.build("algorithms", "test_registry_plain", {"scale": 2}), Config)
     with pytest.raises(ConfigError, match="did you mean 'scale'"):
         registry.build("algorithms", "test_registry_plain", {"scle": 2})
+
+
+class Sorted(BaseModel):
+    model_config = {"populate_by_name": True}
+    order: str = Field("up", alias="kind")
+
+
+class Several(BaseModel):
+    share: float = Field(1.0, validation_alias=AliasChoices("share", AliasPath("weight", 0)))
+
+
+def sort(*, kind: str = "up") -> None: ...
+
+
+def scaled(samples: Sequence[Sample], *, weight: float = 1.0) -> list[float]:
+    return [weight for _ in samples]
+
+
+class Scaled:
+    def __init__(self, *, weight: float = 1.0) -> None: ...
+
+
+def by_alias(config: Sorted) -> None: ...
+
+
+def by_path(config: Several) -> None: ...
+
+
+KIND = "it has an option 'kind', which no config could set, for there 'kind' names the plugin. Rename the option"
+WEIGHT = (
+    "it has an option 'weight', which no config could set, for there 'weight' is the reward's share in the sum of "
+    "several. Rename the option"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factory", "said"),
+    [
+        *((kind, sort, KIND) for kind in registry.KINDS),
+        *((kind, by_alias, KIND) for kind in registry.KINDS),
+        ("rewards", scaled, WEIGHT),
+        ("rewards", Scaled, WEIGHT),
+        ("rewards", by_path, WEIGHT),
+    ],
+)
+def test_an_option_that_no_config_could_set_is_refused(
+    kind: registry.Kind, factory: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    registry.register(kind, "test_registry_taken")(factory)
+    with pytest.raises(ConfigError) as caught:
+        registry.validate_options(registry.find(kind, "test_registry_taken"), {}, "here")
+    assert said in str(caught.value)
+    assert f"'test_registry_taken', test_registry:{factory.__name__} (" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in registry.KINDS if kind != "rewards"])
+def test_a_weight_is_a_name_like_others_where_nothing_is_summed(
+    kind: registry.Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    registry.register(kind, "test_registry_weight")(Scaled)
+    assert registry.validate_options(registry.find(kind, "test_registry_weight"), {"weight": 2}, "here").weight == 2
+
+
+def test_the_origin_of_an_object_is_its_class_s_and_of_a_partial_its_function_s() -> None:
+    assert origin(Config()).startswith("test_registry:Config (")
+    assert re.fullmatch(r"test_registry:sort \(.*test_registry\.py:\d+\)", origin(functools.partial(sort, kind="down")))

@@ -53,7 +53,7 @@ def test_auto_takes_vllm_where_it_pays(
 
 def test_naming_and_choosing_a_sampler_imports_neither_vllm_nor_transformers() -> None:
     program = (
-        "import sys; from rlkit import registry, sampling\n"
+        "import sys; from rlkit import generation, registry\n"
         "for name in ('vllm', 'transformers'): registry.find('samplers', name).options\n"
         "generation.choose(10**9)\n"
         "print(sorted({'vllm', 'transformers', 'deepspeed'} & set(sys.modules)))"

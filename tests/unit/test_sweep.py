@@ -90,7 +90,7 @@ def test_seeds(text: str, seeds: list[int]) -> None:
         ("steps=80", ("steps", [80])),
         ("sampling.stop=[a, b],[c]", ("sampling.stop", [["a", "b"], ["c"]])),
         ("algo.value=mean,soft", ("algo.value", ["mean", "soft"])),
-        ("algo.huber=null,1", ("algo.huber", [None, 1])),
+        ("algo.dual_clip=null,2", ("algo.dual_clip", [None, 2])),
     ],
 )
 def test_values_of_the_command_line(text: str, expected: tuple[str, list[Any]]) -> None:

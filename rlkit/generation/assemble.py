@@ -1,0 +1,90 @@
+"""From scored completions to a Rollout: rows, masks, groups and rewards as the learner reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlkit.generation.collector import Sampled, Scored
+from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.rewards import RewardResult
+
+
+def assemble(
+    scored: Sequence[Scored],
+    rewards: Sequence[float | None] | None = None,
+    *,
+    compares_groups: bool = False,
+    leaves_out_truncated: bool = False,
+    replaced: Sequence[bool] | None = None,
+) -> Rollout:
+    """The Rollout of completions whose groups may have any size.
+
+    rewards: the values after noise; None: the clean ones. The flags are those of `Algorithm`. replaced: samples whose
+    group was drawn in vain, and which stay in the rollout as invalid ones; None: none.
+    """
+    clean = [s.result.value for s in scored]
+    rewards = clean if rewards is None else rewards
+    numbers: dict[tuple[str, int], int] = {}
+    group = torch.tensor([numbers.setdefault((s.key.prompt_id, s.key.occurrence), len(numbers)) for s in scored])
+    truncated = torch.tensor([s.completion.truncated for s in scored])
+    valid = torch.tensor([value is not None for value in rewards])
+    if leaves_out_truncated:
+        valid = valid & ~truncated
+    if compares_groups:
+        members = torch.zeros(len(numbers), dtype=torch.long).index_add_(0, group, valid.long())
+        valid = valid & (members[group] > 1)
+    if replaced is not None:
+        valid = valid & ~torch.tensor(replaced)
+    length = torch.tensor([len(s.completion.tokens) for s in scored])
+    turns = [[(0, len(s.completion.tokens))] for s in scored]
+    mask = torch.zeros(len(scored), int(length.max()), dtype=torch.bool)
+    for row, spans in enumerate(turns):
+        for start, end in spans:
+            mask[row, start:end] = valid[row]
+    version = torch.tensor([s.completion.version for s in scored])
+    return Rollout(
+        keys=[s.key for s in scored],
+        prompt_tokens=[torch.tensor(s.problem.tokens) for s in scored],
+        tokens=_padded([torch.tensor(s.completion.tokens) for s in scored]),
+        length=length,
+        mask=mask,
+        valid=valid,
+        group=group,
+        reward=torch.tensor([value or 0.0 for value in rewards]),
+        clean_reward=torch.tensor([value or 0.0 for value in clean]),
+        token_reward=_token_rewards(scored, rewards),
+        sampler_logprobs=_padded([torch.tensor(s.completion.logprobs) for s in scored]),
+        version=version,
+        last_version=version,
+        turns=turns,
+        truncated=truncated,
+    )
+
+
+def unscored(sampled: Sequence[Sampled]) -> Rollout:
+    """A Rollout to look at log-probs alone: every sample counts, and has no reward."""
+    nothing = RewardResult(value=0.0)
+    return assemble([Scored(**vars(s), result=nothing) for s in sampled])
+
+
+def _token_rewards(scored: Sequence[Scored], rewards: Sequence[float | None]) -> Tensor | None:
+    """[B, T], each row's sum its reward; None where every reward comes at the end. What noise has added to a reward
+    that comes on the way, or taken off it, stands at the last token."""
+    if all(s.result.token_values is None for s in scored):
+        return None
+    rows = []
+    for one, reward in zip(scored, rewards, strict=True):
+        row = torch.zeros(len(one.completion.tokens))
+        if reward is not None:
+            if one.result.token_values is not None:
+                row += torch.tensor(one.result.token_values)
+            row[-1] += reward - float(row.sum())
+        rows.append(row)
+    return _padded(rows)
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

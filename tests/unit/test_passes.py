@@ -1,0 +1,48 @@
+"""Which passes follow from what an algorithm needs: the learner makes them, the plan prints them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlkit.engine.passes import plan_passes
+from rlkit.interfaces.learning import Needs, TokenStats
+
+NEEDS = Needs(old=frozenset({"values"}), now=frozenset({"ref_logprobs", "token_kl"}))
+
+
+def test_one_update_a_rollout_measures_old_and_now_in_one_pass() -> None:
+    passes = plan_passes(NEEDS, 1)
+    assert passes.rollout == {"values", "ref_logprobs", "token_kl"}
+    assert passes.update == frozenset()
+    assert plan_passes(Needs(), 1).rollout == frozenset()
+
+
+@pytest.mark.parametrize("updates", [2, 7])
+def test_several_updates_keep_the_log_probs_from_before_the_first(updates: int) -> None:
+    assert plan_passes(NEEDS, updates).rollout == {"values", "logprobs", "ref_logprobs"}
+    assert plan_passes(Needs(), updates).rollout == {"logprobs"}
+
+
+@pytest.mark.parametrize("where", ["old", "now", "grad"])
+def test_the_reference_is_asked_once_a_rollout_whoever_asks(where: str) -> None:
+    needs = Needs(**{where: frozenset({"logprobs", "ref_logprobs"})})
+    for updates in (1, 4):
+        passes = plan_passes(needs, updates)
+        assert "ref_logprobs" in passes.rollout
+        assert "ref_logprobs" not in passes.update | passes.grad
+
+
+def test_what_is_known_of_the_reference_is_found_before_each_update() -> None:
+    old = TokenStats(logprobs=torch.zeros(2, 3), ref_logprobs=torch.ones(2, 3))
+    measured = TokenStats(logprobs=torch.full((2, 3), 2.0))
+    now = plan_passes(Needs(now=frozenset({"logprobs", "ref_logprobs"})), 2).now(old, measured)
+    assert now.logprobs is measured.logprobs
+    assert now.ref_logprobs is old.ref_logprobs
+    assert plan_passes(NEEDS, 1).now(old, TokenStats()) is old
+
+
+def test_a_correction_and_a_policy_that_waits_need_the_first_log_probs() -> None:
+    assert "logprobs" not in plan_passes(Needs(), 1).rollout
+    assert "logprobs" in plan_passes(Needs(), 1, corrects=True).rollout
+    assert "logprobs" in plan_passes(Needs(), 1, learns=False).rollout
