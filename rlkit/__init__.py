@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ValueLoss,
     )
     from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
+    from rlkit.records.run import load_run
     from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
 
 _HOME = {
@@ -27,6 +28,7 @@ _HOME = {
         ("advantage", "algorithm", "loss", "noise", "reward", "sampler", "suite", "tracker"), "rlkit.registry"
     ),
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
+    "load_run": "rlkit.records.run",
     "train": "rlkit.assembly.run",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "ValueLoss",
     "advantage",
     "algorithm",
+    "load_run",
     "loss",
     "noise",
     "reward",

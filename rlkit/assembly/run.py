@@ -15,6 +15,7 @@ from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.generation import Request, SamplingParams
 from rlkit.tracking import Tracker
+from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,15 +79,12 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
 def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
     """Make what a run lacks that has made its steps, and was ended before all was written. ConfigError where it lacks
     nothing."""
-    from rlkit import report
     from rlkit.engine import distributed
     from rlkit.records.folder import RunFolder
 
     run = RunFolder.open(config.folder)
     lacks = [
-        name
-        for name, file in (("the report", config.folder / report.FILE), ("the picture", run.learning_curve))
-        if not file.is_file()
+        name for name, file in (("the report", run.report), ("the picture", run.learning_curve)) if not file.is_file()
     ]
     lacks = distributed.gather_objects(lacks)[0]
     if loop.complete():
@@ -310,20 +308,22 @@ def summary(folder: Path) -> str:
     """What came out of a run, in a few lines, and where to look."""
     from rlkit import report
     from rlkit.records.folder import RunFolder
+    from rlkit.records.metrics import last_step
     from rlkit.report import curve
 
     run = RunFolder.open(folder)
     metrics, steps = run.read_metrics(), run.read_config().steps
     lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}"]
-    if (folder / report.FILE).is_file():
+    if run.report.is_file():
         found = len(report.warnings_of(metrics))
-        said = f", with {found} warning{'s' if found > 1 else ''}: `rlkit report {folder}` prints them" if found else ""
-        lines.append(f"  report   {folder / report.FILE}{said}")
+        said = f", with {counted(found, 'warning')}: `rlkit report {folder}` prints them" if found else ""
+        lines.append(f"  report   {run.report}{said}")
     lines.append(f"  run      {folder}")
-    if metrics[-1]["step"] < steps:
+    done = last_step(metrics)
+    if done < steps:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         command = f"rlkit run --resume {folder}" + (f" --nproc {ranks}" if ranks > 1 else "")
-        lines.append(f"  stopped after step {metrics[-1]['step']} of {steps}; go on with: {command}")
+        lines.append(f"  stopped after step {done} of {steps}; go on with: {command}")
     return "\n".join(lines)
 
 
@@ -343,16 +343,6 @@ def _draw(folder: Path) -> None:
         )
 
 
-def newest_model(run: Path) -> Path:
-    """The Hugging Face folder of the run's newest checkpoint. RlkitError where there is none."""
-    from rlkit.engine import checkpoint
-
-    newest = checkpoint.latest(run / "checkpoints")
-    if newest is None:
-        raise RlkitError(f"{run} holds no checkpoint: it is no run's folder, or the run has not saved one yet")
-    return newest / "hf"
-
-
 def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     """Responses of a run's newest model to a prompt, drawn as in training."""
     prepare_environment()
@@ -360,9 +350,10 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     from rlkit.engine.models import load_tokenizer
     from rlkit.records.folder import RunFolder
 
-    config = RunFolder.open(run).read_config()
+    folder = RunFolder.open(run)
+    config = folder.read_config()
     _loading_bars(config)
-    model = config.model.model_copy(update={"path": str(newest_model(run)), "lora": None})
+    model = config.model.model_copy(update={"path": str(folder.newest_model()), "lora": None})
     tokenizer = load_tokenizer(model)
     tokens = prompt_tokens(prompt, config.data, tokenizer)
     params = sampling_params(config, tokenizer)

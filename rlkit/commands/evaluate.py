@@ -68,26 +68,22 @@ def evaluate(
     run_evaluation(load_settings(settings, overrides))
 
 
-def _is_run(path: str) -> bool:
-    return (Path(path) / "config.yaml").is_file()
-
-
 def _model(path: str) -> dict[str, Any]:
     """The model's settings: a run's newest, with the run's dtype, or a path with what suits it."""
-    if _is_run(path):
-        from rlkit.assembly.run import newest_model
-        from rlkit.records.folder import RunFolder
+    from rlkit.records.folder import RunFolder
 
-        config = RunFolder.open(Path(path)).read_config()
-        return config.model.model_dump() | {"path": str(newest_model(Path(path))), "lora": None}
+    if RunFolder.is_one(Path(path)):
+        run = RunFolder(Path(path))
+        return run.read_config().model.model_dump() | {"path": str(run.newest_model()), "lora": None}
     return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
 
 
 def _folder(model: str) -> Path:
-    if _is_run(model):
-        from rlkit.assembly.run import newest_model
+    from rlkit.records.folder import RunFolder
 
-        return Path(model) / "eval" / newest_model(Path(model)).parent.name
+    if RunFolder.is_one(Path(model)):
+        run = RunFolder(Path(model))
+        return run.evaluations / run.newest_model().parent.name
     return Path("evals") / model.rstrip("/").replace("embedded:", "").rpartition("/")[2]
 
 

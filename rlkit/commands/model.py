@@ -29,12 +29,12 @@ def export(run: Path, folder: Path) -> None:
     """Copy the newest model of RUN to FOLDER, for `from_pretrained` and vLLM."""
     import shutil
 
-    from rlkit.assembly import run as runs
+    from rlkit.records.folder import RunFolder
 
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another name, or remove it first")
     try:
-        shutil.copytree(runs.newest_model(run), folder)
+        shutil.copytree(RunFolder(run).newest_model(), folder)
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error}") from error
     click.echo(str(folder))

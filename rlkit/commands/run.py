@@ -99,9 +99,11 @@ def _with_noise(settings: configs.RunConfig, noises: tuple[str, ...]) -> configs
 def _resumed(run: Path, config: str) -> str:
     if config != "embedded":
         raise ConfigError("--resume takes the config of the run itself: leave CONFIG out, and use -s for changes")
-    if not (run / "config.yaml").is_file():
+    from rlkit.records.folder import RunFolder
+
+    if not RunFolder.is_one(run):
         raise ConfigError(f"--resume {run}: no run is there (no config.yaml)")
-    return str(run / "config.yaml")
+    return str(RunFolder(run).config_file)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import click
 
 from rlkit.commands.compare import show
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from rlkit.sweep.spec import SweepConfig
@@ -97,9 +98,8 @@ def sweep(
         except RlkitError as error:
             failures.append(f"the runs are made, but not their comparison: {error}")
     if outcome.failed:
-        count = len(outcome.failed)
         failures.append(
-            f"{count} run{'s' if count > 1 else ''} died: {', '.join(outcome.failed)}. Their output is in "
+            f"{counted(len(outcome.failed), 'run')} died: {', '.join(outcome.failed)}. Their output is in "
             f"{folder / 'logs'}; when it is mended: {again}"
         )
     if failures:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rlkit.comparison.runs import IRRELEVANT, Read, Run, condition_name, flatten
+from rlkit.records import samples
 from rlkit.sweep.folder import Tuning
 from rlkit.sweep.labels import is_own, short_key
 
@@ -83,7 +84,7 @@ def _on_record(what: str, read: Read) -> bool:
         "code": lambda run: bool(run.provenance.get("git")),
         "library and plugin versions": lambda run: "versions" in run.provenance,
         "machine": lambda run: "platform" in run.provenance,
-        "prompts at each seed": lambda run: bool(rollout_files(run)),
+        "prompts at each seed": lambda run: bool(run.rollouts),
     }
     if what == "tuning effort":
         return bool(read.tuning)
@@ -325,9 +326,9 @@ def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:
     cache: dict[Path, list[str]] = {}
     for (condition, seed), group in _grouped(runs, lambda run: (run.condition, run.seed)).items():
         for a, b in itertools.pairwise(group):
-            common = sorted(rollout_files(a).keys() & rollout_files(b).keys())
+            common = sorted(a.rollouts.keys() & b.rollouts.keys())
             for step in dict.fromkeys(common[:1] + common[-1:]):
-                left, right = (_prompt_ids(rollout_files(run)[step], cache) for run in (a, b))
+                left, right = (_prompt_ids(run.rollouts[step], cache) for run in (a, b))
                 if left != right:
                     yield Finding(
                         "unfair",
@@ -338,17 +339,10 @@ def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:
                     break
 
 
-def rollout_files(run: Run) -> dict[int, Path]:
-    """Step -> its file, for the steps whose samples were kept."""
-    return {int(file.stem.removeprefix("step-")): file for file in (run.folder / "rollouts").glob("step-*.parquet")}
-
-
 def _prompt_ids(file: Path, cache: dict[Path, list[str]]) -> list[str]:
     """The prompts of a step, in the order of its groups, however many samples each has."""
     if file not in cache:
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(file).read(["prompt_id", "index"]).to_pydict()
+        table = samples.read(file, ["prompt_id", "index"]).to_pydict()
         cache[file] = [prompt for prompt, index in zip(table["prompt_id"], table["index"], strict=True) if index == 0]
     return cache[file]
 

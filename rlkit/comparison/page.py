@@ -24,6 +24,7 @@ from rlkit.comparison.text import (
     verdict,
 )
 from rlkit.sweep.labels import settings_label
+from rlkit.wording import counted, number
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,12 @@ def _title(comparison: Comparison) -> str:
 def _lead(comparison: Comparison) -> str:
     seeds = sorted({run.seed for run in comparison.runs})
     parts = [
-        f"{len(comparison.runs)} runs",
-        _count(len(comparison.arms), "arm") + f" ({', '.join(comparison.arms)})",
-        _count(len(comparison.conditions), "condition"),
-        _count(len(seeds), "seed"),
+        counted(len(comparison.runs), "run"),
+        counted(len(comparison.arms), "arm") + f" ({', '.join(comparison.arms)})",
+        counted(len(comparison.conditions), "condition"),
+        counted(len(seeds), "seed"),
     ]
     return ", ".join(parts) + "."
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _headline(comparison: Comparison) -> list[tuple[str, list[Row]]]:
@@ -121,7 +118,7 @@ def _sections(comparison: Comparison, condition: str) -> list[Section]:
             found.append(
                 Section(
                     metric=metric,
-                    threshold=pages.number(results[0].threshold) if results[0].threshold is not None else "",
+                    threshold=number(results[0].threshold) if results[0].threshold is not None else "",
                     chart=_chart(comparison, "Mean over the seeds, with a 95 % band", results),
                     arms=[_arm_row(comparison, each, places) for each in results],
                     pairs=[_pair_row(comparison, pair) for pair in pairs],
@@ -145,7 +142,7 @@ def _arm_row(comparison: Comparison, result: ArmResult, places: int | None) -> R
 def _chart(comparison: Comparison, title: str, results: Sequence[ArmResult]) -> pages.Chart:
     series = []
     for result in results:
-        curve, number = result.curve, comparison.arms.index(result.arm)
+        curve, color = result.curve, comparison.arms.index(result.arm)
         series.append(
             pages.Series(
                 name=result.arm,
@@ -153,8 +150,8 @@ def _chart(comparison: Comparison, title: str, results: Sequence[ArmResult]) -> 
                 y=curve.mean.tolist(),
                 low=None if curve.low is None else curve.low.tolist(),
                 high=None if curve.high is None else curve.high.tolist(),
-                color=number,
-                dashed=number >= len(pages.PALETTE),
+                color=color,
+                dashed=color >= len(pages.PALETTE),
                 marks=len(curve.steps) < 25,
             )
         )
@@ -183,7 +180,7 @@ def _tuning(comparison: Comparison) -> list[tuple[str, str, list[Row]]]:
         rows = []
         for trial in each.trials:
             scores = [score for score in trial.scores.values() if score is not None]
-            mean = pages.number(sum(scores) / len(scores)) if len(scores) == len(trial.scores) and scores else "failed"
+            mean = number(sum(scores) / len(scores)) if len(scores) == len(trial.scores) and scores else "failed"
             chosen = "chosen" if dict(trial.settings) == dict(each.chosen or {}) else ""
             rows.append(Row(" ".join(settings_label(trial.settings)), [mean, chosen]))
         seeds = ", ".join(map(str, each.seeds))

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from numpy.typing import NDArray
 
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
+from rlkit.records.metrics import Curve, read_curves
+from rlkit.records.samples import step_files
 from rlkit.scoring.noise import noise_label
 from rlkit.sweep.folder import SweepFolder, Tuning
 from rlkit.sweep.labels import is_own, settings_label
-
-Array = NDArray[np.float64]
-
-# The loader in C reads a config in 3 ms, the one in Python in 25.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric of one run, where it is a finite number."""
-
-    steps: Array
-    """[n], ascending."""
-    values: Array
-    """[n]"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,11 @@ class Run:
     """The last step that is done; 0 for none."""
     notes: Sequence[str] = ()
     """What is odd about its files, in sentences."""
+
+    @cached_property
+    def rollouts(self) -> Mapping[int, Path]:
+        """Step -> the file of its samples, for the steps whose samples were kept."""
+        return step_files(RunFolder(self.folder).rollouts)
 
     @property
     def steps(self) -> int:
@@ -104,7 +94,7 @@ def read_runs(paths: Iterable[Path]) -> Read:
         for planned in sweep.runs:
             folder = sweep.run_folder(planned)
             name = f"{planned.arm}{label}, {planned.condition}, seed {planned.seed}"
-            if not (folder / "config.yaml").is_file():
+            if not RunFolder.is_one(folder):
                 missing.append(name)
             elif folder.resolve() not in folders:
                 folders.add(folder.resolve())
@@ -124,10 +114,9 @@ def read_runs(paths: Iterable[Path]) -> Read:
 
 
 def _run_folder(path: Path) -> Path:
-    if (path / "config.yaml").is_file():
+    if RunFolder.is_one(path):
         return path
-    inside = sorted(each.parent for each in path.glob("*/config.yaml"))
-    hint = f"; there are runs in it: {path}/*" if inside else ""
+    hint = f"; there are runs in it: {path}/*" if RunFolder.below(path) else ""
     raise ConfigError(
         f"{path} is neither a run's folder (no config.yaml) nor a sweep's (no plan.json){hint}"
         if path.is_dir()
@@ -138,20 +127,9 @@ def _run_folder(path: Path) -> Path:
 def read_run(folder: Path) -> Run:
     """One run, with its algorithm as its arm and its noise as its condition."""
     files = RunFolder(folder)
-    try:
-        config = yaml.load(files.config_file.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RlkitError(f"{files.config_file} is not YAML: {error}") from error
-    if not isinstance(config, dict) or "kind" not in (config.get("algo") or {}):
-        raise RlkitError(f"{files.config_file} is not the config of a run: it names no algorithm (algo.kind)")
-    try:
-        provenance = json.loads(files.provenance_file.read_text()) if files.provenance_file.is_file() else {}
-    except ValueError as error:
-        raise RlkitError(f"{files.provenance_file} is damaged: {error}") from error
-    metrics, notes = read_metrics(files.metrics_file)
+    config = files.read_settings()
+    metrics, notes = read_curves(files.metrics_file)
     seconds, tokens = _totals(metrics)
-    trained = metrics.get("time/step_s", metrics.get("reward/mean"))
-    steps = [curve.steps[-1] for curve in ([trained] if trained is not None else metrics.values())]
     return Run(
         name=folder.resolve().name,
         folder=folder,
@@ -159,75 +137,13 @@ def read_run(folder: Path) -> Run:
         condition=noise_label(config.get("noise") or []),
         seed=int(config.get("seed", 0)),
         config=config,
-        provenance=provenance,
+        provenance=files.read_provenance(),
         curves=metrics,
         clock=seconds,
         tokens=tokens,
-        last=int(max(steps, default=0)),
+        last=int(max((curve.steps[-1] for curve in metrics.values()), default=0)),
         notes=notes,
     )
-
-
-def read_metrics(file: Path) -> tuple[dict[str, Curve], list[str]]:
-    """metric -> curve, sorted by name, and what is odd about the file. Lines of one step are merged.
-
-    A last line that is half written is left out and said. RlkitError for any other line that is not JSON.
-    """
-    if not file.is_file():
-        return {}, [f"{file} does not exist"]
-    text = file.read_text(encoding="utf-8", errors="replace")
-    rows, notes = _rows(text, file)
-    # Lines with the same keys make a matrix at once: a run has two or three such kinds of line.
-    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        kinds[tuple(row)].append(row)
-    numbers = np.unique([float(row["step"]) for row in rows])
-    table: dict[str, Array] = {}
-    counts: dict[str, list[int]] = {}
-    for names, alike in kinds.items():
-        try:
-            columns = np.array([list(row.values()) for row in alike], dtype=np.float64).T
-        except (TypeError, ValueError) as error:
-            raise RlkitError(f"{file}: a metric that is not a number, in a line with {', '.join(names)}") from error
-        at = np.searchsorted(numbers, columns[names.index("step")])
-        for name, column in zip(names, columns, strict=True):
-            if name != "step":
-                table.setdefault(name, np.full(len(numbers), np.nan))[at] = column
-                count = counts.setdefault(name, [0, 0])
-                count[0] += int((~np.isfinite(column)).sum())
-                count[1] += len(column)
-    broken = [f"{name} ({bad} of {count} values)" for name, (bad, count) in sorted(counts.items()) if bad]
-    if broken:
-        notes.append(f"{file.parent.name}: left out, since it is no number: {', '.join(broken)}")
-    if "samples/no_value" in table:
-        scored = np.isfinite(table["samples/no_value"])
-        for name, column in table.items():
-            # A status is only logged in steps in which it comes up.
-            if name.startswith("samples/"):
-                column[scored & np.isnan(column)] = 0.0
-    curves = {}
-    for name in sorted(table):
-        there = np.isfinite(table[name])
-        if there.any():
-            curves[name] = Curve(numbers[there], table[name][there])
-    return curves, notes
-
-
-def _rows(text: str, file: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    lines = text.split("\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row["step"]
-            rows.append(row)
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                return rows, [f"{file.parent.name}: the last line of metrics.jsonl is half written; it is left out"]
-            raise RlkitError(f"{file}, line {number} is not a JSON object with a step: {error}") from error
-    return rows, []
 
 
 def _totals(metrics: Mapping[str, Curve]) -> tuple[Curve, Curve]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.comparison.fairness import rollout_files
 from rlkit.comparison.runs import Run
 from rlkit.interfaces.rewards import VALUELESS
+from rlkit.records.samples import read
 
 PROMPTS = 3
 """Shown of each condition."""
@@ -55,7 +55,7 @@ def samples(runs: Sequence[Run], condition: str) -> Samples | None:
         group = [run for run in under if run.seed == seed]
         if len(group) < len(arms):
             continue
-        steps = set.intersection(*({*rollout_files(run)} for run in group))
+        steps = set.intersection(*({*run.rollouts} for run in group))
         if not steps:
             continue
         firsts = [_firsts(run, max(steps)) for run in group]
@@ -68,10 +68,8 @@ def samples(runs: Sequence[Run], condition: str) -> Samples | None:
 
 def _firsts(run: Run, step: int) -> dict[str, dict[str, Any]]:
     """Prompt id -> its first sample."""
-    import pyarrow.parquet as pq
-
     columns = ["prompt_id", "index", "prompt", "answer", "response", "reward", "clean_reward", "status", "truncated"]
-    rows = pq.ParquetFile(rollout_files(run)[step]).read(columns).to_pylist()
+    rows = read(run.rollouts[step], columns).to_pylist()
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["index"] == 0:

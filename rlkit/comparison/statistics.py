@@ -1,4 +1,4 @@
-"""What several seeds show: pure numpy, float64.
+"""What several seeds show: pure numpy, float64. What one run comes to is said by rlkit/records/statistics.py.
 
 Intervals of one arm are bootstrap percentiles over its seeds; differences between two arms are paired by seed and
 have Student's t interval, since a bootstrap of a handful of differences covers too little.
@@ -57,49 +57,6 @@ class Difference:
     def shown(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
-
-# One run -----------------------------------------------------------------------------------------------------------
-
-
-def final_value(steps: Array, values: Array, last: int) -> float:
-    """Mean of what was measured in the last tenth of the steps 1..last (at least one step); where nothing was
-    measured there, the last measurement before."""
-    tail = values[(steps > last - max(1, round(last / 10))) & (steps <= last)]
-    if len(tail) == 0:
-        tail = values[steps <= last][-1:]
-    return float(tail.mean()) if len(tail) else math.nan
-
-
-def area(steps: Array, values: Array, last: int) -> float:
-    """Area under the curve by the trapezoid rule up to step `last`, divided by its length: the curve's mean height,
-    in the metric's own unit. `steps` ascend. A single point is its own mean; NaN without any."""
-    there = steps <= last
-    steps, values = steps[there], values[there]
-    if len(steps) < 2:
-        return float(values[0]) if len(values) else math.nan
-    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
-
-
-def smoothing_window(points: int) -> int:
-    """Points that a curve is averaged over before it is held against a threshold: a twentieth of them."""
-    return max(1, points // 20)
-
-
-def smoothed(values: Array, window: int) -> Array:
-    """Mean of each value and the `window` - 1 before it, [n - window + 1]: it uses nothing that came later."""
-    return np.asarray(np.lib.stride_tricks.sliding_window_view(values, window).mean(axis=-1))
-
-
-def first_reaching(steps: Array, values: Array, threshold: float, last: int) -> float:
-    """The first step at which the smoothed curve is at `threshold` or above; inf where it never is up to `last`."""
-    there = steps <= last
-    steps, values = steps[there], values[there]
-    if len(values) == 0:
-        return math.inf
-    window = smoothing_window(len(values))
-    reached = np.flatnonzero(smoothed(values, window) >= threshold)
-    return float(steps[reached[0] + window - 1]) if len(reached) else math.inf
 
 
 # Several seeds -----------------------------------------------------------------------------------------------------

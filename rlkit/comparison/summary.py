@@ -12,21 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlkit.comparison.fairness import Examination, Setting, differing_settings, examine
-from rlkit.comparison.runs import Curve, Run, read_runs
+from rlkit.comparison.runs import Run, read_runs
 from rlkit.comparison.statistics import (
     Difference,
     Estimate,
-    area,
     bootstrap,
-    final_value,
-    first_reaching,
     holm,
     interquartile_mean,
     mean_curve,
     paired_difference,
-    smoothing_window,
 )
 from rlkit.errors import ConfigError, nearest
+from rlkit.records.metrics import Curve
+from rlkit.records.statistics import area, final_value, first_reaching, smoothing_window
 from rlkit.sweep.folder import Tuning
 
 Array = NDArray[np.float64]

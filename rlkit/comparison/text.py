@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlkit import wording
 from rlkit.comparison.runs import condition_name
 from rlkit.comparison.statistics import LEVEL, Estimate
 from rlkit.comparison.summary import ALL_PAIRS, ArmResult, Comparison, Pair, higher_is_better
-from rlkit.pages import duration, number, visible
+from rlkit.wording import duration, number, thousands, visible
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -24,8 +25,8 @@ def decimals(results: Sequence[ArmResult]) -> int | None:
     many, and each number is written by itself."""
     values = [abs(each.final.value) for each in results] + [abs(each.auc.value) for each in results]
     largest = max((value for value in values if math.isfinite(value)), default=0.0)
-    places = 2 - math.floor(math.log10(largest)) if largest > 0 else 0
-    return max(0, places) if places <= 5 else None
+    places = wording.decimals(largest, 3)
+    return places if places <= 5 else None
 
 
 def fixed(value: float, places: int | None) -> str:
@@ -98,16 +99,6 @@ def to_threshold(result: ArmResult) -> tuple[str, str, str, str]:
     if math.isinf(to.steps):
         return "not reached", "", "", f"{to.reached} of {to.seeds}"
     return number(to.steps), duration(to.seconds), thousands(to.tokens), f"{to.reached} of {to.seeds}"
-
-
-def thousands(value: float) -> str:
-    """48k, 1.2M"""
-    if not math.isfinite(value):
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{number(value / size, 2 if value < 10 * size else 3)}{letter}"
-    return number(value)
 
 
 def heading(comparison: Comparison, condition: str) -> str:

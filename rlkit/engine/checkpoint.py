@@ -11,7 +11,6 @@ checkpoints/step-00000040/
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.reference import Reference
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.records.checkpoints import MODEL, complete, path_of
+from rlkit.records.checkpoints import latest as latest
 
 
 def save(
@@ -37,7 +38,7 @@ def save(
     `engines` are the trained ones by name, "policy" among them; `run_state` is made of plain data and tensors.
     The folder is on a disk that all ranks see.
     """
-    done = folder / f"step-{step:08d}"
+    done = path_of(folder, step)
     hidden = folder / f".{done.name}"
     if distributed.main_rank():
         for leftover in folder.glob(".step-*"):
@@ -48,7 +49,7 @@ def save(
         engine.save(hidden / name)
     if reference is not None:
         reference.save(hidden / "reference")
-    engines["policy"].export(hidden / "hf")
+    engines["policy"].export(hidden / MODEL)
     if distributed.main_rank():
         torch.save(run_state, hidden / "state.pt")
         identity = {name: engine.identity for name, engine in engines.items()}
@@ -59,16 +60,10 @@ def save(
         if done.exists():
             _remove(done)
         hidden.rename(done)
-        for old in _complete(folder)[:-keep]:
+        for old in complete(folder)[:-keep]:
             _remove(old)
     distributed.barrier()
     return done
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder; None where there is none."""
-    found = _complete(folder)
-    return found[-1] if found else None
 
 
 def load(path: Path, engines: dict[str, Engine], reference: Reference | None = None) -> dict[str, Any]:
@@ -112,13 +107,6 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
 
 def _kind(reference: Reference | None) -> str:
     return "none" if reference is None else reference.kind
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if re.fullmatch(r"step-\d{8,}", child.name))
 
 
 def _remove(path: Path) -> None:

@@ -22,8 +22,9 @@ from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites, verify
 from rlkit.evaluation.metrics import Verdict, measure
-from rlkit.evaluation.responses import Key, Responses, write
+from rlkit.evaluation.responses import Key, Responses
 from rlkit.evaluation.suites import LoadedSuite
+from rlkit.files import write_text
 from rlkit.interfaces.generation import Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import Sample, SampleKey
 
@@ -287,7 +288,7 @@ def _keep(out: Path, name: str, result: Mapping[str, Any]) -> None:
     """Put one suite's result into results.json, beside those of other suites."""
     file = out / "results.json"
     there = json.loads(file.read_text()) if file.is_file() else {}
-    write(file, json.dumps(there | {name: result}, indent=2, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(there | {name: result}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _say_settings(loaded: Sequence[LoadedSuite], config: EvaluationConfig, console: Console) -> None:

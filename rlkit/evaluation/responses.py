@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.files import write_text
 
 Key = tuple[int, int]
 """(problem, sample), both from 0."""
@@ -28,7 +29,7 @@ class Responses:
         if record.is_file():
             _must_match(json.loads(record.read_text()), wanted, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write(record, json.dumps(wanted, indent=2) + "\n")
+        write_text(record, json.dumps(wanted, indent=2) + "\n")
         self._read()
 
     def _read(self) -> None:
@@ -54,14 +55,7 @@ class Responses:
         """Write the file anew, in the order of problems and samples."""
         ordered = sorted(rows, key=lambda row: (row["problem"], row["sample"]))
         self.rows = {(row["problem"], row["sample"]): row for row in ordered}
-        write(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
-
-
-def write(path: Path, text: str) -> None:
-    """Write beside the file, then put it in its place: a reader sees the old or the new, never half of one."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+        write_text(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
 
 
 def _must_match(there: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

@@ -14,6 +14,8 @@ from rlkit import data
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
 from rlkit.interfaces.rewards import Sample, SampleKey
+from rlkit.records import samples
+from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer, WeightedReward
 
 FORMS = (r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "{}")
@@ -78,7 +80,7 @@ def read(path: Path, response: str = "response", answer: str = "answer", expecte
     The names are of columns. For a run, `expected` is the verdict of its own reward unless another is named. Raises
     ConfigError for what cannot be read and for a column that is not there.
     """
-    files = sorted((path / "rollouts").glob("step-*.parquet")) if path.is_dir() else [path]
+    files = [*samples.step_files(RunFolder(path).rollouts).values()] if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{path} is no run: it holds no rollouts/step-*.parquet. Give a run's folder or a file")
     verdict = expected or ("correct" if path.is_dir() else None)
@@ -103,14 +105,12 @@ def read(path: Path, response: str = "response", answer: str = "answer", expecte
 
 def _rollouts(file: Path, response: str, answer: str, verdict: str | None) -> list[data.Row]:
     """A step's samples, without the tokens and what is said of each: those are most of the file."""
-    import pyarrow.parquet as pq
-
-    names = pq.read_schema(file).names
+    names = samples.column_names(file)
     options = {response: "--response", answer: "--answer", verdict or "correct": "--expected"}
     for name, option in options.items():
         data.column(dict.fromkeys(names), name, option, str(file))
     wanted = [name for name in (*options, "prompt", "truncated") if name in names]
-    rows: list[data.Row] = pq.read_table(file, columns=wanted).to_pylist()
+    rows: list[data.Row] = samples.read(file, wanted).to_pylist()
     return rows
 
 

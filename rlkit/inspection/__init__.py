@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlkit.errors import ConfigError, nearest
+from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,12 +58,12 @@ def inspect(
     printed = shown if prompt is not None else shown[: terminal.PROMPTS]
     terminal.show(console, steps, printed, only)
 
-    file = runs[0] / "inspection" / f"{_name(steps, prompt)}.html"
+    file = folders[0].inspection / f"{_name(steps, prompt)}.html"
     held = page.write(file, steps, rows, found, surprise)
     console.print()
     if len(printed) < len(shown):
         rest = ", ".join(groups[0].prompt_id for groups in shown[len(printed) :][:3])
-        more = "1 prompt" if len(shown) - len(printed) == 1 else f"{len(shown) - len(printed)} prompts"
+        more = counted(len(shown) - len(printed), "prompt")
         console.print(f"{more} more in this step; see another with --prompt ID (such as {rest})", markup=False)
     some = f" (the first {held} of {len(rows)} prompts)" if held < len(rows) else ""
     console.print(f"page{some}: {file}", markup=False, soft_wrap=True)
@@ -74,7 +75,9 @@ def _any(groups: Sequence[Group], only: Sequence[set[int] | None]) -> bool:
 
 
 def _name(steps: Sequence[Step], prompt: str | None) -> str:
-    name = f"step-{steps[0].number:06d}"
+    from rlkit.records.samples import step_name
+
+    name = step_name(steps[0].number)
     if len(steps) > 1:
         name += f"-with-{steps[1].run}"
     return name + (f"-{prompt}" if prompt is not None else "")

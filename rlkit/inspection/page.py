@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import RlkitError
-from rlkit.inspection.samples import Group, Response, Step, ranges
+from rlkit.inspection.samples import Group, Response, Step
 from rlkit.inspection.surprises import KINDS
 from rlkit.inspection.words import alike, label, largest, short
-from rlkit.pages import render, visible
+from rlkit.pages import render
+from rlkit.wording import ranges, visible
 
 SIZE = 230_000
 """Characters of data after which no further prompt goes into a page: with its frame it stays below 300 KB."""

@@ -7,24 +7,25 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.rewards import VALUELESS
+from rlkit.interfaces.stats import STATS
 from rlkit.records.folder import RunFolder
+from rlkit.records.samples import read, step_files
+from rlkit.wording import ranges, visible
 
-SERIES = (
-    "credit",
-    "advantages",
-    "value",
-    "entropy",
-    "token_kl",
-    "logprobs",
-    "ref_logprobs",
-    "sampler_logprobs",
-    "token_reward",
+FACTS = (
+    *("prompt_id", "occurrence", "index", "prompt", "answer", "response", "tokens", "mask"),
+    *("reward", "clean_reward", "status", "correct", "parts", "info", "valid", "truncated"),
 )
+"""Columns of a step's samples that are shown."""
+
+SAMPLED = (*STATS, "sampler_logprobs", "token_reward")
+"""Columns of numbers of a token, as far as the run has kept them. A critic's `values` are shown as `value`."""
+
+SERIES = ("credit", "advantages", "value", *(name for name in SAMPLED if name != "values"))
 """Numbers of a token that are known by name, in the order in which they are shown; others follow."""
 
 Numbers = list[float | None]
@@ -132,21 +133,12 @@ class Step:
         return bool(kept) and all(r.one_number is not None for r in kept) and any(sum(r.mask) > 1 for r in kept)
 
 
-def steps_of(folder: RunFolder) -> list[int]:
-    """Steps whose samples are on disk, ascending."""
-    return _numbers(folder.rollouts)
-
-
-def _numbers(place: Path) -> list[int]:
-    return sorted(int(file.stem.removeprefix("step-")) for file in place.glob("step-*.parquet"))
-
-
 def choose_step(folders: Sequence[RunFolder], asked: int | None) -> int:
     """The step asked for, or the last that every run has, if possible with what was credited.
 
     Raises ConfigError where there is none, or not that one.
     """
-    there = [steps_of(folder) for folder in folders]
+    there = [list(step_files(folder.rollouts)) for folder in folders]
     for folder, steps in zip(folders, there, strict=True):
         if not steps:
             raise ConfigError(f"{folder.path} holds no samples yet: it has made no step. Look again after its first")
@@ -159,34 +151,18 @@ def choose_step(folders: Sequence[RunFolder], asked: int | None) -> int:
         held = "; ".join(f"{f.path}: {ranges(s)}" for f, s in zip(folders, there, strict=True))
         raise ConfigError(f"the runs have no step in common: {held}")
     # Of the step in hand the samples are written before, and the credit after, it is learnt from.
-    whole = common.intersection(*(_numbers(folder.credit) for folder in folders))
+    whole = common.intersection(*(step_files(folder.credit) for folder in folders))
     return max(whole or common)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in few words: 1, 2, 5 to 8."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], str], list[Piece]]) -> Step:
     """The samples of a step, in groups. `decode` says the texts of tokens; see texts.py.
 
-    Raises RlkitError for a file that cannot be read.
+    Raises RlkitError for samples that cannot be read; what cannot be read of the credit is left out and noted.
     """
     config = folder.read_config()
-    rows = _read(folder.rollout_file(number))
-    if rows and "prompt" not in rows[0]:
-        raise RlkitError(
-            f"{folder.rollout_file(number)} holds no prompts: it was made by an older rlkit. Make the run once more, "
-            f"with `rlkit run {folder.config_file} --name again`"
-        )
-    credited = {row.pop("row"): row for row in _read(folder.credit_file(number))}
+    rows = read(folder.rollout_file(number), FACTS, optional=SAMPLED).to_pylist()
+    credited, damage = _credited(folder, number)
     groups: dict[tuple[str, int], Group] = {}
     for at, row in enumerate(rows):
         key = (row["prompt_id"], row["occurrence"])
@@ -204,8 +180,19 @@ def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], s
         has_critic=any(row.get("values") is not None for row in rows),
         notes=[],
     )
-    step.notes = _notes(step, credited, len(rows))
+    step.notes = [damage] if damage else _notes(step, credited, len(rows))
     return step
+
+
+def _credited(folder: RunFolder, number: int) -> tuple[dict[int, Any], str]:
+    """Row -> name -> a number for each token, and what is wrong with the file; nothing where there is none."""
+    file = folder.credit_file(number)
+    if not file.is_file():
+        return {}, ""
+    try:
+        return {row.pop("row"): row for row in read(file).to_pylist()}, ""
+    except RlkitError as error:
+        return {}, str(error)
 
 
 def _notes(step: Step, credited: dict[int, Any], count: int) -> list[str]:
@@ -219,27 +206,11 @@ def _notes(step: Step, credited: dict[int, Any], count: int) -> list[str]:
     return []
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not file.is_file():
-        return []
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise RlkitError(f"{file} cannot be read: {error}. Choose another step with --step") from error
-    return rows
-
-
-_KEPT = frozenset({"logprobs", "ref_logprobs", "token_kl", "entropy", "sampler_logprobs", "token_reward"})
-
-
 def _response(
     at: int, row: dict[str, Any], credited: dict[str, Any], decode: Callable[[Sequence[int], str], list[Piece]]
 ) -> Response:
     mask = row["mask"]
-    found = {"value": row.get("values"), **{name: row.get(name) for name in _KEPT}} | credited
+    found = {"value" if name == "values" else name: row.get(name) for name in SAMPLED} | credited
     series = {}
     for name in (*(n for n in SERIES if n in found), *(n for n in sorted(found) if n not in SERIES)):
         numbers = found[name]
@@ -274,8 +245,6 @@ def find_prompts(groups: Sequence[Group], prefix: str) -> list[Group]:
 
 
 def _some(groups: Iterable[Group], count: int = 3) -> str:
-    from rlkit.pages import visible
-
     return ", ".join(f"{g.prompt_id} ({visible(g.prompt[-60:])!r})" for g in list(groups)[:count])
 
 

@@ -14,9 +14,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.inspection.samples import Group, Response, Step, ranges
+from rlkit.inspection.samples import Group, Response, Step
 from rlkit.inspection.words import DASH, alike, decimals, label, largest, short, signed
-from rlkit.pages import number, visible
+from rlkit.wording import number, ranges, visible
 
 PROMPTS = 3
 """Shown where none was asked for."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
+from rlkit import wording
 from rlkit.inspection.samples import Response, Step
 
 _NAMES = {
@@ -48,7 +48,7 @@ def largest(numbers: Iterable[float | None]) -> float:
 
 def decimals(scale: float) -> int:
     """Decimals that show two digits of a number as large as `scale`."""
-    return min(12, max(0, 1 - math.floor(math.log10(scale)))) if scale > 0 else 0
+    return min(12, wording.decimals(scale, 2))
 
 
 def signed(number: float | None, places: int) -> str:

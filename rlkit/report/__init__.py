@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rlkit.report.page import FILE as FILE
 from rlkit.report.page import write as write
 from rlkit.report.warnings import Warning as Warning
 from rlkit.report.warnings import warnings_of as warnings_of

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Metrics = Sequence[Mapping[str, float]]
-"""As `RunFolder.read_metrics` gives them: one dict a step, "step" among them."""
+from rlkit.records.metrics import Metrics, held_out_names, last_step, series
+from rlkit.records.statistics import drawing_window, running_mean, tenths
 
 PANELS = (
     ("response/length", "Response length", "tokens"),
@@ -59,7 +58,7 @@ def draw(metrics: Metrics, path: Path, title: str) -> None:
 def _draw_reward(axes: Any, metrics: Metrics) -> None:
     steps, rewards = series(metrics, "reward/mean")
     if steps:
-        window = 2 * (len(steps) // 32) + 1
+        window = drawing_window(len(steps))
         label = f"train reward, mean of {window} steps" if window > 1 else "train reward"
         if window > 1:
             axes.plot(steps, rewards, color=TRAIN, alpha=0.3, linewidth=0.8)
@@ -67,7 +66,12 @@ def _draw_reward(axes: Any, metrics: Metrics) -> None:
     for number, name in enumerate(held_out_names(metrics)):
         style = {"marker": "osD^v"[number % 5], "markersize": 8, "markeredgecolor": "white", "linestyle": "none"}
         axes.plot(
-            *series(metrics, name), color=HELD_OUT, label=f"pass rate, {_suite(name)}", zorder=3, clip_on=False, **style
+            *series(metrics, name),
+            color=HELD_OUT,
+            label=f"pass rate, {suite_of(name)}",
+            zorder=3,
+            clip_on=False,
+            **style,
         )
     axes.set_xlabel("step")
     axes.set_ylabel("reward, pass rate")
@@ -93,33 +97,16 @@ def text(metrics: Metrics) -> str:
     lines = []
     steps, rewards = series(metrics, "reward/mean")
     if steps:
-        tenths = _tenths(rewards)
-        numbers = " ".join(f"{value:.2f}".replace("0.", ".", 1) for value in tenths)
-        unit = ", by tenths" if len(tenths) < len(steps) else ""
-        lines.append(f"train reward  {sparkline(tenths)}  {numbers}  (steps {steps[0]} to {steps[-1]}{unit})")
+        means = tenths(steps, rewards, last_step(metrics))
+        numbers = " ".join(f"{value:.2f}".replace("0.", ".", 1) for value in means)
+        unit = ", by tenths" if len(means) < len(steps) else ""
+        lines.append(f"train reward  {sparkline(means)}  {numbers}  (steps {steps[0]} to {steps[-1]}{unit})")
     for name in held_out_names(metrics):
         at, rates = series(metrics, name)
         if at:
             later = f" -> {rates[-1]:.3f} (step {at[-1]})" if len(at) > 1 else ""
-            lines.append(f"pass rate     {sparkline(rates)}  {_suite(name)}: {rates[0]:.3f} (step {at[0]}){later}")
+            lines.append(f"pass rate     {sparkline(rates)}  {suite_of(name)}: {rates[0]:.3f} (step {at[0]}){later}")
     return "\n".join(lines)
-
-
-def series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
-    """The steps at which a metric is a number, and its values there."""
-    pairs = [(int(row["step"]), row[name]) for row in metrics if math.isfinite(row.get(name, math.nan))]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def held_out_names(metrics: Metrics) -> list[str]:
-    """The metrics eval/SUITE/mean@k, sorted."""
-    return sorted({name for row in metrics for name in row if name.startswith("eval/") and "/mean@" in name})
-
-
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean over an odd window around each value, as far as it lies within the run."""
-    around = (values[max(0, at - window // 2) : at + window // 2 + 1] for at in range(len(values)))
-    return [sum(part) / len(part) for part in around]
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -128,12 +115,6 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in values)
 
 
-def _suite(name: str) -> str:
+def suite_of(name: str) -> str:
     """eval/heldout/mean@1 -> held-out mean@1."""
     return name.removeprefix("eval/").replace("heldout", "held-out").replace("/", " ")
-
-
-def _tenths(values: Sequence[float]) -> list[float]:
-    parts = min(10, len(values))
-    cuts = [len(values) * part // parts for part in range(parts + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from rlkit.config import PluginRef, RunConfig
 from rlkit.errors import ConfigError
-from rlkit.pages import Chart, Series, duration, number, render
+from rlkit.pages import Chart, Series, render
 from rlkit.records.folder import RunFolder
-from rlkit.report.curve import Metrics, held_out_names, series
-from rlkit.report.panels import evaluation, learning, noise, parts, sections, suite_of
+from rlkit.records.metrics import Metrics, held_out_names, last_step, series
+from rlkit.records.statistics import final_value, last_tenth
+from rlkit.report.curve import suite_of
+from rlkit.report.panels import evaluation, learning, noise, parts, sections
 from rlkit.report.samples import of_three_steps
 from rlkit.report.warnings import warnings_of
-
-FILE = "report.html"
+from rlkit.wording import duration, number
 
 PHASES = {
     "sample": "sampling",
@@ -47,18 +46,18 @@ class Phase:
 def write(run: Path) -> Path:
     """Write RUN/report.html, of a run that is over or still going, and return its path.
 
-    ConfigError where no run is there, RlkitError for files of it that are damaged, OSError where the page cannot be
-    written.
+    What cannot be read of its samples is left out, and said on the page. ConfigError where no run is there, RlkitError
+    for other files of it that are damaged, OSError where the page cannot be written.
     """
     folder = RunFolder.open(run)
     if not folder.metrics_file.is_file():
         raise ConfigError(f"{folder.path} holds no metrics.jsonl: a report needs the numbers of the run")
     metrics, config = folder.read_metrics(), folder.read_config()
-    file = folder.path / FILE
     phases = timing(metrics)
+    samples, damaged = of_three_steps(folder)
     render(
         "report",
-        file,
+        folder.report,
         name=folder.path.resolve().name,
         line=_line(config),
         state=_state(metrics, config.steps),
@@ -73,11 +72,12 @@ def write(run: Path) -> Path:
         sections=sections(metrics),
         phases=phases,
         seconds=_seconds_chart(metrics, phases),
-        samples=of_three_steps(folder),
+        samples=samples,
+        damaged=damaged,
         settings=yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True),
         provenance=_provenance(folder),
     )
-    return file
+    return folder.report
 
 
 def timing(metrics: Metrics) -> list[Phase]:
@@ -118,9 +118,10 @@ def _facts(metrics: Metrics) -> list[tuple[str, str, str]]:
     for name, label in (("reward/clean", "clean reward"), ("reward/pass_rate", "pass rate in training")):
         steps, values = series(metrics, name)
         if steps and (name == "reward/clean" or values != series(metrics, "reward/clean")[1]):
-            part = max(1, len(values) // 10)
-            since = f"steps {steps[-part]} to {steps[-1]}" if part > 1 else f"step {steps[-1]}"
-            facts.append((label, number(sum(values[-part:]) / part), since))
+            last = last_step(metrics)
+            end = steps[last_tenth(steps, last)]
+            since = f"steps {end[0]} to {end[-1]}" if len(end) > 1 else f"step {end[0]}"
+            facts.append((label, number(final_value(steps, values, last)), since))
     for result in results(metrics):
         (began, before), (ended, after) = result.first, result.last
         since = f"step {ended}; {number(before)} at step {began}" if ended > began else f"step {ended}"
@@ -147,7 +148,7 @@ def _ref(ref: PluginRef) -> str:
 
 
 def _state(metrics: Metrics, steps: int) -> str:
-    done = int(metrics[-1]["step"]) if metrics else 0
+    done = last_step(metrics)
     return f"all {steps} steps are done" if done >= steps else f"{done} of {steps} steps: it goes on, or was stopped"
 
 
@@ -163,9 +164,9 @@ def _seconds_chart(metrics: Metrics, phases: Sequence[Phase]) -> Chart | None:
 
 def _provenance(folder: RunFolder) -> list[tuple[str, str]]:
     """Rows of (what, value); empty where the file is not there."""
-    if not folder.provenance_file.is_file():
+    record = folder.read_provenance()
+    if not record:
         return []
-    record: Mapping[str, Any] = json.loads(folder.provenance_file.read_text())
     git = record["git"]
     rows = [
         ("started", record["time"]),

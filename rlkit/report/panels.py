@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlkit.pages import Chart, Series, number
-from rlkit.report.curve import Metrics, held_out_names, running_mean, series
+from rlkit.pages import Chart, Series
+from rlkit.records.metrics import Metrics, held_out_names, series
+from rlkit.records.statistics import drawing_window, running_mean
+from rlkit.report.curve import suite_of
 from rlkit.report.warnings import ACTOR_RATIO, CLIPPED, EQUAL_GROUPS, GAP_MEAN, KL_HIGH, TRUNCATED
+from rlkit.wording import number
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def learning(metrics: Metrics) -> Chart | None:
     if passed not in (noisy, clean):
         curves["pass rate"] = passed
     shown = []
-    window = 2 * (len(noisy[0]) // 32) + 1
+    window = drawing_window(len(noisy[0]))
     for color, (name, (steps, values)) in enumerate(curves.items()):
         if steps:
             shown.append(Series(name, steps, running_mean(values, window), color=color))
@@ -162,11 +165,6 @@ def evaluation(metrics: Metrics) -> list[Chart]:
         if shown and not (ending == "/no_value" and _range(shown) == (0, 0)):
             charts.append(Chart(title, shown, y_label=unit, y_min=0, y_max=1 if ending == "/mean@" else None))
     return charts
-
-
-def suite_of(name: str) -> str:
-    """eval/heldout/mean@1 -> held-out mean@1."""
-    return name.removeprefix("eval/").replace("heldout", "held-out").replace("/", " ")
 
 
 def _section(title: str, panels: Sequence[Panel], metrics: Metrics) -> Section:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rlkit.errors import RlkitError
 from rlkit.interfaces.rewards import VALUELESS
 from rlkit.records.folder import RunFolder
+from rlkit.records.samples import read, step_files
 
 SHOWN = 3
 """Of a step: the first responses to its first prompts."""
@@ -30,23 +31,22 @@ class Shown:
     parts: dict[str, float]
 
 
-def of_three_steps(run: RunFolder) -> dict[int, list[Shown]]:
-    """Step -> samples, of the first, the middle and the last step of which there are rollouts."""
-    files = sorted(run.rollouts.glob("step-*.parquet"))
-    if not files:
-        return {}
-    chosen = [files[at] for at in sorted({0, len(files) // 2, len(files) - 1})]
-    return {int(file.stem.removeprefix("step-")): _read(file) for file in chosen}
+def of_three_steps(run: RunFolder) -> tuple[dict[int, list[Shown]], list[str]]:
+    """Step -> samples, of the first, the middle and the last step of which there are rollouts; and what is wrong with
+    those of their files that cannot be read."""
+    files = list(step_files(run.rollouts).items())
+    shown, damaged = {}, []
+    for at in sorted({0, len(files) // 2, len(files) - 1}) if files else []:
+        step, file = files[at]
+        try:
+            shown[step] = _shown(file)
+        except RlkitError as error:
+            damaged.append(str(error))
+    return shown, damaged
 
 
-def _read(file: Path) -> list[Shown]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(file, columns=COLUMNS).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise RlkitError(f"{file} is damaged ({error}): delete it, and the report does without") from error
+def _shown(file: Path) -> list[Shown]:
+    rows = read(file, COLUMNS).to_pylist()
     first = {row["group"]: row for row in reversed(rows)}
     return [
         Shown(

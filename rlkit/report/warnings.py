@@ -6,13 +6,13 @@ such numbers. A stretch is a tenth of the run: what one step shows may be chance
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlkit.interfaces.rewards import VALUELESS
-from rlkit.pages import number, percent
-from rlkit.report.curve import Metrics, series
+from rlkit.records.metrics import Metrics, last_step, series
+from rlkit.records.statistics import final_value, last_tenth, stretches, tenth
+from rlkit.wording import number, percent
 
 FEW = 10
 """Steps below which a run's end says nothing against its beginning."""
@@ -167,8 +167,8 @@ def entropy_collapse(metrics: Metrics) -> Warning | None:
     steps, values = series(metrics, "policy/entropy")
     if len(steps) < FEW or _solved(metrics):
         return None
-    part = _part(values)
-    first, last = _mean(values[:part]), _mean(values[-part:])
+    end = last_step(metrics)
+    first, last = float(stretches(steps, values, end)[1][0]), final_value(steps, values, end)
     if last >= ENTROPY_LOW and last >= ENTROPY_SHARE * first:
         return None
     below = next(at for at, value in zip(steps, values, strict=True) if value < max(ENTROPY_LOW, ENTROPY_SHARE * first))
@@ -209,14 +209,14 @@ def equal_groups(metrics: Metrics) -> Warning | None:
     steps, values = series(metrics, "groups/equal_rewards")
     if not steps or _solved(metrics):
         return None
-    part = _part(values)
-    last = _mean(values[-part:])
+    end = last_step(metrics)
+    last = final_value(steps, values, end)
     if last <= EQUAL_GROUPS:
         return None
     return Warning(
         name="Groups with equal rewards",
-        seen=f"In {percent(last)} of the groups all responses have the same reward, over {_span(steps[-part:])} "
-        f"(fine: below {percent(EQUAL_GROUPS)}).",
+        seen=f"In {percent(last)} of the groups all responses have the same reward, over "
+        f"{_span(steps[last_tenth(steps, end)])} (fine: below {percent(EQUAL_GROUPS)}).",
         means="Algorithms that compare within a group learn nothing from these (VIMPO is pulled to its reference by "
         "them): the problems are too hard or too easy for this model, or its responses are all alike.",
         tries=(
@@ -270,15 +270,11 @@ def _stretch_above(metrics: Metrics, name: str, limit: float) -> _Stretch | None
     steps, values = series(metrics, name)
     if not steps:
         return None
-    part = _part(values)
-    total = math.fsum(values[:part])
-    worst, start = total, 0
-    for at in range(part, len(values)):
-        total += values[at] - values[at - part]
-        if total > worst:
-            worst, start = total, at - part + 1
-    mean = worst / part
-    return _Stretch(mean, _span(steps[start : start + part])) if mean > limit else None
+    end = last_step(metrics)
+    begins, means = stretches(steps, values, end)
+    worst = int(means.argmax())
+    inside = [step for step in steps if begins[worst] <= step < begins[worst] + tenth(end)]
+    return _Stretch(float(means[worst]), _span(inside)) if means[worst] > limit else None
 
 
 def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[float]]:
@@ -287,16 +283,7 @@ def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[f
 
 
 def _solved(metrics: Metrics) -> bool:
-    values = series(metrics, "reward/pass_rate")[1]
-    return bool(values) and _mean(values[-_part(values) :]) >= SOLVED
-
-
-def _part(values: Sequence[float]) -> int:
-    return max(1, len(values) // 10)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return final_value(*series(metrics, "reward/pass_rate"), last_step(metrics)) >= SOLVED
 
 
 def _span(steps: Sequence[int]) -> str:

@@ -19,7 +19,9 @@ from rich.console import Console
 
 from rlkit import config as configs
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.pages import duration
+from rlkit.records.folder import RunFolder
+from rlkit.records.metrics import read_curves
+from rlkit.records.statistics import final_value
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
@@ -27,9 +29,10 @@ from rlkit.sweep.labels import settings_label
 from rlkit.sweep.progress import Display
 from rlkit.sweep.spec import Arm, SweepConfig
 from rlkit.sweep.wandb import grouped
+from rlkit.wording import duration, size
 
 TUNED_BY = "reward/clean"
-"""Its mean over the last tenth of the steps is what tuning goes by."""
+"""Its final value, the mean over the last tenth of the steps, is what tuning goes by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +179,9 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
-        from rlkit.assembly.plan import size_text
         from rlkit.engine.memory import checkpoint_bytes
 
-        each = (disk_bytes(job.folder) - disk_bytes(job.folder / "checkpoints")) / job.step * job.steps
+        each = (disk_bytes(job.folder) - disk_bytes(RunFolder(job.folder).checkpoints)) / job.step * job.steps
         algorithm = configs.build_algorithm(job.config)
         each += checkpoint_bytes(
             job.config,
@@ -188,9 +190,9 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
         )
         total = each * sum(not job.done for job in jobs)
         free = shutil.disk_usage(job.folder).free
-        lack = f", MORE THAN THE {free / 2**30:.1f} GiB THAT ARE FREE" if total > free else ""
+        lack = f", MORE THAN THE {size(free)} THAT ARE FREE" if total > free else ""
         return (
-            f"  {what}: about {duration(left)} and {size_text(total)} of disk{lack}, from the first "
+            f"  {what}: about {duration(left)} and {size(total)} of disk{lack}, from the first "
             f"{job.step} steps of {job.name}"
         )
 
@@ -224,14 +226,12 @@ def _tuning(spec: SweepConfig, arm: Arm, jobs: Sequence[Job]) -> Tuning:
 
 
 def _score(job: Job) -> float | None:
-    from rlkit.records.folder import RunFolder
-
+    """What the comparison calls its final value; None where it died, or never had one."""
     if not job.done:
         return None
-    rows = RunFolder.open(job.folder).read_metrics()
-    first = job.steps - max(1, round(job.steps / 10))
-    tail = [row[TUNED_BY] for row in rows if row["step"] > first and math.isfinite(row.get(TUNED_BY, math.nan))]
-    return sum(tail) / len(tail) if tail else None
+    curve = read_curves(RunFolder(job.folder).metrics_file)[0].get(TUNED_BY)
+    score = math.nan if curve is None else final_value(curve.steps, curve.values, job.steps)
+    return None if math.isnan(score) else score
 
 
 def tuning_text(results: Sequence[Tuning]) -> str:

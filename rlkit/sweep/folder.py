@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import ConfigError
+from rlkit.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,11 @@ class SweepRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Settings that were tried, and what came out: the mean clean reward of the last tenth, for each tuning seed."""
+    """Settings that were tried, and what came out: the final value of the clean reward, for each tuning seed."""
 
     settings: Mapping[str, Any]
     scores: Mapping[str, float | None]
-    """Seed -> score; None: that run died, or its last tenth has no number."""
+    """Seed -> score; None: that run died, or never had a clean reward that is a number."""
 
     @property
     def mean(self) -> float | None:
@@ -122,6 +123,4 @@ def _damage_said(file: Path) -> Iterator[None]:
 
 def _write(file: Path, data: Any) -> None:
     """Whole or not at all: a sweep may be compared while it goes on."""
-    beside = file.with_name(file.name + ".part")
-    beside.write_text(json.dumps(data, indent=2) + "\n")
-    beside.replace(file)
+    write_text(file, json.dumps(data, indent=2) + "\n")

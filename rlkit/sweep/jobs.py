@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import shutil
@@ -19,7 +18,10 @@ from pathlib import Path
 
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError
-from rlkit.pages import visible
+from rlkit.records import checkpoints
+from rlkit.records.folder import RunFolder
+from rlkit.records.metrics import read_on, step_of
+from rlkit.wording import visible
 
 LAST_LINES = 12
 """Of a run that died, shown."""
@@ -57,31 +59,19 @@ class Job:
     @property
     def done(self) -> bool:
         """A checkpoint is complete or invisible, and the last one is the last thing a run must leave."""
-        return (self.folder / "checkpoints" / f"step-{self.steps:08d}").is_dir()
+        return checkpoints.path_of(RunFolder(self.folder).checkpoints, self.steps).is_dir()
 
     @property
     def resumable(self) -> bool:
-        return (self.folder / "config.yaml").is_file() and any((self.folder / "checkpoints").glob("step-*"))
+        return RunFolder.is_one(self.folder) and checkpoints.latest(RunFolder(self.folder).checkpoints) is not None
 
     def look(self) -> None:
         """Read what metrics.jsonl has more of."""
-        file = self.folder / "metrics.jsonl"
-        if not file.is_file() or file.stat().st_size < self._read:
-            self._read = 0
-            return
-        with file.open("rb") as lines:
-            lines.seek(self._read)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                self._read += len(line)
-                try:
-                    row = json.loads(line)
-                    self.step = int(row["step"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # damaged: whoever reads the run says so; the sweep only counts its steps
-                if row.get("reward/clean") is not None:
-                    self.reward = row["reward/clean"]
+        lines, self._read = read_on(RunFolder(self.folder).metrics_file, self._read)
+        for line in lines:
+            self.step = step_of(line)
+            if (reward := line.get("reward/clean")) is not None:
+                self.reward = reward
         if self.step > self._begun_after and self.started and not self.first_step:
             self.first_step = time.monotonic()
 

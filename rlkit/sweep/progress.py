@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from rlkit.pages import duration
 from rlkit.sweep.jobs import Job, left_s
+from rlkit.wording import duration
 
 
 class Display:

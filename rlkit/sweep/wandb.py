@@ -12,6 +12,7 @@ import yaml
 from rlkit import config as configs
 from rlkit.config import PluginRef
 from rlkit.errors import ConfigError
+from rlkit.records.folder import RunFolder
 from rlkit.sweep.folder import SweepFolder
 from rlkit.sweep.spec import SweepConfig, arms
 
@@ -28,13 +29,11 @@ def log_comparison(folder: Path) -> None:
 
     Raises ConfigError where no comparison is there, and for what wandb refuses.
     """
-    from rlkit.records.folder import RunFolder
     from rlkit.tracking import wandb as mirror
 
     sweep = SweepFolder.open(folder)
-    folders = (RunFolder(sweep.run_folder(run)) for run in sweep.runs)
-    begun = next((run for run in folders if run.config_file.is_file()), None)
-    for ref in begun.read_config().trackers if begun else []:
+    begun = next(filter(RunFolder.is_one, map(sweep.run_folder, sweep.runs)), None)
+    for ref in RunFolder(begun).read_config().trackers if begun else []:
         if ref.kind == "wandb":
             options = mirror.WandbConfig(**ref.options)
             mirror.log_comparison(folder / "comparison", options, options.group or folder.name)

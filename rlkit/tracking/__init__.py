@@ -1,4 +1,4 @@
-"""What a run writes and shows: its folder, the console, and mirrors of both (wandb, TensorBoard, a plugin's).
+"""Mirrors of what a run writes into its folder: the console, wandb, TensorBoard, a plugin's.
 
 A tracker's factory gets its options and a RunInfo, and returns a Tracker.
 """

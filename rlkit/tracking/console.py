@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlkit.records.metrics import evaluation_of
 from rlkit.tracking import RunInfo
+from rlkit.wording import thousands
 
 
 class Console:
@@ -77,7 +79,7 @@ def step_line(metrics: Mapping[str, float], short: bool = False) -> str:
         groups = metrics["refill/groups"]
         parts.append(f"{groups:.0f} of {groups + missing:.0f} groups")
     if "throughput/tokens_per_s" in metrics:
-        parts.append(f"{_thousands(metrics['throughput/tokens_per_s'])} tok/s")
+        parts.append(f"{thousands(metrics['throughput/tokens_per_s'])} tok/s")
     if "time/step_s" in metrics and not short:
         parts.append(f"{metrics['time/step_s']:.2f} s")
     return " ".join(parts)
@@ -87,14 +89,7 @@ def _evaluations(metrics: Mapping[str, float]) -> dict[str, str]:
     """Suite -> its results: eval/SUITE/mean@1 and the like."""
     suites: dict[str, list[str]] = {}
     for name, value in metrics.items():
-        if name.startswith("eval/"):
-            suite, _, what = name.removeprefix("eval/").rpartition("/")
-            suites.setdefault(suite or what, []).append(f"{what} {value:.4g}")
+        if (evaluated := evaluation_of(name)) is not None:
+            suite, what = evaluated
+            suites.setdefault(suite, []).append(f"{what} {value:.4g}")
     return {suite: " ".join(results) for suite, results in suites.items()}
-
-
-def _thousands(value: float) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f}{letter}"
-    return f"{value:.0f}"

@@ -9,18 +9,13 @@ import pytest
 
 from rlkit.comparison import statistics
 from rlkit.comparison.statistics import (
-    area,
     bootstrap,
-    final_value,
-    first_reaching,
     holm,
     interquartile_mean,
     mean_curve,
     paired_difference,
     power,
     seeds_needed,
-    smoothed,
-    smoothing_window,
     t_quantile,
     t_within,
 )
@@ -29,70 +24,6 @@ from rlkit.comparison.statistics import (
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng()
-
-
-# One run
-
-
-def test_final_value_is_the_mean_of_the_last_tenth(random: np.random.Generator) -> None:
-    for last in (1, 4, 9, 10, 37, 80, 200):
-        values = random.normal(size=last)
-        tail = max(1, round(last / 10))
-        expected = sum(values[-tail:]) / tail
-        assert math.isclose(final_value(np.arange(1.0, last + 1), values, last), expected)
-
-
-def test_final_value_without_a_measurement_in_the_last_tenth_is_the_last_one_before() -> None:
-    assert final_value(np.array([0.0, 20, 40]), np.array([0.1, 0.2, 0.3]), 60) == 0.3
-    assert final_value(np.array([0.0, 20, 40]), np.array([0.1, 0.2, 0.3]), 30) == 0.2
-    assert math.isnan(final_value(np.array([50.0]), np.array([1.0]), 30))
-
-
-def test_area_is_the_mean_height(random: np.random.Generator) -> None:
-    # Of a straight line, over steps at any distances: the height in its middle.
-    steps = np.unique(random.integers(0, 100, 12)).astype(float)
-    slope, start = random.normal(size=2)
-    assert math.isclose(
-        area(steps, start + slope * steps, 100), start + slope * (steps[0] + steps[-1]) / 2, abs_tol=1e-12
-    )
-    values = random.normal(size=len(steps))
-    total = 0.0
-    for i in range(len(steps) - 1):
-        total += (values[i] + values[i + 1]) / 2 * (steps[i + 1] - steps[i])
-    assert math.isclose(area(steps, values, 100), total / (steps[-1] - steps[0]), abs_tol=1e-12)
-    # What lies after the last step that counts does not count.
-    assert math.isclose(
-        area(np.append(steps, 200.0), np.append(values, 99.0), 100), total / (steps[-1] - steps[0]), abs_tol=1e-12
-    )
-    assert area(np.array([3.0]), np.array([0.7]), 5) == 0.7
-
-
-def test_first_reaching_is_the_first_step_whose_trailing_mean_is_there(random: np.random.Generator) -> None:
-    for points in (1, 5, 19, 40, 67, 300):
-        steps = np.arange(1.0, points + 1)
-        values = np.sort(random.normal(size=points)) + 0.3 * random.normal(size=points)
-        threshold = float(random.choice(values))
-        window = max(1, points // 20)
-        expected = math.inf
-        for i in range(window - 1, points):
-            if sum(values[i - window + 1 : i + 1]) / window >= threshold - 1e-12:
-                expected = steps[i]
-                break
-        assert smoothing_window(points) == window
-        assert first_reaching(steps, values, threshold - 1e-12, points) == expected
-
-
-def test_a_threshold_that_is_met_exactly_is_reached() -> None:
-    values = np.array([0.1, 0.3, 0.7, 0.75, 0.75])
-    assert first_reaching(np.arange(5.0), values, 0.75, 5) == 3
-    assert first_reaching(np.arange(5.0), values, 0.76, 5) == math.inf
-
-
-def test_smoothing_looks_at_nothing_later(random: np.random.Generator) -> None:
-    values = random.normal(size=30)
-    before = smoothed(values, 4)
-    values[20:] = 1e3
-    assert np.allclose(smoothed(values, 4)[:17], before[:17])
 
 
 # Several seeds

@@ -145,6 +145,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         "getting-started.md",
         "around-the-algorithm.md",
+        "reading-a-run.md",
         "configuration.md",
         "sweeps.md",
         "writing-a-reward.md",

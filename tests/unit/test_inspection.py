@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from inspected import EOS, Sampled, config, letters, loaded, two_plus, write, wrong
 
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.inspection.samples import Response, choose_step, find_prompts, in_common, ranges
+from rlkit.inspection.samples import Response, choose_step, find_prompts, in_common
 from rlkit.inspection.surprises import KINDS, find_all
 from rlkit.inspection.words import label
 from rlkit.interfaces.learning import Rollout, Targets
@@ -103,13 +104,6 @@ def test_an_unknown_step_is_answered_by_those_there_are(folder: RunFolder) -> No
         choose_step([folder], 5)
 
 
-@pytest.mark.parametrize(
-    ("numbers", "said"), [([3], "3"), ([1, 2], "1, 2"), ([1, 2, 3], "1 to 3"), ([1, 3, 4, 5, 9], "1, 3 to 5, 9")]
-)
-def test_ranges(numbers: list[int], said: str) -> None:
-    assert ranges(numbers) == said
-
-
 def test_an_unknown_prompt_is_answered_by_some_that_exist(folder: RunFolder) -> None:
     write(folder, 1, [[letters("ab")] for _ in range(5)], ["1+1=", "\x1b[31m2+2=", "3+3=", "4+4=", "5+5="])
     groups = loaded(folder).groups
@@ -123,9 +117,19 @@ def test_an_unknown_prompt_is_answered_by_some_that_exist(folder: RunFolder) -> 
 def test_a_damaged_file_is_named(folder: RunFolder) -> None:
     write(folder, 1, [[letters("ab")]])
     folder.rollout_file(1).write_bytes(folder.rollout_file(1).read_bytes()[:-9])
-    with pytest.raises(RlkitError, match=r"step-000001\.parquet cannot be read.*--step") as caught:
+    with pytest.raises(RlkitError, match=r"step-000001\.parquet is damaged .*: delete it") as caught:
         loaded(folder)
     assert caught.value.exit_code == 1
+
+
+def test_a_damaged_credit_is_left_out_and_noted(folder: RunFolder) -> None:
+    write(folder, 1, [[letters("ab", credit=[0.5, 0.25, -0.5])]])
+    folder.credit_file(1).write_bytes(folder.credit_file(1).read_bytes()[:-9])
+    step = loaded(folder)
+    assert step.responses[0].text == "ab"
+    assert step.responses[0].credited is None
+    (note,) = step.notes
+    assert re.search(r"credit/step-000001\.parquet is damaged .*: delete it, and rlkit does without$", note)
 
 
 def test_two_runs_meet_on_the_prompts_that_both_saw(tmp_path: Path) -> None:

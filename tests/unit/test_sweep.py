@@ -20,7 +20,6 @@ from rlkit import config as configs
 from rlkit import sweep as sweeps
 from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.pages import duration
 from rlkit.scoring.noise import noise_label
 from rlkit.sweep import spec as specs
 from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
@@ -445,11 +444,6 @@ def test_last_lines(tmp_path: Path) -> None:
     assert last_lines(log) == ""
     log.write_bytes(b"a\n" * 30 + b"\xff last\n\n")
     assert last_lines(log, 2) == "a\n\N{REPLACEMENT CHARACTER} last"
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(42.4, "42 s"), (200, "3 min 20 s"), (18600, "5 h 10 min")])
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize("text", ["none", "flip:0.25", "asymmetric:0.1,0.2", "group_flip:0.25+drop:0.1"])

@@ -15,7 +15,9 @@ import click
 
 import rlkit
 from rlkit import config as configs
-from rlkit.records.folder import Row, RunFolder
+from rlkit.records.folder import RunFolder
+from rlkit.records.metrics import Row, last_step, series
+from rlkit.records.statistics import final_value
 
 PHASES = ("sample", "score", "measure", "update", "sync", "step")
 
@@ -31,7 +33,7 @@ def main(preset: str, algos: str, seeds: str, out: Path, overrides: tuple[str, .
     for algo in algos.split(","):
         for seed in seeds.split(","):
             config = configs.load(preset, [*overrides, f"seed={seed}", f"out={out}"], algo)
-            if not (config.folder / "learning_curve.png").exists():
+            if not RunFolder(config.folder).learning_curve.exists():
                 rlkit.train(config, quiet=True)
             runs.setdefault(algo, []).append(RunFolder.open(config.folder).read_metrics())
             click.echo(f"{config.folder} done", err=True)
@@ -44,13 +46,12 @@ def print_learning(runs: dict[str, list[list[Row]]]) -> None:
     print("|---|---|---|---|---|---|---|")
     for algo, rows in runs.items():
         held_out = [[row["eval/heldout/mean@1"] for row in run if "eval/heldout/mean@1" in row] for run in rows]
-        tail = [run[-(len(run) // 10) :] for run in rows]
         cells = [
             algo,
             str(len(rows)),
             _spread([h[0] for h in held_out]),
             _spread([h[-1] for h in held_out]),
-            _spread([statistics.mean(row["reward/mean"] for row in t) for t in tail]),
+            _spread([final_value(*series(run, "reward/mean"), last_step(run)) for run in rows]),
             f"{_mean(run[1]['response/length'] for run in rows):.1f}, "
             f"{_mean(run[-1]['response/length'] for run in rows):.1f}",
             _spread([run[-1]["policy/kl"] for run in rows]) if "policy/kl" in rows[0][-1] else "",

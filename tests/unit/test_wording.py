@@ -1,0 +1,66 @@
+"""Numbers, sizes, durations and texts as people read them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlkit.wording import counted, decimals, duration, number, percent, ranges, size, thousands, visible
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (number(0.85349), "0.853"),
+        (number(1234.5), "1,234"),
+        (number(4.5e-6), "4.5e-6"),
+        (number(-3), "-3"),
+        (number(2.5e9), "2.5e9"),
+        (number(None), "-"),
+        (number(math.nan), "-"),
+        (percent(0.253), "25 %"),
+        (percent(0.0042), "0.42 %"),
+        (percent(0), "0 %"),
+        (percent(math.inf), "-"),
+        (duration(0.0384), "38.4 ms"),
+        (duration(42.4), "42 s"),
+        (duration(59.7), "1 min 00 s"),
+        (duration(200), "3 min 20 s"),
+        (duration(7499), "2 h 04 min"),
+        (duration(18600), "5 h 10 min"),
+        (duration(None), "-"),
+        (size(210 * 2**20), "210 MiB"),
+        (size(1.3 * 2**30), "1.3 GiB"),
+        (thousands(512.3), "512"),
+        (thousands(1149), "1.1k"),
+        (thousands(48_123), "48.1k"),
+        (thousands(310_000), "310k"),
+        (thousands(1_234_567), "1.2M"),
+        (thousands(4.02e9), "4B"),
+        (thousands(math.inf), "-"),
+        (counted(0, "arm"), "0 arms"),
+        (counted(1, "minibatch", "es"), "1 minibatch"),
+        (counted(2, "minibatch", "es"), "2 minibatches"),
+        (decimals(0.05, 3), 4),
+        (decimals(12.3, 3), 1),
+        (decimals(5000, 2), 0),
+        (decimals(0, 2), 0),
+    ],
+)
+def test_numbers_for_people(said: object, expected: object) -> None:
+    assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [([], ""), ([3], "3"), ([1, 2], "1, 2"), ([1, 2, 3], "1 to 3"), ([1, 3, 4, 5, 9], "1, 3 to 5, 9")],
+)
+def test_ranges(numbers: list[int], said: str) -> None:
+    assert ranges(numbers) == said
+
+
+def test_visible_leaves_writing_as_it_is() -> None:
+    written = "naïve ∑ 日本語 שלום\n\tdef f(): 👩\u200d👧 नमस्ते"
+    assert visible(written) == written
+    assert visible("a\r\x1b\x7f\x85\u2028\U000e0001") == "a␍␛␡\\x85\\u2028\\U000e0001"
