@@ -54,6 +54,7 @@ def examine(read: Read, horizon: Mapping[str, int]) -> Examination:
         "code": _code(read.runs),
         "library and plugin versions": _versions(read.runs),
         "prompts at each seed": _prompts(read.runs),
+        "groups drawn": _replaced(read.runs),
         "steps": _steps(read.runs, horizon),
         "seeds": _seeds(read, horizon),
         "machine": _machine(read.runs),
@@ -328,7 +329,7 @@ def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:
         for a, b in itertools.pairwise(group):
             common = sorted(a.rollouts.keys() & b.rollouts.keys())
             for step in dict.fromkeys(common[:1] + common[-1:]):
-                left, right = (_prompt_ids(run.rollouts[step], cache) for run in (a, b))
+                left, right = (_first_draw(run, step, cache) for run in (a, b))
                 if left != right:
                     yield Finding(
                         "unfair",
@@ -337,6 +338,35 @@ def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:
                         "their differences are not paired: they hold the luck of the prompts, too",
                     )
                     break
+
+
+def _first_draw(run: Run, step: int, cache: dict[Path, list[str]]) -> list[str]:
+    """The prompts that a step begins with; those that replace others come after them."""
+    return _prompt_ids(run.rollouts[step], cache)[: run.config.get("batch", {}).get("prompts_per_step")]
+
+
+def _replaced(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Dynamic sampling: groups that have no counterpart in the other arms."""
+    for condition, group in _by_condition(runs):
+        replacing = _grouped([run for run in group if _draw(run) > 1], lambda run: run.arm)
+        if 0 < sum(map(len, replacing.values())) < len(group):
+            said = ", ".join(
+                f"{arm} {sum(map(_draw, each)) / len(each):.2f} times the groups of a step"
+                for arm, each in replacing.items()
+            )
+            yield Finding(
+                "note",
+                "Some arms replaced groups that teach nothing",
+                f"{condition_name(condition)}: {said}",
+                "their steps begin with the prompts of the other arms, but what replaced a group has no counterpart "
+                "there, and more samples were drawn for the same number of steps: look at the tokens, too",
+            )
+
+
+def _draw(run: Run) -> float:
+    """Groups that it drew for each that a step begins with."""
+    drawn = run.curves.get("refill/groups_drawn")
+    return 1.0 if drawn is None else float(drawn.values.mean()) / int(run.config["batch"]["prompts_per_step"])
 
 
 def _prompt_ids(file: Path, cache: dict[Path, list[str]]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-OWN = ("algo", "advantage", "loss", "critic", "optimizer")
+OWN = ("algo", "advantage", "loss", "critic", "optimizer", "reference", "correction", "batch.refill")
 """Sections that are an algorithm's own affair; all others are the condition's."""
 
 
 def is_own(key: str) -> bool:
     """Whether a setting (`optimizer.lr`) belongs to the algorithm and not to the condition."""
-    return key.partition(".")[0] in OWN
+    return any(f"{key}.".startswith(f"{section}.") for section in OWN)
 
 
 def settings_label(settings: Mapping[str, Any]) -> list[str]:

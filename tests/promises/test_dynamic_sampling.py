@@ -142,3 +142,14 @@ def test_vimpo_takes_it_where_it_is_asked_for(tmp_path: Path) -> None:
     """It changes VIMPO's objective (equal groups pull to the reference), so it is off unless asked for."""
     folder = trained(tmp_path, "vimpo", "vimpo", "batch.refill.limit=3", "steps=1")
     assert any(not row["valid"] for row in rows_of(folder, 1))
+
+
+def test_a_comparison_takes_the_first_draws_as_paired_and_says_what_is_not(tmp_path: Path) -> None:
+    from rlkit import comparison
+
+    runs = [trained(tmp_path, algo, algo).path for algo in ("grpo", "dapo")]
+    findings = comparison.compare(runs).fairness.findings
+    assert not [finding.title for finding in findings if "prompts" in finding.title or "refill" in finding.title]
+    (said,) = [finding for finding in findings if finding.title == "Some arms replaced groups that teach nothing"]
+    assert "dapo 1." in said.detail
+    assert "look at the tokens" in said.means
