@@ -118,9 +118,9 @@ def test_the_interval_follows_from_the_seed() -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_suite_has_its_problems_and_their_golds_verify(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
-    loaded = suites.load(name, tokenizer, folder=DATA)
-    assert len(loaded.problems) == COUNTS[name]
-    assert loaded.bad_golds == []
+    with suites.opened(name, tokenizer, folder=DATA) as loaded:
+        assert len(loaded.problems) == COUNTS[name]
+        assert (loaded.bad_golds, loaded.unchecked) == ([], None)
     assert loaded.suite.samples == (32 if name.startswith("aime") else 1)
     for problem in loaded.problems:
         assert problem.answer
@@ -141,9 +141,9 @@ def aime(folder: Path, answers: list[str], **columns: Any) -> Path:
 
 def test_golds_that_do_not_verify_are_named(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
-    loaded = suites.load("aime25", tokenizer, folder=aime(tmp_path, ["7", "7", ""]), limit=6)
-    assert [bad.partition(":")[0] for bad in loaded.bad_golds] == ["row 3", "row 6"]
-    assert "bad_gold" in loaded.bad_golds[0]
+    with suites.opened("aime25", tokenizer, folder=aime(tmp_path, ["7", "7", ""]), limit=6) as loaded:
+        assert [bad.partition(":")[0] for bad in loaded.bad_golds] == ["row 3", "row 6"]
+        assert "bad_gold" in loaded.bad_golds[0]
 
 
 def test_another_number_of_problems_is_refused(tmp_path: Path) -> None:
@@ -173,10 +173,12 @@ def test_chat_models_read_the_template_as_the_users_message(tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     folder = aime(tmp_path, ["1"])
-    text = suites.load("aime25", tokenizer, folder=folder, limit=1).problems[0].text
+    with suites.opened("aime25", tokenizer, folder=folder, limit=1) as loaded:
+        text = loaded.problems[0].text
     assert text.startswith("<user>0+0=\n\nReason")
     assert text.endswith("\\boxed{}.<assistant>")
-    bare = suites.load("aime25", tokenizer, folder=folder, limit=1, chat=False).problems[0].text
+    with suites.opened("aime25", tokenizer, folder=folder, limit=1, chat=False) as loaded:
+        bare = loaded.problems[0].text
     assert bare.startswith("0+0=\n\nReason")
 
 

@@ -17,6 +17,7 @@ from rlkit.commands.evaluate import verify as verify_command
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation import verify
+from rlkit.evaluation.golds import bad_golds
 
 ROWS = [
     {"response": "so #### 12", "answer": "12", "expected": True},
@@ -109,10 +110,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_gold_is_sound_in_one_form_or_another() -> None:
     golds: list[tuple[str, dict[str, Any]]] = [("12", {}), ("worked out: #### 12", {}), ("", {}), (r"\frac{1}{2}", {})]
     one_worker = ScoringConfig(workers=1)
-    assert [str(b) for b in verify.bad_golds(PluginRef(kind="final_answer"), golds, one_worker)] == [
-        "row 3: empty (bad_gold)"
-    ]
-    assert [b.row for b in verify.bad_golds(PluginRef(kind="math"), golds, one_worker)] == [3]
+    with verify.scorer(PluginRef(kind="final_answer"), one_worker) as verifier:
+        assert [str(b) for b in bad_golds(verifier, golds)] == ["row 3: empty (bad_gold)"]
+    with verify.scorer(PluginRef(kind="math"), one_worker) as verifier:
+        assert [b.row for b in bad_golds(verifier, golds)] == [3]
 
 
 @pytest.fixture(scope="module")
