@@ -85,9 +85,9 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
 def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, Any]:
     """Evaluate a model, going on with what `config.out` holds; returns what is written to results.json there.
 
-    A sample without a value counts as wrong and is counted by status; so does one whose prompt leaves no room for a
-    response (status `too_long`). Raises ConfigError for unknown suites, data that is not there, and settings that
-    differ from those in the folder; RlkitError for what goes wrong later.
+    A sample without a value counts as wrong and is counted by status, however many there are; so does one whose prompt
+    leaves no room for a response (status `too_long`). Raises ConfigError for unknown suites, data that is not there,
+    and a folder with other settings or without tokens; RlkitError for what goes wrong later.
     """
     console = Console(quiet=quiet, highlight=False)
     registry.load(config.plugins)
@@ -293,7 +293,7 @@ def _result(suite: OpenSuite, responses: Responses, config: EvaluationConfig) ->
         "no_value": sum(r["value"] is None for r in rows),
         "truncated": sum(r["truncated"] for r in rows),
         "mean_tokens": sum(len(r["tokens"]) for r in rows) / len(rows),
-        "error": next((r["error"] for r in rows if "error" in r), None),
+        "error": next((r["error"] for r in rows if r["value"] is None and "error" in r), None),
         "bad_golds": suite.bad_golds,
         "golds_unchecked": suite.unchecked,
         "settings": _settings(suite, config),
