@@ -22,6 +22,10 @@ class ConfigError(RlkitError):
     exit_code = 2
 
 
+class TokensUnknownError(ConfigError):
+    """A reward reads the tokens of responses of which only the text is known."""
+
+
 class NotFiniteError(RlkitError):
     """A loss or a gradient that is not finite. The step was not made."""
 

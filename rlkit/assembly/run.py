@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,12 +20,13 @@ from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from rlkit.data import Problem, ProblemSet
     from rlkit.engine.deepspeed import Engine
     from rlkit.engine.reference import Reference
     from rlkit.evaluation.in_training import Benchmark
-    from rlkit.evaluation.suites import LoadedSuite
+    from rlkit.evaluation.suites import OpenSuite
     from rlkit.generation.collector import Collector
     from rlkit.interfaces.learning import Algorithm
     from rlkit.loop.synchronous import SynchronousLoop
@@ -56,21 +58,14 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     from rlkit.engine import distributed
 
     distributed.init()
-    loop = build_loop(settings, algorithm, resume=resume, quiet=quiet)
-    try:
+    with ExitStack() as stack:
+        loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet)
         if loop.finished:
             _complete(loop, settings)
         else:
             if resume and distributed.main_rank() and not quiet:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
             loop.train()
-    finally:
-        collector = loop.gatherer.collector
-        collector.sampler.close()
-        for scorer in (collector.scorer, *(benchmark.collector.scorer for benchmark in loop.benchmarks)):
-            scorer.close()
-        for tracker in loop.trackers:
-            tracker.close()
     if distributed.main_rank():
         _draw(settings.folder)
     return settings.folder
@@ -98,8 +93,11 @@ def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
         print(f"  {config.folder} had done its {loop.state.step} steps; made what was missing: {', '.join(lacks)}")
 
 
-def build_loop(config: RunConfig, algorithm: Algorithm, *, resume: bool, quiet: bool) -> SynchronousLoop:
-    """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes."""
+def build_loop(
+    config: RunConfig, algorithm: Algorithm, stack: ExitStack, *, resume: bool, quiet: bool
+) -> SynchronousLoop:
+    """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
+    has opened, when it is over or cannot begin."""
     from rlkit.assembly.plan import make_plan
     from rlkit.engine import distributed
     from rlkit.engine.models import load_tokenizer
@@ -120,9 +118,8 @@ def build_loop(config: RunConfig, algorithm: Algorithm, *, resume: bool, quiet: 
     else:
         RunFolder.check_free(config.folder)
     _loading_bars(config)
-    scorer = Scorer(
-        [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward], config.plugins, config.scoring
-    )
+    rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
+    scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
     noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
     check_noise(noises, scorer.range, config.reward[0].kind)
     tokenizer = load_tokenizer(config.model)
@@ -136,16 +133,20 @@ def build_loop(config: RunConfig, algorithm: Algorithm, *, resume: bool, quiet: 
             make_plan(config, algorithm, why_sampler, data.problems, data.held_out, distributed.world_size()),
             flush=True,
         )
-    suites = _suites(config, tokenizer)
+    suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = _context(config, *data.sets, *(suite.problems for suite in suites))
     policy, reference, critic = _engines(config, algorithm, tokenizer)
     sampler = registry.build(
         "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
     )
+    stack.callback(sampler.close)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
     collector = Collector(sampler, scorer, tokenizer, config.seed)
+    trackers = _trackers(config, folder, quiet) if folder else []
+    for tracker in trackers:
+        stack.callback(tracker.close)
     refill = config.batch.refill
     loop = SynchronousLoop(
         config=config,
@@ -162,7 +163,7 @@ def build_loop(config: RunConfig, algorithm: Algorithm, *, resume: bool, quiet: 
         problems=data.problems.problems,
         benchmarks=_benchmarks(config, collector, data, suites),
         folder=folder,
-        trackers=_trackers(config, folder, quiet) if folder else [],
+        trackers=trackers,
     )
     if resume:
         loop.resume()
@@ -187,34 +188,26 @@ class _Data:
         return [each.problems for each in (self.problems, self.held_out) if each is not None]
 
 
-def _suites(config: RunConfig, tokenizer: Any) -> list[LoadedSuite]:
-    from rlkit.evaluation.suites import load
+def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextManager[OpenSuite]:
+    from rlkit.evaluation.suites import opened
 
-    return [
-        load(
-            name,
-            tokenizer,
-            folder=config.eval.suite_data,
-            limit=config.eval.problems,
-            chat=config.data.chat,
-            scoring=config.scoring,
-            plugins=config.plugins,
-        )
-        for name in config.eval.suites
-    ]
+    return opened(
+        name,
+        tokenizer,
+        folder=config.eval.suite_data,
+        limit=config.eval.problems,
+        chat=config.data.chat,
+        scoring=config.scoring,
+        plugins=config.plugins,
+    )
 
 
-def _benchmarks(config: RunConfig, collector: Collector, data: _Data, suites: Sequence[LoadedSuite]) -> list[Benchmark]:
+def _benchmarks(config: RunConfig, collector: Collector, data: _Data, suites: Sequence[OpenSuite]) -> list[Benchmark]:
     from rlkit.evaluation.in_training import Benchmark
-    from rlkit.evaluation.verify import scorer
 
-    found = []
-    if data.held_out is not None:
-        found.append(Benchmark("heldout", collector, data.held_out.problems[: config.eval.problems]))
-    for suite in suites:
-        own = scorer(suite.suite.verifier, config.scoring, config.plugins)
-        found.append(Benchmark(suite.name, replace(collector, scorer=own), suite.problems))
-    return found
+    held_out = data.held_out.problems[: config.eval.problems] if data.held_out is not None else []
+    found = [Benchmark("heldout", collector, held_out)] if held_out else []
+    return found + [Benchmark(s.name, replace(collector, scorer=s.verifier), s.problems) for s in suites]
 
 
 def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:

@@ -78,6 +78,15 @@ def _model(path: str) -> dict[str, Any]:
     return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
 
 
+def _tokenizer(model: str | None) -> Any:
+    if model is None:
+        return None
+    from rlkit.config import ModelConfig
+    from rlkit.engine.models import load_tokenizer
+
+    return load_tokenizer(ModelConfig(**_model(model)))
+
+
 def _folder(model: str) -> Path:
     from rlkit.records.folder import RunFolder
 
@@ -93,6 +102,7 @@ def _folder(model: str) -> Path:
 @click.option("--response", default="response", help="Column of the responses.  [response]")
 @click.option("--answer", default="answer", help="Column of the golds.  [answer]")
 @click.option("--expected", help="Column of verdicts to compare with.  [for a run: its own]")
+@click.option("--model", metavar="PATH|RUN", help="For a file: whose tokens rewards see that read them.")
 @click.option("--show", default=20, type=click.IntRange(min=0), help="Disagreements to print.  [20]")
 @_json
 @plugins_option
@@ -102,6 +112,7 @@ def verify(
     response: str,
     answer: str,
     expected: str | None,
+    model: str | None,
     show: int,
     as_json: Path | None,
     plugins: tuple[str, ...],
@@ -115,7 +126,7 @@ def verify(
     registry.load(list(plugins))
     for reward in rewards:
         registry.find("rewards", reward)
-    answered = verifying.read(path, response, answer, expected)
+    answered = verifying.read(path, response, answer, expected, _tokenizer(model))
     recorded = verifying.RECORDED if path.is_dir() and expected is None else expected or "expected"
     compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded)
     click.echo(verifying.report(compared, show))
@@ -131,7 +142,7 @@ def data() -> None:
 @click.argument("file")
 @click.option("--prompt", help="Column of the questions.  [prompt, problem or question]")
 @click.option("--answer", help="Column of the golds; dots go into nested columns.")
-@click.option("--tokenizer", metavar="PATH", help="Count lengths in this model's tokens.  [characters]")
+@click.option("--tokenizer", metavar="PATH|RUN", help="Count lengths in this model's tokens.  [characters]")
 @click.option("--reward", metavar="NAME", help="Verify each gold against itself with this verifier.")
 @click.option("--show", default=10, type=click.IntRange(min=0), help="Rows to print of each fault.  [10]")
 @_data
@@ -158,14 +169,14 @@ def check(
     registry.load(list(plugins))
     if reward is not None:
         registry.find("rewards", reward)
-    counter = None
-    if tokenizer is not None:
-        from rlkit.config import ModelConfig
-        from rlkit.engine.models import load_tokenizer
-
-        counter = load_tokenizer(ModelConfig(path=tokenizer))
     found = datacheck.check(
-        file, prompt=prompt, answer=answer, tokenizer=counter, reward=reward, folder=folder, plugins=plugins
+        file,
+        prompt=prompt,
+        answer=answer,
+        tokenizer=_tokenizer(tokenizer),
+        reward=reward,
+        folder=folder,
+        plugins=plugins,
     )
     click.echo(datacheck.report(found, show))
     _write(as_json, found)

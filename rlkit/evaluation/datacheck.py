@@ -15,7 +15,8 @@ from rlkit import data, registry
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
-from rlkit.evaluation.verify import bad_golds
+from rlkit.evaluation.golds import bad_golds
+from rlkit.evaluation.verify import scorer
 
 PROMPTS = ("prompt", "problem", "question")
 ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
@@ -39,7 +40,7 @@ def check(
 
     `tokenizer`: None counts lengths in characters. `reward`: the one that golds are checked with; None leaves that
     out. `folder`: local copies of the suites. Raises ConfigError for what cannot be read, and for a named column
-    that is not there.
+    that is not there; TokensUnknownError for a reward that reads a response's tokens.
     """
     rows = data.read_rows(path)
     if not rows:
@@ -63,9 +64,8 @@ def check(
         "suites_not_read": {},
     }
     if reward is not None:
-        bad = bad_golds(
-            PluginRef(kind=reward), [(g, dict(r)) for g, r in zip(golds, rows, strict=True)], ScoringConfig(), plugins
-        )
+        with scorer(PluginRef(kind=reward), ScoringConfig(), plugins) as verifier:
+            bad = bad_golds(verifier, [(g, dict(r)) for g, r in zip(golds, rows, strict=True)])
         found["reward"] = reward
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
     for name in registry.names("suites"):

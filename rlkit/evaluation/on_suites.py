@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 from rich.console import Console
@@ -20,13 +20,21 @@ from rlkit import generation, registry
 from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
-from rlkit.evaluation import suites, verify
+from rlkit.evaluation import suites
 from rlkit.evaluation.metrics import Verdict, measure
-from rlkit.evaluation.responses import Key, Responses
-from rlkit.evaluation.suites import LoadedSuite
+from rlkit.evaluation.responses import Responses
+from rlkit.evaluation.suites import OpenSuite
 from rlkit.files import write_text
-from rlkit.interfaces.generation import Request, Sampler, SamplingParams
-from rlkit.interfaces.rewards import Sample, SampleKey
+from rlkit.generation.collector import Collector, Draw, Sampled
+from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNSCORED = (None, "error", "timeout")
+"""Statuses of responses that are scored when an evaluation goes on: those without one, and those that the verifier
+failed on, which may have been mended since."""
 
 
 class EvaluationConfig(Section):
@@ -78,9 +86,9 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
 def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, Any]:
     """Evaluate a model, going on with what `config.out` holds; returns what is written to results.json there.
 
-    A sample without a value counts as wrong and is counted by status; so does one whose prompt leaves no room for a
-    response (status `too_long`). Raises ConfigError for unknown suites, data that is not there, and settings that
-    differ from those in the folder; RlkitError for what goes wrong later.
+    A sample without a value counts as wrong and is counted by status, however many there are; so does one whose prompt
+    leaves no room for a response (status `too_long`). Raises ConfigError for unknown suites, data that is not there,
+    and a folder with other settings or without tokens; RlkitError for what goes wrong later.
     """
     console = Console(quiet=quiet, highlight=False)
     registry.load(config.plugins)
@@ -90,20 +98,21 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         suites.find(name)
     config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
     tokenizer = load_tokenizer(config.model)
-    loaded = [_load(name, tokenizer, config) for name in config.suites]
     limit = positions(config.model)
     if limit is not None and config.max_tokens >= limit:
         raise ConfigError(
             f"max_tokens ({config.max_tokens}) leaves no room for a prompt: {config.model.path} has {limit} positions"
         )
-    folders = {suite.name: Responses(config.out / suite.name, _settings(suite, config)) for suite in loaded}
-    _say_settings(loaded, config, console)
     results = {}
-    with _sampling(loaded, folders, config, limit) as sampler, _progress(console) as progress:
+    with ExitStack() as stack:
+        loaded = [stack.enter_context(_opened(name, tokenizer, config)) for name in config.suites]
+        folders = {suite.name: Responses(config.out / suite.name, _settings(suite, config)) for suite in loaded}
+        _say_settings(loaded, config, console)
+        sampler = stack.enter_context(_sampling(loaded, folders, config, limit))
+        progress = stack.enter_context(_progress(console))
         for suite in loaded:
             responses = folders[suite.name]
-            _sample(suite, responses, sampler, tokenizer, config, progress)
-            _score(suite, responses, config)
+            _answer(suite, responses, Collector(sampler, suite.verifier, tokenizer, config.seed), config, progress)
             results[suite.name] = _result(suite, responses, config)
             _keep(config.out, suite.name, results[suite.name])
     console.print(_table(results))
@@ -115,8 +124,8 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
     return results
 
 
-def _load(name: str, tokenizer: Any, config: EvaluationConfig) -> LoadedSuite:
-    return suites.load(
+def _opened(name: str, tokenizer: Any, config: EvaluationConfig) -> AbstractContextManager[OpenSuite]:
+    return suites.opened(
         name,
         tokenizer,
         folder=config.data,
@@ -128,7 +137,7 @@ def _load(name: str, tokenizer: Any, config: EvaluationConfig) -> LoadedSuite:
     )
 
 
-def _settings(suite: LoadedSuite, config: EvaluationConfig) -> dict[str, Any]:
+def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
     """What decides a suite's responses and verdicts."""
     return {
         "model": config.model.path,
@@ -149,29 +158,42 @@ def _settings(suite: LoadedSuite, config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
-def _samples(suite: LoadedSuite, config: EvaluationConfig) -> int:
+def _samples(suite: OpenSuite, config: EvaluationConfig) -> int:
     return config.samples or suite.suite.samples
+
+
+def _draws(suite: OpenSuite, config: EvaluationConfig) -> list[Draw]:
+    """Every sample of the suite, named by the number of its problem and its own."""
+    return [
+        Draw(SampleKey(problem.id, 0, i, j), problem)
+        for i, problem in enumerate(suite.problems)
+        for j in range(_samples(suite, config))
+    ]
+
+
+def _missing(suite: OpenSuite, responses: Responses, config: EvaluationConfig) -> list[Draw]:
+    return [draw for draw in _draws(suite, config) if (draw.key.occurrence, draw.key.index) not in responses.rows]
 
 
 @contextmanager
 def _sampling(
-    loaded: list[LoadedSuite], folders: Mapping[str, Responses], config: EvaluationConfig, limit: int | None
-) -> Iterator[Sampler | None]:
-    """A sampler for the longest prompt, closed at the end; None where nothing is left to sample.
+    loaded: Sequence[OpenSuite], folders: Mapping[str, Responses], config: EvaluationConfig, limit: int | None
+) -> Iterator[Sampler]:
+    """A sampler for the longest prompt, closed at the end.
 
     Samples of prompts that leave no room for a response are put down as such first.
     """
     longest = 0
     for suite in loaded:
-        for i, j in _missing(suite, folders[suite.name], config):
-            size = len(suite.problems[i].tokens)
+        for draw in _missing(suite, folders[suite.name], config):
+            size = len(draw.problem.tokens)
             if limit is not None and size + config.max_tokens > limit:
-                row = _row(suite, (i, j), "", 0, False)
+                row = _response(Sampled(draw.key, draw.problem, _completion([], False), ""))
                 folders[suite.name].append(row | {"correct": False, "value": None, "status": "too_long", "given": None})
             else:
                 longest = max(longest, size)
     if not longest:
-        yield None
+        yield _NothingToSample()
         return
     context = longest + config.max_tokens
     sampler: Sampler = registry.build(
@@ -183,84 +205,81 @@ def _sampling(
         sampler.close()
 
 
-def _missing(suite: LoadedSuite, responses: Responses, config: EvaluationConfig) -> list[Key]:
-    every = [(i, j) for i in range(len(suite.problems)) for j in range(_samples(suite, config))]
-    return [key for key in every if key not in responses.rows]
+class _NothingToSample:
+    """In the sampler's place where all responses are there: no model is loaded for them."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        return iter(())
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        return
+
+    def close(self) -> None:
+        return
 
 
-def _sample(
-    suite: LoadedSuite,
-    responses: Responses,
-    sampler: Sampler | None,
-    tokenizer: Any,
-    config: EvaluationConfig,
-    progress: Progress,
+def _answer(
+    suite: OpenSuite, responses: Responses, collector: Collector, config: EvaluationConfig, progress: Progress
 ) -> None:
-    """Draw what is missing, each response on disk as it ends."""
+    """Draw and score what is missing, each response on disk as it ends, and score what a stop has left unscored."""
     missing = _missing(suite, responses, config)
-    params = SamplingParams(
-        max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k
-    )
-    requests = [
-        Request(prompt_tokens=suite.problems[i].tokens, seed=_seed(suite, i, j, config.seed), params=params)
-        for i, j in missing
-    ]
-    done = len(responses.rows)
-    task = progress.add_task(suite.name, total=done + len(missing), completed=done)
-    for at, completion in sampler.generate(requests) if sampler is not None else ():
-        text = tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        responses.append(_row(suite, missing[at], text, len(completion.tokens), completion.truncated))
+    task = progress.add_task(suite.name, total=len(responses.rows) + len(missing), completed=len(responses.rows))
+
+    def keep(sampled: Sampled) -> None:
+        responses.append(_response(sampled))
         progress.advance(task)
 
+    scored, _ = collector.collect(
+        missing,
+        SamplingParams(
+            max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k
+        ),
+        f"suite/{suite.name}",
+        lenient=True,
+        unscored=[_sampled(suite, row) for row in responses.rows.values() if row.get("status") in UNSCORED],
+        each=keep,
+    )
+    verdicts = {(s.key.occurrence, s.key.index): _response(s) | _verdict(s.result) for s in scored}
+    responses.replace((responses.rows | verdicts).values())
 
-def _seed(suite: LoadedSuite, i: int, j: int, seed: int) -> int:
-    key = SampleKey(prompt_id=suite.problems[i].id, rollout_step=0, occurrence=i, index=j)
-    return key.seed(seed, f"suite/{suite.name}")
 
-
-def _row(suite: LoadedSuite, key: Key, text: str, tokens: int, truncated: bool) -> dict[str, Any]:
-    i, j = key
-    problem = suite.problems[i]
+def _response(sampled: Sampled) -> dict[str, Any]:
+    """What is kept of a response without a verdict."""
     return {
-        "problem": i,
-        "sample": j,
-        "prompt_id": problem.id,
-        "prompt": problem.text,
-        "response": text,
-        "tokens": tokens,
-        "truncated": truncated,
-        "answer": problem.answer,
+        "problem": sampled.key.occurrence,
+        "sample": sampled.key.index,
+        "prompt_id": sampled.problem.id,
+        "prompt": sampled.problem.text,
+        "response": sampled.text,
+        "tokens": sampled.completion.tokens,
+        "truncated": sampled.completion.truncated,
+        "answer": sampled.problem.answer,
     }
 
 
-def _score(suite: LoadedSuite, responses: Responses, config: EvaluationConfig) -> None:
-    """A verdict for each response that has none yet."""
-    unscored = [row for row in responses.rows.values() if "status" not in row]
-    samples = [
-        Sample(
-            key=SampleKey(row["prompt_id"], 0, row["problem"], row["sample"]),
-            prompt=row["prompt"],
-            response=row["response"],
-            tokens=[],
-            answer=row["answer"],
-            truncated=row["truncated"],
-            columns=suite.problems[row["problem"]].columns,
-        )
-        for row in unscored
-    ]
-    with verify.scorer(suite.suite.verifier, config.scoring, config.plugins) as scorer:
-        results = scorer.score(samples)
-    for row, result in zip(unscored, results, strict=True):
-        row |= {
-            "correct": bool(result.correct),
-            "value": result.value,
-            "status": result.status,
-            "given": result.info.get("answer"),
-        }
-    responses.replace(list(responses.rows.values()))
+def _sampled(suite: OpenSuite, row: Mapping[str, Any]) -> Sampled:
+    """A response as it was when `_response` put it down."""
+    problem = suite.problems[row["problem"]]
+    key = SampleKey(problem.id, 0, row["problem"], row["sample"])
+    return Sampled(key, problem, _completion(row["tokens"], row["truncated"]), row["response"])
 
 
-def _result(suite: LoadedSuite, responses: Responses, config: EvaluationConfig) -> dict[str, Any]:
+def _completion(tokens: list[int], truncated: bool) -> Completion:
+    """Without log-probs, which no verdict depends on."""
+    return Completion(tokens=tokens, logprobs=[], truncated=truncated, version=0)
+
+
+def _verdict(result: RewardResult) -> dict[str, Any]:
+    verdict = {
+        "correct": bool(result.correct),
+        "value": result.value,
+        "status": result.status,
+        "given": result.info.get("answer"),
+    }
+    return verdict | ({"error": str(result.info["error"])} if "error" in result.info else {})
+
+
+def _result(suite: OpenSuite, responses: Responses, config: EvaluationConfig) -> dict[str, Any]:
     rows = list(responses.rows.values())
     count = _samples(suite, config)
     verdicts = [[Verdict(r["correct"], _vote(r)) for r in rows[i : i + count]] for i in range(0, len(rows), count)]
@@ -274,8 +293,10 @@ def _result(suite: LoadedSuite, responses: Responses, config: EvaluationConfig) 
         "statuses": dict(Counter(r["status"] for r in rows)),
         "no_value": sum(r["value"] is None for r in rows),
         "truncated": sum(r["truncated"] for r in rows),
-        "mean_tokens": sum(r["tokens"] for r in rows) / len(rows),
+        "mean_tokens": sum(len(r["tokens"]) for r in rows) / len(rows),
+        "error": next((r["error"] for r in rows if r["value"] is None and "error" in r), None),
         "bad_golds": suite.bad_golds,
+        "golds_unchecked": suite.unchecked,
         "settings": _settings(suite, config),
     }
 
@@ -291,7 +312,7 @@ def _keep(out: Path, name: str, result: Mapping[str, Any]) -> None:
     write_text(file, json.dumps(there | {name: result}, indent=2, ensure_ascii=False) + "\n")
 
 
-def _say_settings(loaded: Sequence[LoadedSuite], config: EvaluationConfig, console: Console) -> None:
+def _say_settings(loaded: Sequence[OpenSuite], config: EvaluationConfig, console: Console) -> None:
     lines = [
         f"{config.model.path} ({config.model.dtype}) by {config.sampler.kind}: temperature {config.temperature:g}, "
         f"top-p {config.top_p:g}, top-k {config.top_k or 'off'}, at most {config.max_tokens} tokens, seed {config.seed}"
@@ -302,6 +323,7 @@ def _say_settings(loaded: Sequence[LoadedSuite], config: EvaluationConfig, conso
             f"{suite.suite.reward}"
         )
         lines += [f"  gold does not verify against itself: {bad}" for bad in suite.bad_golds]
+        lines += [f"  golds are not checked: {suite.unchecked}"] if suite.unchecked else []
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -311,6 +333,8 @@ def _notes(result: Mapping[str, Any]) -> str:
         odd = {s: n for s, n in result["statuses"].items() if s not in ("ok", "no_answer", "refused")}
         said = ", ".join(f"{n} {s}" for s, n in odd.items())
         notes.append(f"{result['no_value']} samples without a value count as wrong ({said})")
+    if result["error"]:
+        notes.append(f"the first error of the verifier:\n{result['error']}")
     if result["bad_golds"]:
         notes.append(f"{len(result['bad_golds'])} golds do not verify against themselves")
     return "; ".join(notes)

@@ -1,7 +1,7 @@
 """The responses of one suite on disk: appended as they end, so that an evaluation goes on where it stopped.
 
 SUITE/settings.json      what decides the responses; another evaluation must agree with it to go on here
-SUITE/responses.jsonl    a JSON object for each response; complete ones also hold their verdict
+SUITE/responses.jsonl    a JSON object for each response, with its token ids; complete ones also hold their verdict
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ Key = tuple[int, int]
 
 
 class Responses:
-    """The folder of one suite's responses. Opening it with settings that differ from what it holds: ConfigError."""
+    """The folder of one suite's responses.
+
+    ConfigError for one that was begun with other settings, or holds responses without their tokens; RlkitError for a
+    line that is no response.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.file = folder / "responses.jsonl"
@@ -41,9 +45,14 @@ class Responses:
         for i, line in enumerate(whole.split(b"\n") if whole else [], 1):
             try:
                 row = json.loads(line)
-                self.rows[row["problem"], row["sample"]] = row
+                tokens, self.rows[row["problem"], row["sample"]] = row["tokens"], row
             except (ValueError, KeyError, TypeError) as error:
                 raise RlkitError(f"{self.file}, line {i} is no response: {error}. Remove the line to go on") from error
+            if not isinstance(tokens, list):
+                raise ConfigError(
+                    f"{self.file}, line {i} holds how many tokens the response has ({tokens}), and not which, as an "
+                    f"older rlkit wrote it. Give another folder with --out, or delete {self.file.parent}"
+                )
 
     def append(self, row: dict[str, Any]) -> None:
         """Keep one response, on disk when this returns."""

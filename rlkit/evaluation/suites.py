@@ -13,16 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rlkit import data, registry
 from rlkit.config import DataConfig, PluginRef, ScoringConfig
-from rlkit.errors import ConfigError
-from rlkit.evaluation.verify import bad_golds
+from rlkit.errors import ConfigError, TokensUnknownError
+from rlkit.evaluation.golds import bad_golds
+from rlkit.evaluation.verify import scorer
 from rlkit.registry import suite
+from rlkit.scoring import Scorer
 
 Row = Mapping[str, Any]
 Loader = Callable[[Path | None], Sequence[Row]]
@@ -52,14 +55,17 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class LoadedSuite:
-    """A suite with its problems, put to a model."""
+class OpenSuite:
+    """A suite with its problems, put to a model, and its verifier at work."""
 
     name: str
     suite: Suite
     problems: list[data.Problem]
+    verifier: Scorer
     bad_golds: list[str]
     """Those that do not verify against themselves, as "row 12: \\emptyset (bad_gold)"."""
+    unchecked: str | None
+    """Why the golds could not be checked; None: they were."""
 
 
 def find(name: str) -> Suite:
@@ -83,7 +89,8 @@ def rows(name: str, folder: Path | None = None) -> list[Row]:
     return loaded
 
 
-def load(
+@contextmanager
+def opened(
     name: str,
     tokenizer: Any,
     *,
@@ -93,8 +100,9 @@ def load(
     system: str | None = None,
     scoring: ScoringConfig | None = None,
     plugins: Sequence[str] = (),
-) -> LoadedSuite:
-    """The suite's problems (its first `limit`) as `tokenizer`'s model reads them, their golds checked.
+) -> Iterator[OpenSuite]:
+    """The suite's problems (its first `limit`) as `tokenizer`'s model reads them, their golds checked by the verifier
+    that scores the responses; it is closed at the end of the `with`.
 
     `chat`: whether prompts go through the tokenizer's chat template; None: where it has one. Raises ConfigError.
     """
@@ -105,8 +113,13 @@ def load(
     put = DataConfig(path=name, template=wanted.template, chat=chat, system=system, max_prompt_tokens=sys.maxsize)
     problems = data.as_problems(chosen, put, tokenizer, f"suite {name!r}").problems
     golds = [(problem.answer, problem.columns) for problem in problems]
-    bad = bad_golds(wanted.verifier, golds, scoring or ScoringConfig(), plugins)
-    return LoadedSuite(name, wanted, problems, [str(b) for b in bad])
+    with scorer(wanted.verifier, scoring or ScoringConfig(), plugins) as verifier:
+        bad, unchecked = [], None
+        try:
+            bad = [str(b) for b in bad_golds(verifier, golds)]
+        except TokensUnknownError as error:
+            unchecked = str(error)
+        yield OpenSuite(name, wanted, problems, verifier, bad, unchecked)
 
 
 def fingerprint(problems: Sequence[data.Problem]) -> str:

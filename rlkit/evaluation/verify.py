@@ -1,4 +1,4 @@
-"""Verdicts on answers that are on disk already: verifiers held against each other, and golds against themselves."""
+"""Verdicts on answers that are on disk already: verifiers held against each other, and against what is written."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 from rlkit import data
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
-from rlkit.interfaces.rewards import Sample, SampleKey
+from rlkit.interfaces.rewards import Sample, SampleKey, UnknownTokens
 from rlkit.records import samples
 from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer, WeightedReward
 
-FORMS = (r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "{}")
-"""Ways to give an answer. A gold is sound where one of them, with the gold in it, verifies against it."""
-
 RECORDED = "recorded"
 """What the verdicts are called that a run wrote down."""
+
+
+RESPONSE, TOKENS = "response", "tokens"
+"""Where a run, and `rlkit eval`, put down a response and its token ids."""
 
 
 def scorer(reward: PluginRef, config: ScoringConfig, plugins: Sequence[str] = ()) -> Scorer:
@@ -36,35 +37,6 @@ def scorer(reward: PluginRef, config: ScoringConfig, plugins: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class BadGold:
-    row: int
-    """From 1."""
-    gold: str
-    status: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}: {self.gold[:80] or 'empty'} ({self.status})"
-
-
-def bad_golds(
-    reward: PluginRef,
-    golds: Sequence[tuple[str, Mapping[str, Any]]],
-    config: ScoringConfig,
-    plugins: Sequence[str] = (),
-) -> list[BadGold]:
-    """The golds (each with its row's other columns) that no answer could match: not even themselves, in any form."""
-    left = list(range(len(golds)))
-    status: dict[int, str] = {}
-    with scorer(reward, config, plugins) as verifier:
-        for form in FORMS:
-            results = verifier.score([_sample(i, form.format(golds[i][0]), *golds[i]) for i in left])
-            # What the first form makes of it says most: the others are often no answer at all.
-            status = {i: result.status for i, result in zip(left, results, strict=True)} | status
-            left = [i for i, result in zip(left, results, strict=True) if not result.correct]
-    return [BadGold(i + 1, golds[i][0], "wrong" if status[i] == "ok" else status[i]) for i in left]
-
-
-@dataclass(frozen=True)
 class Answered:
     """A response with its gold, and where it stands."""
 
@@ -74,12 +46,22 @@ class Answered:
     """The verdict that the data holds; None where it holds none."""
 
 
-def read(path: Path, response: str = "response", answer: str = "answer", expected: str | None = None) -> list[Answered]:
+def read(
+    path: Path,
+    response: str = RESPONSE,
+    answer: str = "answer",
+    expected: str | None = None,
+    tokenizer: Any = None,
+) -> list[Answered]:
     """The rollouts of a run's folder, or the rows of a .json, .jsonl or .parquet file.
 
-    The names are of columns. For a run, `expected` is the verdict of its own reward unless another is named. Raises
-    ConfigError for what cannot be read and for a column that is not there.
+    The names are of columns. For a run, `expected` is the verdict of its own reward unless another is named.
+    `tokenizer`: encodes responses whose tokens nobody has stored; None: those in a column `tokens` are used, and
+    without it a reward that reads tokens is an error. Raises ConfigError for what cannot be read, for a column that is
+    not there, and for a tokenizer given for a run, which has stored its tokens.
     """
+    if path.is_dir() and response == RESPONSE and tokenizer is not None:
+        raise ConfigError(f"{path} is a run, and holds the tokens that were sampled: leave out --model")
     files = [*samples.step_files(RunFolder(path).rollouts).values()] if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"{path} is no run: it holds no rollouts/step-*.parquet. Give a run's folder or a file")
@@ -98,28 +80,45 @@ def read(path: Path, response: str = "response", answer: str = "answer", expecte
                 cell = data.column(row, verdict, "--expected", where)
                 said = _verdict(cell, f"{where}, column {verdict!r}")
             rest = {key: value for key, value in row.items() if key not in (response, answer, verdict)}
+            tokens = _stored(rest) if response == RESPONSE and tokenizer is None else None
+            if tokens is None:
+                tokens = UnknownTokens(
+                    f"which {path} does not hold: give the model whose tokens they are, with --model"
+                )
             name = f"{file.stem} row {i}" if path.is_dir() else f"row {i}"
-            found.append(Answered(name, _sample(i - 1, text, gold, rest), said))
+            found.append(Answered(name, _sample(i - 1, text, tokens, gold, rest), said))
+    if tokenizer is not None and found:
+        encoded = tokenizer([a.sample.response for a in found], add_special_tokens=False)["input_ids"]
+        for one, ids in zip(found, encoded, strict=True):
+            one.sample.tokens = ids
     return found
 
 
+def _stored(row: dict[str, Any]) -> Sequence[int] | None:
+    """Takes the response's tokens out of a row, and None where it has no list of them."""
+    if not isinstance(row.get(TOKENS), list) or not all(isinstance(token, int) for token in row[TOKENS]):
+        return None
+    tokens: list[int] = row.pop(TOKENS)
+    return tokens
+
+
 def _rollouts(file: Path, response: str, answer: str, verdict: str | None) -> list[data.Row]:
-    """A step's samples, without the tokens and what is said of each: those are most of the file."""
+    """A step's samples, without what is said of each token: that is most of the file."""
     names = samples.column_names(file)
     options = {response: "--response", answer: "--answer", verdict or "correct": "--expected"}
     for name, option in options.items():
         data.column(dict.fromkeys(names), name, option, str(file))
-    wanted = [name for name in (*options, "prompt", "truncated") if name in names]
+    wanted = [name for name in (*options, TOKENS, "prompt", "truncated") if name in names]
     rows: list[data.Row] = samples.read(file, wanted).to_pylist()
     return rows
 
 
-def _sample(i: int, response: str, answer: str, columns: Mapping[str, Any]) -> Sample:
+def _sample(i: int, response: str, tokens: Sequence[int], answer: str, columns: Mapping[str, Any]) -> Sample:
     return Sample(
         key=SampleKey(prompt_id=f"row {i + 1}", rollout_step=0, occurrence=0, index=i),
         prompt=str(columns.get("prompt", "")),
         response=response,
-        tokens=[],
+        tokens=tokens,
         answer=answer,
         truncated=bool(columns.get("truncated", False)),
         columns=columns,
@@ -147,7 +146,7 @@ def compare(
 
     `rewards`: what each says (correct, wrong, without a value, by status). `agreement`: each pair of them, and each
     with the verdicts in the data, which are called `recorded`. `disagreements`: the rows on which not all agree. No
-    value counts as wrong, as in evaluation.
+    value counts as wrong, as in evaluation. TokensUnknownError where a reward reads tokens that the data does not hold.
     """
     if len(set(rewards)) < len(rewards):
         raise ConfigError(f"--reward: {', '.join(rewards)}: each only once")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
+
+from rlkit.errors import TokensUnknownError
 
 Status = Literal["ok", "no_answer", "refused", "abstain", "error", "timeout", "bad_gold"]
 """How a sample's reward came about. `ok` carries its value, `no_answer` and `refused` have the value 0; the
@@ -39,6 +41,28 @@ class SampleKey:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+class UnknownTokens(Sequence[int]):
+    """Stands for the tokens of a response of which only the text is known: whatever reads it raises TokensUnknownError.
+
+    And it remembers that it was read: a reward function may catch the error (as numpy does), and would then pass for
+    one that needs no tokens. `why` ends the sentence "reward 'brief' reads a response's tokens, ...".
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        self.was_read = False
+
+    def _refuse(self, *_: object) -> NoReturn:
+        self.was_read = True
+        raise TokensUnknownError(f"a response's tokens are read, {self.why}")
+
+    __len__ = __getitem__ = __iter__ = __contains__ = __eq__ = __add__ = __radd__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<unknown tokens>"
+
+
 @dataclass(kw_only=True, slots=True)
 class Sample:
     """What a reward function sees of one response."""
@@ -48,8 +72,8 @@ class Sample:
     """The prompt as the model read it."""
     response: str
     """The decoded response, end token left out."""
-    tokens: list[int]
-    """Response token ids as sampled."""
+    tokens: Sequence[int]
+    """Response token ids as sampled; where they are not known, `UnknownTokens`."""
     answer: str
     """The gold answer; "" where the data has none."""
     truncated: bool

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlkit.errors import RlkitError, nearest
+from rlkit.errors import RlkitError, TokensUnknownError, nearest
 from rlkit.interfaces.declarations import reward_declaration
-from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status
+from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status, UnknownTokens
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
 
@@ -31,12 +31,15 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
 
     Calls the function here and now, without a deadline; `Scorer` is the safe way. An async function is awaited.
     Raises RlkitError, naming the reward and the sample, where the function raises, returns another number of
-    results than samples, or anything but a finite number, a bool, None or a sound RewardResult.
+    results than samples, or anything but a finite number, a bool, None or a sound RewardResult; TokensUnknownError
+    where it reads tokens that are not known.
     """
     if not samples:
         return []
     try:
-        returned = call(reward, samples, asyncio.run)
+        returned = call(reward, name, samples, asyncio.run)
+    except TokensUnknownError:
+        raise
     except Exception as error:
         raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
     declared = reward_declaration(reward, f"reward {name!r}").range
@@ -46,10 +49,16 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
     ]
 
 
-def call(reward: RewardFn, samples: Sequence[Sample], run: Callable[[Any], Any]) -> object:
-    """What the function returns; `run` waits for the coroutine of an async one."""
-    returned: object = reward(samples)
-    return run(_awaited(returned)) if inspect.isawaitable(returned) else returned
+def call(reward: RewardFn, name: str, samples: Sequence[Sample], run: Callable[[Any], Any]) -> object:
+    """What the function returns; `run` waits for the coroutine of an async one. TokensUnknownError, naming the reward,
+    where it has read tokens that are not known, whatever it made of that."""
+    try:
+        returned: object = reward(samples)
+        return run(_awaited(returned)) if inspect.isawaitable(returned) else returned
+    finally:
+        for sample in samples:
+            if isinstance(sample.tokens, UnknownTokens) and sample.tokens.was_read:
+                raise TokensUnknownError(f"reward {name!r} reads a response's tokens, {sample.tokens.why}")
 
 
 async def _awaited(returned: Awaitable[object]) -> object:
@@ -109,7 +118,8 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     if result.status != "ok" and value != 0:
         raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
     if result.token_values is not None:
-        _check_token_values(result.token_values, value, len(sample.tokens), where)
+        known = not isinstance(sample.tokens, UnknownTokens)
+        _check_token_values(result.token_values, value, len(sample.tokens) if known else None, where)
     if declared is not None and not declared[0] <= value <= declared[1]:
         raise RlkitError(f"{where}: got {value}, outside the range {declared} that the reward declares")
     correct = result.correct
@@ -118,8 +128,8 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     return dataclasses.replace(result, value=value, correct=correct)
 
 
-def _check_token_values(values: Sequence[float], value: float, tokens: int, where: str) -> None:
-    if len(values) != tokens:
+def _check_token_values(values: Sequence[float], value: float, tokens: int | None, where: str) -> None:
+    if tokens is not None and len(values) != tokens:
         raise RlkitError(f"{where}: {len(values)} token_values for a response of {tokens} tokens; give one for each")
     if wrong := [number for number in values if not _finite(number)]:
         raise RlkitError(f"{where}: token_values hold {_shown(wrong[0])}; they must be finite numbers")

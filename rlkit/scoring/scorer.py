@@ -11,12 +11,12 @@ from typing import Any, Self
 
 from rlkit import registry
 from rlkit.config import ScoringConfig
-from rlkit.errors import RlkitError
+from rlkit.errors import RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import named, score
 from rlkit.scoring.pool import Pool
-from rlkit.scoring.worker import Fault, Killed, Outcome
+from rlkit.scoring.worker import Fault, Killed, Outcome, TokensRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class Scorer:
         Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample; where
         workers cannot start; and where more than `max_no_value` of the samples, and at least 2, have no value.
         lenient: only where workers cannot start; a sample that a function fails on has no value, were it each of them.
+        TokensUnknownError, lenient or not, where a function reads tokens that are not known.
         """
         samples, self._samples = self._samples, []
         places, self._places = self._places, []
@@ -215,6 +216,8 @@ def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[Rewar
     """The results of a function that runs in this process."""
     try:
         return score(part.function, part.name, samples)
+    except TokensUnknownError:
+        raise
     except RlkitError as error:
         if not lenient:
             raise
@@ -222,9 +225,9 @@ def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[Rewar
 
 
 def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
-    """RlkitError where a function failed on every sample: then it is to blame."""
+    """RlkitError where a function failed on every sample of a call, or of all: then it is to blame."""
     faults = [o for o in outcomes if isinstance(o, Fault)]
-    if len(faults) == len(outcomes):
+    if len(faults) == len(outcomes) or any(fault.of_call for fault in faults):
         raise RlkitError(faults[0].said)
     killed = [o for o in outcomes if isinstance(o, Killed)]
     if len(killed) == len(outcomes) > 1:
@@ -235,7 +238,9 @@ def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
 
 
 def _result(outcome: Outcome) -> RewardResult:
-    """What is no result as `error` or `refused`."""
+    """What is no result as `error` or `refused`; TokensUnknownError for tokens that are not known."""
+    if isinstance(outcome, TokensRead):
+        raise TokensUnknownError(outcome.said)
     if isinstance(outcome, Fault):
         return RewardResult(value=None, status="error", info={"error": outcome.said})
     if isinstance(outcome, Killed):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit import registry
-from rlkit.errors import RlkitError
+from rlkit.errors import RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import call, checked, named, one_each, tail
@@ -39,6 +39,8 @@ class Fault:
     """The function broke its contract: what it returned is no result."""
 
     said: str
+    of_call: bool = False
+    """It is of a call of several samples as a whole, whose results cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,14 @@ class Killed:
     said: str
 
 
-Outcome = RewardResult | Fault | Killed
+@dataclass(frozen=True, slots=True)
+class TokensRead:
+    """The function read the sample's tokens, which are not known."""
+
+    said: str
+
+
+Outcome = RewardResult | Fault | Killed | TokensRead
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,31 +168,33 @@ class _Desk:
         for sample in samples:
             self._send(Outcomes([self._alone(reward, sample)]))
 
-    def _together(self, reward: _Reward, samples: list[Sample]) -> Outcomes | Fault | Raised:
+    def _together(self, reward: _Reward, samples: list[Sample]) -> Outcomes | Raised:
         try:
-            returned = self._call(reward.function, samples)
+            returned = self._call(reward, samples)
         except BaseException:
             return Raised()
         try:
             values = one_each(returned, reward.name, samples)
         except RlkitError as error:
-            return Fault(str(error))
+            return Outcomes([Fault(str(error), of_call=True)] * len(samples))
         return Outcomes([_outcome(v, reward, s) for v, s in zip(values, samples, strict=True)])
 
     def _alone(self, reward: _Reward, sample: Sample) -> Outcome:
         try:
-            (value,) = one_each(self._call(reward.function, [sample]), reward.name, [sample])
+            (value,) = one_each(self._call(reward, [sample]), reward.name, [sample])
+        except TokensUnknownError as error:
+            return TokensRead(str(error))
         except RlkitError as error:
             return Fault(str(error))
         except BaseException as error:
             return RewardResult(value=None, status="error", info={"error": tail(error)[-4000:]})
         return _outcome(value, reward, sample)
 
-    def _call(self, reward: RewardFn, samples: Sequence[Sample]) -> object:
+    def _call(self, reward: _Reward, samples: Sequence[Sample]) -> object:
         # Where a call hangs is on stderr by the time it is killed.
         faulthandler.dump_traceback_later(0.8 * self.timeout_s, file=sys.__stderr__ or 2)
         try:
-            return call(reward, samples, self.runner.run)
+            return call(reward.function, reward.name, samples, self.runner.run)
         except MemoryError as error:
             # What is left in such a process is not to be trusted with the next sample.
             with contextlib.suppress(BaseException):
@@ -197,7 +208,7 @@ class _Desk:
                 with contextlib.suppress(Exception):  # the function may have closed or replaced it
                     stream.flush()
 
-    def _send(self, message: Outcomes | Fault | Raised) -> None:
+    def _send(self, message: Outcomes | Raised) -> None:
         if os.getpid() != self.owner:  # a child that a function forked, and that came back from it
             os._exit(0)
         self.link.sendall(frame(message))

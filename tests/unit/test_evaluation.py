@@ -14,12 +14,15 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
+import rlkit
+from rlkit import config as configs
 from rlkit import embedded, registry
 from rlkit.commands.evaluate import evaluate as evaluate_command
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation import suites
 from rlkit.evaluation.metrics import Verdict, bootstrap, maj_at_k, measure, pass_at_k
 from rlkit.evaluation.on_suites import EvaluationConfig, load_settings, run_evaluation
+from rlkit.records.folder import RunFolder
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 COUNTS = {"math500": 500, "aime24": 30, "aime25": 30, "olympiadbench": 675, "gsm8k": 1319}
@@ -118,9 +121,9 @@ def test_the_interval_follows_from_the_seed() -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_suite_has_its_problems_and_their_golds_verify(name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
-    loaded = suites.load(name, tokenizer, folder=DATA)
-    assert len(loaded.problems) == COUNTS[name]
-    assert loaded.bad_golds == []
+    with suites.opened(name, tokenizer, folder=DATA) as loaded:
+        assert len(loaded.problems) == COUNTS[name]
+        assert (loaded.bad_golds, loaded.unchecked) == ([], None)
     assert loaded.suite.samples == (32 if name.startswith("aime") else 1)
     for problem in loaded.problems:
         assert problem.answer
@@ -141,9 +144,9 @@ def aime(folder: Path, answers: list[str], **columns: Any) -> Path:
 
 def test_golds_that_do_not_verify_are_named(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
-    loaded = suites.load("aime25", tokenizer, folder=aime(tmp_path, ["7", "7", ""]), limit=6)
-    assert [bad.partition(":")[0] for bad in loaded.bad_golds] == ["row 3", "row 6"]
-    assert "bad_gold" in loaded.bad_golds[0]
+    with suites.opened("aime25", tokenizer, folder=aime(tmp_path, ["7", "7", ""]), limit=6) as loaded:
+        assert [bad.partition(":")[0] for bad in loaded.bad_golds] == ["row 3", "row 6"]
+        assert "bad_gold" in loaded.bad_golds[0]
 
 
 def test_another_number_of_problems_is_refused(tmp_path: Path) -> None:
@@ -173,10 +176,12 @@ def test_chat_models_read_the_template_as_the_users_message(tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     folder = aime(tmp_path, ["1"])
-    text = suites.load("aime25", tokenizer, folder=folder, limit=1).problems[0].text
+    with suites.opened("aime25", tokenizer, folder=folder, limit=1) as loaded:
+        text = loaded.problems[0].text
     assert text.startswith("<user>0+0=\n\nReason")
     assert text.endswith("\\boxed{}.<assistant>")
-    bare = suites.load("aime25", tokenizer, folder=folder, limit=1, chat=False).problems[0].text
+    with suites.opened("aime25", tokenizer, folder=folder, limit=1, chat=False) as loaded:
+        bare = loaded.problems[0].text
     assert bare.startswith("0+0=\n\nReason")
 
 
@@ -267,6 +272,138 @@ def test_a_broken_line_within_the_responses_is_named(tmp_path: Path, plugin: str
     file.write_text("nonsense\n" + file.read_text())
     with pytest.raises(RlkitError, match="line 1 is no response"):
         run_evaluation(settings(tmp_path, plugin, limit=1, samples=1), quiet=True)
+
+
+def test_what_an_older_rlkit_wrote_is_refused(tmp_path: Path, plugin: str) -> None:
+    run_evaluation(settings(tmp_path, plugin, limit=1, samples=1), quiet=True)
+    file = tmp_path / "addition" / "responses.jsonl"
+    row = json.loads(file.read_text())
+    before = json.dumps(row | {"tokens": len(row["tokens"])}) + "\n"
+    file.write_text(before)
+    said = rf"responses\.jsonl, line 1 holds how many tokens .* another folder with --out, or delete {file.parent}$"
+    with pytest.raises(ConfigError, match=said) as caught:
+        run_evaluation(settings(tmp_path, plugin, limit=1, samples=1), quiet=True)
+    assert caught.value.exit_code == 2
+    assert file.read_text() == before
+
+
+REWARDS = """
+import os
+from pathlib import Path
+from rlkit import reward, suite
+from rlkit.evaluation.suites import Suite
+from rlkit_rewards.form import Length
+
+ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(10, 14) for b in (25, 38)]
+
+
+def of(reward, **options):
+    return lambda: Suite(load=lambda folder: ROWS, template="{prompt}", reward=reward, options=options)
+
+
+suite("lengths")(of("length", max_tokens=32, buffer=32))
+suite("fragile")(of("fragile"))
+suite("counted")(of("counted"))
+
+
+@reward("fragile")
+def fragile(samples):
+    if "even" in os.environ.get("FRAGILE", "") and any(sum(s.tokens) % 2 == 0 for s in samples):
+        raise RuntimeError("the verifier broke")
+    if os.environ.get("FRAGILE") == "always":
+        return []
+    return [float(s.response.endswith(s.answer)) for s in samples]
+
+
+@reward("counted")
+class Counted:
+    in_process = True
+
+    def __init__(self):
+        with open(os.environ["BUILT"], "a") as file:
+            file.write("x")
+
+    def __call__(self, samples):
+        return [1.0 for _ in samples]
+"""
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("plugin") / "suites_of_rewards.py"
+    file.write_text(REWARDS)
+    return str(file)
+
+
+def responses(out: Path, suite: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / suite / "responses.jsonl").read_text().splitlines()]
+
+
+def test_a_verifier_sees_the_tokens_that_were_sampled(tmp_path: Path, rewards: str) -> None:
+    """And those of responses that a stop has left without a verdict."""
+    found = run_evaluation(settings(tmp_path / "whole", rewards, suites=["lengths"], samples=2), quiet=True)["lengths"]
+    rows = responses(tmp_path / "whole", "lengths")
+    assert len({len(row["tokens"]) for row in rows}) > 1
+    assert [row["value"] for row in rows] == [pytest.approx(-len(row["tokens"]) / 32) for row in rows]
+    assert found["mean_tokens"] == pytest.approx(sum(len(row["tokens"]) for row in rows) / len(rows))
+    assert found["golds_unchecked"].startswith("reward 'length' reads a response's tokens, and a gold has none")
+    assert (found["bad_golds"], found["no_value"]) == ([], 0)
+
+    cut = tmp_path / "cut" / "lengths"
+    cut.mkdir(parents=True)
+    (cut / "settings.json").write_text((tmp_path / "whole" / "lengths" / "settings.json").read_text())
+    left = [{k: r[k] for k in r if k not in ("correct", "value", "status", "given")} for r in rows]
+    (cut / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+    run_evaluation(settings(tmp_path / "cut", rewards, suites=["lengths"], samples=2), quiet=True)
+    assert responses(tmp_path / "cut", "lengths") == rows
+
+
+def test_that_golds_are_not_checked_is_said(tmp_path: Path, rewards: str) -> None:
+    command = ["--model", "embedded:xs", "--suite", "lengths", "--limit", "2", "--max-tokens", "8"]
+    said = CliRunner().invoke(evaluate_command, [*command, "--plugin", rewards, "--out", str(tmp_path)])
+    assert said.exit_code == 0, said.exception
+    assert "golds are not checked: reward 'length' reads a response's tokens" in said.output
+
+
+@pytest.mark.parametrize("how", ["even", "always"])
+def test_what_a_verifier_fails_on_counts_as_wrong_until_it_is_mended(
+    tmp_path: Path, rewards: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAGILE", "")
+    given = settings(tmp_path, rewards, suites=["fragile"], samples=4)
+    run_evaluation(given, quiet=True)
+    sound = responses(tmp_path, "fragile")
+    rows = [{k: r[k] for k in r if k not in ("correct", "value", "status", "given")} for r in sound]
+    (tmp_path / "fragile" / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    monkeypatch.setattr(suites, "bad_golds", lambda *_: [])  # it breaks after the golds were found sound
+    monkeypatch.setenv("FRAGILE", how)
+    found = run_evaluation(given, quiet=True)["fragile"]
+    broken = responses(tmp_path, "fragile")
+    fails = [how == "always" or sum(row["tokens"]) % 2 == 0 for row in broken]
+    assert any(fails)
+    assert [row["status"] == "error" for row in broken] == fails
+    assert found["no_value"] == found["statuses"]["error"] == sum(fails)
+    assert ("the verifier broke" if how == "even" else "returned 0 results") in found["error"]
+    right = sum(s["correct"] and not failed for s, failed in zip(sound, fails, strict=True))
+    assert found["metrics"]["mean@4"]["value"] == pytest.approx(right / len(sound))
+
+    monkeypatch.setenv("FRAGILE", "")
+    assert run_evaluation(given, quiet=True)["fragile"]["error"] is None
+    assert responses(tmp_path, "fragile") == sound
+
+
+def test_a_suites_verifier_is_built_once(tmp_path: Path, rewards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILT", str(tmp_path / "evaluated"))
+    run_evaluation(settings(tmp_path / "out", rewards, suites=["counted"], limit=2), quiet=True)
+    assert (tmp_path / "evaluated").read_text() == "x"
+
+    monkeypatch.setenv("BUILT", str(tmp_path / "trained"))
+    small = ["batch.prompts_per_step=2", "batch.samples_per_prompt=2", "eval.problems=2", "steps=1"]
+    more = ["eval.suites=[counted]", f"plugins=[{rewards}]", f"out={tmp_path}", "name=r"]
+    run = rlkit.train(configs.load("embedded_xs", [*small, *more]), quiet=True)
+    assert (tmp_path / "trained").read_text() == "x"
+    assert RunFolder.open(run).read_metrics()[-1]["eval/counted/mean@1"] == 1.0
 
 
 def test_misspelt_settings_and_too_many_tokens_are_refused(tmp_path: Path, plugin: str) -> None:

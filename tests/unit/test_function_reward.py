@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from rlkit_rewards import function as function_module
 
 from rlkit import registry
 from rlkit.config import ScoringConfig
-from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
+from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey, UnknownTokens
 from rlkit.scoring import Scorer, WeightedReward, score
 
 assert function_module
@@ -30,6 +31,9 @@ TRL = """
         contents = [completion[0]["content"] for completion in completions]
         assert all(prompt[-1]["role"] == "user" for prompt in prompts)
         return [float(text.endswith(gold)) * lv for text, gold, lv in zip(contents, solution, level)]
+
+    def named(completions, completion_ids, answer):
+        return [float(text.endswith(gold)) for text, gold in zip(completions, answer)]
 
     async def awaited(prompts, completions, completion_ids, **kwargs):
         import asyncio
@@ -171,6 +175,16 @@ def test_trl(file: Path) -> None:
     masked = results(build(file / "trl.py", "only_sums", "trl"), [sample("7", source="sums"), sample("7", source="x")])
     assert [(r.value, r.status) for r in masked] == [(1.0, "ok"), (None, "abstain")]
     assert values(build(file / "trl.py", "fixed", "trl", kwargs={"bonus": 0.5}), two) == [0.5, 0.5]
+
+
+def test_tokens_that_nobody_has_are_missed_by_those_who_read_them(file: Path) -> None:
+    """Such as a file's of responses: what is only passed on is not read."""
+    unknown = [replace(sample(text), tokens=UnknownTokens("which FILE does not hold")) for text in ("#### 7", "8")]
+    assert values(build(file / "trl.py", "right", "trl"), unknown) == [1.0, 0.0]
+    assert values(build(file / "trl.py", "named", "trl"), unknown) == [1.0, 0.0]
+    for name, style in (("awaited", "trl"), ("gsm8k_reward_fn", "areal")):
+        with pytest.raises(TokensUnknownError, match="reward 'function' reads a response's tokens, which FILE does"):
+            values(build(file / f"{style}.py", name, style), unknown)
 
 
 def test_verl(file: Path) -> None:

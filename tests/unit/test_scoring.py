@@ -17,8 +17,8 @@ import torch
 
 from rlkit import reward
 from rlkit.config import ScoringConfig
-from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
+from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
+from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey, UnknownTokens
 from rlkit.scoring import Scorer, WeightedReward, score
 
 KEYS = [SampleKey("9f2c", 4, 0, index) for index in range(3)]
@@ -403,6 +403,103 @@ def test_a_function_that_breaks_the_contract_every_time_is_to_blame(plugin: str,
     ):
         scorer.score([sample("", i) for i in range(4)])
     assert caught.value.exit_code == 1
+
+
+def test_where_faults_are_counted_none_of_them_stops_the_scoring(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_broken", {"how": "none"})) as scorer:
+        for _ in range(2):  # nor the one after it
+            results = scorer.score([sample("", i) for i in range(4)], lenient=True)
+            assert [r.status for r in results] == ["error"] * 4
+            assert re.search(r"returned 0 results for \d samples", str(results[0].info["error"]))
+
+
+READERS = """
+import numpy
+from rlkit import reward
+
+
+def length(samples):
+    return [float(len(s.tokens)) for s in samples]
+
+
+def where_right(samples):
+    return [1.0 - 0.01 * len(s.tokens) if s.response == s.answer else 0.0 for s in samples]
+
+
+def careful(samples):
+    try:
+        return length(samples)
+    except Exception:
+        return [0.0 for _ in samples]
+
+
+def array(samples):
+    return [float(numpy.asarray(s.tokens).size) for s in samples]
+
+
+def empty(samples):
+    return [float(s.tokens == [] or not s.tokens) for s in samples]
+
+
+def end(samples):
+    return [float(2 in s.tokens or list(s.tokens)[-1:] == [2] or s.tokens[-1] == 2) for s in samples]
+
+
+async def waits(samples):
+    return length(samples)
+
+
+for function in (length, where_right, careful, array, empty, end, waits):
+    reward("reads_" + function.__name__)(function)
+
+
+@reward("reads_inside")
+class Inside:
+    in_process = True
+
+    def __call__(self, samples):
+        return careful(samples)
+
+
+@reward("reads_none")
+def reads_none(samples):
+    assert "unknown tokens" in repr(samples[0])
+    return [float(s.response == s.answer) for s in samples]
+"""
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("plugin") / "readers.py"
+    file.write_text(READERS)
+    return str(file)
+
+
+def without_tokens() -> list[Sample]:
+    found = [sample(response, i) for i, response in enumerate(["wrong", "wrong", "right", "wrong"])]
+    return [replace(s, tokens=UnknownTokens("which x.jsonl does not hold")) for s in found]
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("name", ["length", "where_right", "careful", "array", "empty", "end", "waits", "inside"])
+def test_a_reward_that_reads_tokens_nobody_has_is_named(readers: str, name: str, lenient: bool) -> None:
+    said = rf"^reward 'reads_{name}' reads a response's tokens, which x\.jsonl does not hold$"
+    with scorer_of(readers, WeightedReward(f"reads_{name}")) as scorer:
+        with pytest.raises(TokensUnknownError, match=said) as caught:
+            scorer.score(without_tokens(), lenient=lenient)
+        assert caught.value.exit_code == 2
+        known = [replace(s, tokens=[1, 2]) for s in without_tokens()]
+        assert all(r.status == "ok" for r in scorer.score(known, lenient=lenient))
+
+
+def test_a_reward_that_reads_no_tokens_needs_none(readers: str) -> None:
+    with scorer_of(readers, WeightedReward("reads_none")) as scorer:
+        assert [r.value for r in scorer.score(without_tokens())] == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_token_values_of_tokens_nobody_has_are_not_counted() -> None:
+    values = RewardResult(value=1.0, token_values=[0.5, 0.5])
+    assert score(Returns([values] * 4), "mine", without_tokens())[0].value == 1.0
 
 
 def test_a_plugin_that_only_the_parent_can_import(tmp_path: Path) -> None:

@@ -7,16 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from transformers import AutoTokenizer
 
 import rlkit
 from rlkit import config as configs
+from rlkit import embedded
+from rlkit.cli import main
 from rlkit.commands.evaluate import evaluate as eval_command
 from rlkit.commands.evaluate import verify as verify_command
 from rlkit.config import PluginRef, ScoringConfig
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
 from rlkit.evaluation import verify
+from rlkit.evaluation.golds import bad_golds
 
 ROWS = [
     {"response": "so #### 12", "answer": "12", "expected": True},
@@ -109,10 +115,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_gold_is_sound_in_one_form_or_another() -> None:
     golds: list[tuple[str, dict[str, Any]]] = [("12", {}), ("worked out: #### 12", {}), ("", {}), (r"\frac{1}{2}", {})]
     one_worker = ScoringConfig(workers=1)
-    assert [str(b) for b in verify.bad_golds(PluginRef(kind="final_answer"), golds, one_worker)] == [
-        "row 3: empty (bad_gold)"
-    ]
-    assert [b.row for b in verify.bad_golds(PluginRef(kind="math"), golds, one_worker)] == [3]
+    with verify.scorer(PluginRef(kind="final_answer"), one_worker) as verifier:
+        assert [str(b) for b in bad_golds(verifier, golds)] == ["row 3: empty (bad_gold)"]
+    with verify.scorer(PluginRef(kind="math"), one_worker) as verifier:
+        assert [b.row for b in bad_golds(verifier, golds)] == [3]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +148,93 @@ def test_a_run_is_evaluated_by_its_newest_model(run: Path, tmp_path: Path) -> No
     found = json.loads(results.read_text())["aime25"]
     assert found["problems"] == 2
     assert str(run) in found["settings"]["model"]
+
+
+def test_the_tokens_that_a_run_stored_are_the_samples(run: Path) -> None:
+    stored = pq.read_table(run / "rollouts" / "step-000001.parquet", columns=["tokens"]).to_pydict()["tokens"]
+    answered = verify.read(run)
+    assert [list(a.sample.tokens) for a in answered] == stored
+    assert all(stored)
+    assert "tokens" not in answered[0].sample.columns
+
+
+def test_the_readmes_reward_knows_long_responses(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    plugin = tmp_path / "brief.py"
+    plugin.write_text(readme.split("```python\n# brief.py\n")[1].split("```")[0])
+    run = tmp_path / "run"
+    (run / "rollouts").mkdir(parents=True)
+    rows = [
+        {"prompt": "5+7=", "response": "12", "answer": "12", "correct": True, "tokens": [3] * n, "truncated": False}
+        for n in (2, 20, 21, 400)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), run / "rollouts" / "step-000001.parquet")
+    said = invoke(run, "--reward", "brief", "--plugin", plugin)
+    assert said.exit_code == 0, said.exception
+    assert "brief: 2 correct (50.0%)" in said.output
+    assert "step-000001 row 3: brief wrong, recorded correct" in said.output
+    assert "step-000001 row 4: brief wrong, recorded correct" in said.output
+
+
+SHORT = """
+from rlkit import reward
+
+
+@reward("short")
+def short(samples):
+    return [float(len(s.tokens) <= 4) for s in samples]
+"""
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plugin") / "short_reward.py"
+    file.write_text(SHORT)
+    return file
+
+
+def test_a_file_without_tokens_needs_a_model_where_a_reward_reads_them(tmp_path: Path, short: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
+    file = write(tmp_path, [row | {"tokens": 3} for row in ROWS])  # how many is not which
+    command = ["verify", str(file), "--reward", "short", "--reward", "exact", "--plugin", str(short)]
+    said = CliRunner().invoke(main, command)
+    assert said.exit_code == 2
+    assert said.stderr == (
+        f"rlkit: reward 'short' reads a response's tokens, which {file} does not hold: give the model whose tokens "
+        "they are, with --model\n"
+    )
+    said = CliRunner().invoke(main, [*command, "--model", "embedded:xs"])
+    assert said.exit_code == 0, said.output
+    encoded = [tokenizer.encode(row["response"], add_special_tokens=False) for row in ROWS]
+    few = sum(len(tokens) <= 4 for tokens in encoded)
+    assert 0 < few < len(ROWS)
+    assert f"short: {few} correct" in said.output
+    assert [a.sample.tokens for a in verify.read(file, tokenizer=tokenizer)] == encoded
+
+
+def test_a_file_may_hold_tokens(tmp_path: Path, short: Path) -> None:
+    file = write(tmp_path, [{"response": "x", "answer": "", "tokens": [1] * n} for n in (3, 4, 5)])
+    said = invoke(file, "--reward", "short", "--plugin", short)
+    assert "short: 2 correct" in said.output
+    # They are those of the column `response` alone.
+    other = [{"said": "x", "response": "y", "answer": "", "tokens": [1]}]
+    said = invoke(write(tmp_path, other), "--reward", "short", "--plugin", short, "--response", "said")
+    assert isinstance(said.exception, TokensUnknownError)
+
+
+def test_a_run_takes_no_model(run: Path) -> None:
+    said = CliRunner().invoke(main, ["verify", str(run), "--reward", "exact", "--model", "embedded:xs"])
+    assert said.exit_code == 2
+    assert f"{run} is a run, and holds the tokens that were sampled: leave out --model" in said.stderr
+
+
+def test_a_reward_that_reads_tokens_checks_no_golds(tmp_path: Path, short: Path) -> None:
+    file = write(tmp_path, [{"prompt": "1+1=", "answer": "2"}])
+    said = CliRunner().invoke(main, ["data", "check", str(file), "--reward", "short", "--plugin", str(short)])
+    assert said.exit_code == 2
+    assert said.stderr == (
+        "rlkit: reward 'short' reads a response's tokens, and a gold has none: it cannot say which golds are sound\n"
+    )
 
 
 def test_a_verifier_that_fails_on_all_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Whatever happens to an evaluation, what the run has learnt is there, and the evaluation can be made up for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlkit.records.folder import RunFolder
+
+STEPS = 2
+SMALL = [
+    "embedded_xs", "-s", f"steps={STEPS}", "-s", "batch.prompts_per_step=4", "-s", "batch.samples_per_prompt=4",
+    "-s", "eval.problems=24", "-s", "checkpoint.every=0", "--name", "r",
+]  # fmt: skip
+
+LATE = """
+import os
+import time
+from pathlib import Path
+from rlkit import reward
+
+RUN = Path(__file__).parent / "r"
+
+
+@reward("late")
+def late(samples, *, how: str):
+    last = (RUN / "checkpoints" / "step-00000002").is_dir() and samples[0].key.rollout_step == 0
+    if last and how == "third":
+        assert all(int(s.key.prompt_id, 16) % 3 for s in samples), "the verifier broke"
+    if last and how == "all":
+        raise RuntimeError("the verifier broke")
+    if last and how == "count":
+        return []
+    if last and how == "sleep" and not (RUN / "go").exists():
+        (RUN / "asleep").touch()
+        time.sleep(600)
+    return [float(s.response.endswith(s.answer)) for s in samples]
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlkit.cli", "run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def with_reward(folder: Path, how: str) -> list[str]:
+    (folder / "late.py").write_text(LATE)
+    plugin = ["--plugin", str(folder / "late.py"), "-s", "reward.kind=late", "-s", f"reward.how={how}"]
+    return [*SMALL, *plugin, "--out", str(folder)]
+
+
+def is_whole(run: Path) -> bool:
+    return all((run / name).is_file() for name in ("report.html", "learning_curve.png"))
+
+
+@pytest.mark.parametrize("how", ["third", "all", "count"])
+def test_a_verifier_that_fails_in_the_last_evaluation_does_not_end_the_run(how: str, tmp_path: Path) -> None:
+    process = start(*with_reward(tmp_path, how))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    first, *_, last = RunFolder.open(tmp_path / "r").read_metrics()
+    assert (first["step"], last["step"]) == (0, STEPS)
+    assert first["eval/heldout/no_value"] == 0
+    lost = int(last["eval/heldout/no_value"])
+    assert (0 < lost < 24) if how == "third" else lost == 24
+    assert f"evaluation, heldout: {lost} of 24 answers have no value ({lost} error) and count as wrong" in said
+    assert ("returned 0 results" if how == "count" else "the verifier broke") in said
+    assert (tmp_path / "r" / "checkpoints" / f"step-{STEPS:08d}" / "hf" / "model.safetensors").is_file()
+    assert is_whole(tmp_path / "r")
+
+
+def test_a_run_that_is_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    process = start(*with_reward(tmp_path, "sleep"), "-s", "scoring.timeout_s=600")
+    deadline = time.monotonic() + 120
+    while not (run / "asleep").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not any("eval/heldout/no_value" in row for row in RunFolder.open(run).read_metrics() if row["step"] == STEPS)
+    assert not is_whole(run)
+
+    (run / "go").touch()
+    process = start("--resume", str(run))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "made what was missing: the last evaluation, the report, the picture" in said
+    last = RunFolder.open(run).read_metrics()[-1]
+    assert (last["step"], last["eval/heldout/no_value"]) == (STEPS, 0)
+    assert "reward/mean" in last
+    assert is_whole(run)
+
+    process = start("--resume", str(run))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert "nothing to resume" in said
