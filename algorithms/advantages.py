@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Advantage, Batch, Needs, Rollout, State, Targets
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import Advantage, Batch, Rollout, State, Targets
+from rlkit.interfaces.names import Stat
 from rlkit.ops.gae import gae as estimate
 from rlkit.ops.masked import group_mean, group_size, group_std, masked_var, whiten
 from rlkit.registry import advantage

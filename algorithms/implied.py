@@ -17,8 +17,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Batch, Needs, TokenStats
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import Batch, TokenStats
+from rlkit.interfaces.names import Stat
 
 from .losses import reference_kl
 

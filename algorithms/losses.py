@@ -14,8 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Batch, Metrics, Needs, PolicyLoss, Targets, TokenStats
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import Batch, Metrics, PolicyLoss, Targets, TokenStats
+from rlkit.interfaces.names import Stat
 from rlkit.ops.kl import LOG_RATIO_LIMIT, k2, k3
 from rlkit.ops.masked import masked_mean, masked_sum
 from rlkit.registry import loss

@@ -19,7 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Targets
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Targets
 from rlkit.registry import algorithm
 
 from .advantages import GaeAdvantage, GaeConfig

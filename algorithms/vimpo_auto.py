@@ -28,7 +28,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rlkit.config import Section
-from rlkit.interfaces.learning import Algorithm, Batch, Needs, State, Targets
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import Algorithm, Batch, State, Targets
 from rlkit.ops.masked import group_mean, group_size, masked_mean, masked_sum
 from rlkit.registry import algorithm
 

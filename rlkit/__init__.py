@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlkit.assembly.run import train
+    from rlkit.interfaces.declarations import Needs
     from rlkit.interfaces.learning import (
         Advantage,
         Algorithm,
         Batch,
         Metrics,
-        Needs,
         PolicyLoss,
         Rollout,
         State,
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
         ValueLoss,
     )
     from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-    from rlkit.records.run import load_run
+    from rlkit.records.tables import load_run
     from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
 
 _HOME = {
     **dict.fromkeys(
         ("advantage", "algorithm", "loss", "noise", "reward", "sampler", "suite", "tracker"), "rlkit.registry"
     ),
+    "Needs": "rlkit.interfaces.declarations",
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
-    "load_run": "rlkit.records.run",
+    "load_run": "rlkit.records.tables",
     "train": "rlkit.assembly.run",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlkit.config import RunConfig, load
-from rlkit.inspection.samples import Piece, Step, load_step
+from rlkit.inspection.steps import Piece, Step, load_step
 from rlkit.interfaces.learning import Rollout, Targets, TokenStats
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.records.folder import RunFolder

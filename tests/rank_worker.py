@@ -24,8 +24,8 @@ from torch import Tensor
 from rlkit.config import RunConfig
 from rlkit.errors import RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
+from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
-from rlkit.interfaces.stats import Stat
 
 VOCABULARY = 2048
 """Times the width of 64: more than the 1e5 numbers from which ZeRO-3 cuts a weight; so are the MLPs' 1600 times 64."""

@@ -21,6 +21,7 @@ from rlkit.interfaces.learning import Algorithm
 from rlkit.wording import counted, size, thousands
 
 if TYPE_CHECKING:
+    from rlkit.assembly.inputs import Inputs
     from rlkit.data import ProblemSet
 
 
@@ -28,18 +29,18 @@ def make_plan(
     config: RunConfig,
     algorithm: Algorithm,
     why_sampler: str,
-    problems: ProblemSet | None,
-    held_out: ProblemSet | None,
+    inputs: Inputs | None,
     ranks: int,
 ) -> str:
-    """The plan of a resolved config, as text. `problems` is None where the data has not been read (a dry run of a hub
-    data set)."""
+    """The plan of a resolved config, as text. `inputs` is None where they have not been read (a dry run of a hub data
+    set)."""
+    held_out = inputs.held_out if inputs else None
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
     rows = {
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
-        "data": _data(config.data.path, problems, held_out),
+        "data": _data(config.data.path, inputs),
         "reward": " + ".join(_weighted(ref) for ref in config.reward),
         **(
             {"noise": ", then ".join(_with_options(ref.kind, ref.options) for ref in config.noise)}
@@ -114,9 +115,10 @@ def _adapter(model: ModelConfig) -> str:
     return f", LoRA rank {model.lora.rank}" if model.lora else ""
 
 
-def _data(path: str, problems: ProblemSet | None, held_out: ProblemSet | None) -> str:
-    if problems is None:
+def _data(path: str, inputs: Inputs | None) -> str:
+    if inputs is None:
         return f"{path} (read when the run starts)"
+    problems, held_out = inputs.problems, inputs.held_out
     said = f"{path}: {len(problems.problems)} problems{_left_out(problems)}"
     return said + (f", {len(held_out.problems)} held out{_left_out(held_out)}" if held_out else ", none held out")
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces.generation import Request, SamplingParams
+from rlkit.interfaces.generation import Request
 from rlkit.tracking import Tracker
 from rlkit.wording import counted
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from rlkit.data import Problem, ProblemSet
-    from rlkit.engine.deepspeed import Engine
-    from rlkit.engine.reference import Reference
+    from rlkit.assembly.inputs import Inputs
     from rlkit.evaluation.in_training import Benchmark
     from rlkit.evaluation.suites import OpenSuite
     from rlkit.generation.collector import Collector
@@ -98,9 +95,10 @@ def build_loop(
 ) -> SynchronousLoop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
     has opened, when it is over or cannot begin."""
+    from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
     from rlkit.engine import distributed
-    from rlkit.engine.models import load_tokenizer
+    from rlkit.engine.loading import load_engines
     from rlkit.generation import resolve_sampler
     from rlkit.generation.collector import Collector
     from rlkit.loop.gather import Gatherer
@@ -117,25 +115,20 @@ def build_loop(
             raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
     else:
         RunFolder.check_free(config.folder)
-    _loading_bars(config)
     rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
     scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
     noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
     check_noise(noises, scorer.range, config.reward[0].kind)
-    tokenizer = load_tokenizer(config.model)
-    data = _Data.read(config, tokenizer)
-    sampling = sampling_params(config, tokenizer)
+    inputs = read_inputs(config)
+    tokenizer = inputs.tokenizer
     sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler_ref})
 
     if distributed.main_rank() and not quiet:
-        print(
-            make_plan(config, algorithm, why_sampler, data.problems, data.held_out, distributed.world_size()),
-            flush=True,
-        )
+        print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size()), flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
-    context = _context(config, *data.sets, *(suite.problems for suite in suites))
-    policy, reference, critic = _engines(config, algorithm, tokenizer)
+    context = inputs.context(config, *(suite.problems for suite in suites))
+    policy, reference, critic = load_engines(config, algorithm, tokenizer)
     sampler = registry.build(
         "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
     )
@@ -155,37 +148,19 @@ def build_loop(
             collector=collector,
             noises=noises,
             samples_per_prompt=config.batch.samples_per_prompt,
-            params=sampling,
+            params=inputs.sampling,
             keep=algorithm.keep_group,
             leaves_out_truncated=algorithm.leaves_out_truncated,
             limit=refill.limit if refill is not None else 0,
         ),
-        problems=data.problems.problems,
-        benchmarks=_benchmarks(config, collector, data, suites),
+        problems=inputs.problems.problems,
+        benchmarks=_benchmarks(config, collector, inputs, suites),
         folder=folder,
         trackers=trackers,
     )
     if resume:
         loop.resume()
     return loop
-
-
-@dataclass(frozen=True)
-class _Data:
-    problems: ProblemSet
-    held_out: ProblemSet | None
-
-    @classmethod
-    def read(cls, config: RunConfig, tokenizer: Any) -> Self:
-        from rlkit.data import load_problems
-
-        problems = load_problems(config.data, tokenizer)
-        assert problems is not None
-        return cls(problems, load_problems(config.data, tokenizer, held_out=True))
-
-    @property
-    def sets(self) -> list[Sequence[Problem]]:
-        return [each.problems for each in (self.problems, self.held_out) if each is not None]
 
 
 def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextManager[OpenSuite]:
@@ -202,70 +177,14 @@ def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextMana
     )
 
 
-def _benchmarks(config: RunConfig, collector: Collector, data: _Data, suites: Sequence[OpenSuite]) -> list[Benchmark]:
+def _benchmarks(
+    config: RunConfig, collector: Collector, inputs: Inputs, suites: Sequence[OpenSuite]
+) -> list[Benchmark]:
     from rlkit.evaluation.in_training import Benchmark
 
-    held_out = data.held_out.problems[: config.eval.problems] if data.held_out is not None else []
+    held_out = inputs.held_out.problems[: config.eval.problems] if inputs.held_out is not None else []
     found = [Benchmark("heldout", collector, held_out)] if held_out else []
     return found + [Benchmark(s.name, replace(collector, scorer=s.verifier), s.problems) for s in suites]
-
-
-def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
-    """The config's sampling settings, stop texts as token ids. ConfigError for one that is not a single token."""
-    stop = []
-    for text in config.sampling.stop:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ConfigError(
-                f"sampling.stop: {text!r} is {len(ids)} tokens in this model's vocabulary; a stop text must be one"
-            )
-        stop += ids
-    wanted = config.sampling
-    return SamplingParams(
-        max_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        top_p=wanted.top_p,
-        top_k=wanted.top_k,
-        stop_token_ids=tuple(stop),
-    )
-
-
-def _context(config: RunConfig, *problems: Sequence[Problem]) -> int:
-    """Tokens of the longest prompt and its response. ConfigError where the model has not as many positions."""
-    from rlkit.engine.models import positions
-
-    longest, limit = max(len(p.tokens) for some in problems for p in some), positions(config.model)
-    if limit is not None and longest + config.sampling.max_tokens > limit:
-        raise ConfigError(
-            f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) exceed the "
-            f"{limit} positions of {config.model.path}: lower sampling.max_tokens or data.max_prompt_tokens"
-        )
-    return longest + config.sampling.max_tokens
-
-
-def _loading_bars(config: RunConfig) -> None:
-    """transformers' progress bars are for people who wait."""
-    from transformers.utils import logging
-
-    if config.model.path.startswith("embedded:") or not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def _engines(config: RunConfig, algorithm: Algorithm, tokenizer: Any) -> tuple[Engine, Reference | None, Engine | None]:
-    from rlkit.engine.deepspeed import Engine
-    from rlkit.engine.models import load_critic, load_policy
-    from rlkit.engine.reference import reference_of
-
-    updates = config.steps * config.updates_per_step
-    learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
-    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=learns)
-    reference = critic = None
-    if algorithm.needs.reference:
-        reference = reference_of(policy, config, lambda: Engine(load_policy(config.model), config, tokenizer))
-    if algorithm.value_loss is not None:
-        model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
-        critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
-    return policy, reference, critic
 
 
 def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
@@ -279,22 +198,18 @@ def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
 
 def plan(config: RunConfig, ranks: int = 1) -> str:
     """The plan of a config. Embedded and local data are read; a hub data set is left for the run."""
+    from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
-    from rlkit.engine.models import load_tokenizer
     from rlkit.generation import resolve_sampler
 
     config, algorithm = configs.resolve_with_algorithm(config)
-    data = None
+    inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
-        tokenizer = load_tokenizer(config.model)
-        data = _Data.read(config, tokenizer)
-        sampling_params(config, tokenizer)
-        _context(config, *data.sets)
+        inputs = read_inputs(config)
+        inputs.context(config)
     sampler, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler})
-    return make_plan(
-        config, algorithm, why_sampler, data.problems if data else None, data.held_out if data else None, ranks
-    )
+    return make_plan(config, algorithm, why_sampler, inputs, ranks)
 
 
 def summary(folder: Path) -> str:
@@ -339,13 +254,14 @@ def _draw(folder: Path) -> None:
 def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     """Responses of a run's newest model to a prompt, drawn as in training."""
     prepare_environment()
+    from rlkit.assembly.inputs import quiet_loading, sampling_params
     from rlkit.data import prompt_tokens
     from rlkit.engine.models import load_tokenizer
     from rlkit.records.folder import RunFolder
 
     folder = RunFolder.open(run)
     config = folder.read_config()
-    _loading_bars(config)
+    quiet_loading(config)
     model = config.model.model_copy(update={"path": str(folder.newest_model()), "lora": None})
     tokenizer = load_tokenizer(model)
     tokens = prompt_tokens(prompt, config.data, tokenizer)

@@ -90,11 +90,11 @@ def sweep(
         raise RlkitError(f"interrupted; go on with: {again}")
     failures = []
     if outcome.scored:
-        from rlkit.sweep import wandb
+        from rlkit.sweep.wandb_sweep import log_comparison
 
         try:
             show([folder], folder / "comparison")
-            wandb.log_comparison(folder)
+            log_comparison(folder)
         except RlkitError as error:
             failures.append(f"the runs are made, but not their comparison: {error}")
     if outcome.failed:
@@ -107,7 +107,7 @@ def sweep(
 
 
 def _write_definition(spec: SweepConfig, file: Path, folder: Path) -> None:
-    from rlkit.sweep.wandb import write_definition
+    from rlkit.sweep.wandb_sweep import write_definition
 
     _, *base = write_definition(spec, file, folder)
     click.echo(f"{file}: `wandb sweep {file}` makes the sweep known, and prints the command that starts an agent")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlkit.comparison.csv_files import write_tables
 from rlkit.comparison.page import write_page
 from rlkit.comparison.picture import draw
 from rlkit.comparison.summary import Comparison, compare
-from rlkit.comparison.tables import write_tables
-from rlkit.comparison.text import text
+from rlkit.comparison.terminal import text
 
 __all__ = ["Comparison", "compare", "text", "write"]
 

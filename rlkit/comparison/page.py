@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlkit import pages
 from rlkit.comparison.runs import condition_name
-from rlkit.comparison.samples import samples
+from rlkit.comparison.side_by_side import samples
 from rlkit.comparison.summary import ArmResult, Comparison, Pair
-from rlkit.comparison.text import (
+from rlkit.comparison.terminal import (
     STATISTICS,
     ahead,
     decimals,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlkit.comparison.fairness import Examination, Setting, differing_settings, examine
 from rlkit.comparison.runs import Run, read_runs
-from rlkit.comparison.statistics import (
+from rlkit.comparison.seeds import (
     Difference,
     Estimate,
     bootstrap,
@@ -25,7 +25,7 @@ from rlkit.comparison.statistics import (
 from rlkit.errors import ConfigError, nearest
 from rlkit.records.metrics import Curve
 from rlkit.records.statistics import area, final_value, first_reaching, smoothing_window
-from rlkit.sweep.folder import Tuning
+from rlkit.sweep.sweep_folder import Tuning
 
 Array = NDArray[np.float64]
 

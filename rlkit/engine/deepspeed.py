@@ -28,8 +28,8 @@ from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
+from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
-from rlkit.interfaces.stats import Stat
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
 Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from rlkit.config import LoraConfig, ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.names import Stat
 from rlkit.ops.head import head_stats
 
 ADAPTER = "default"

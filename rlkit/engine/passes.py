@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
-from rlkit.interfaces.learning import Needs, TokenStats
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import TokenStats
+from rlkit.interfaces.names import Stat
 
 LOGPROBS: frozenset[Stat] = frozenset({"logprobs"})
 REFERENCE: frozenset[Stat] = frozenset({"ref_logprobs"})

@@ -24,7 +24,7 @@ from rlkit.config import AverageReference, CopyReference, FrozenReference, RunCo
 from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.names import Stat
 
 
 class Reference(Protocol):

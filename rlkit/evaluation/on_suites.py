@@ -21,7 +21,7 @@ from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, S
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
-from rlkit.evaluation.metrics import Verdict, measure
+from rlkit.evaluation.pass_rates import Verdict, measure
 from rlkit.evaluation.responses import Responses
 from rlkit.evaluation.suites import OpenSuite
 from rlkit.files import write_text

@@ -16,7 +16,7 @@ from rlkit.wording import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlkit.inspection.samples import Group, Step
+    from rlkit.inspection.steps import Group, Step
 
 
 def inspect(
@@ -33,7 +33,7 @@ def inspect(
     not exist, RlkitError for files that cannot be read or written.
     """
     from rlkit.inspection import page, terminal
-    from rlkit.inspection.samples import choose_step, find_prompts, in_common, load_step
+    from rlkit.inspection.steps import choose_step, find_prompts, in_common, load_step
     from rlkit.inspection.surprises import KINDS, find_all
     from rlkit.inspection.texts import Texts
     from rlkit.records.folder import RunFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import RlkitError
-from rlkit.inspection.samples import Group, Response, Step
+from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.surprises import KINDS
 from rlkit.inspection.words import alike, label, largest, short
 from rlkit.pages import render

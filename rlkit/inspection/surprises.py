@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.inspection.samples import Response, Step
+from rlkit.inspection.steps import Response, Step
 from rlkit.interfaces.rewards import VALUELESS
 
 

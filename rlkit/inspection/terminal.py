@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.inspection.samples import Group, Response, Step
+from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.words import DASH, alike, decimals, label, largest, short, signed
 from rlkit.wording import number, ranges, visible
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
-from rlkit.inspection.samples import Piece
+from rlkit.inspection.steps import Piece
 
 PART = "·"
 """Shown for a token that holds a part of a character: the token that completes it has the text."""

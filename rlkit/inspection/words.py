@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rlkit import wording
-from rlkit.inspection.samples import Response, Step
+from rlkit.inspection.steps import Response, Step
 
 _NAMES = {
     "credit": "credit, what it adds to V",

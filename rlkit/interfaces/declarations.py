@@ -14,31 +14,47 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rlkit.errors import ConfigError, nearest, origin
-from rlkit.interfaces.stats import STATS
-
-if TYPE_CHECKING:
-    from rlkit.interfaces.learning import Needs
+from rlkit.interfaces.names import STATS, TARGETS, Stat
 
 NEAR = 0.85
 """Likeness (difflib's ratio) from which an object's attribute is held to be a misspelt declaration: `need`, `ranges`,
 `warmup`. Words of their own stay below: `given`, `ready`, `heads`, `process`."""
 
 
-def _needs_nothing() -> Needs:
-    # Not at the top: a reward's worker process starts without torch.
-    from rlkit.interfaces.learning import Needs
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an algorithm asks the engine for, and when; what nobody needs is not computed.
 
-    return Needs()
+    `old.logprobs` needs no asking where only the loss reads it: with one update per rollout the engine
+    sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
+    `ref_logprobs` is computed once per rollout, and found wherever it was asked for. Which passes follow from this is
+    said in `rlkit/engine/passes.py`.
+    """
+
+    old: frozenset[Stat] = frozenset()
+    """Without gradient, once per rollout, at the weights with which the learner begins on it."""
+    now: frozenset[Stat] = frozenset()
+    """Without gradient, on the whole optimizer batch, at the weights about to be updated."""
+    grad: frozenset[Stat] = frozenset({"logprobs"})
+    """Within the gradient forward."""
+
+    @property
+    def reference(self) -> bool:
+        """True: something is compared with a reference policy."""
+        return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
 
 
 @dataclass(frozen=True, slots=True)
 class AdvantageDeclaration:
-    needs: Needs = field(default_factory=_needs_nothing)
+    needs: Needs = Needs()
     """What models say of the tokens that it reads."""
     gives: frozenset[str] = frozenset({"advantages"})
     """Fields of Targets that it fills."""
@@ -55,7 +71,7 @@ class AdvantageDeclaration:
 class LossDeclaration:
     """Of a policy's loss or a critic's."""
 
-    needs: Needs = field(default_factory=_needs_nothing)
+    needs: Needs = Needs()
     """What models say of the tokens that it reads."""
     reads: frozenset[str] = frozenset({"advantages"})
     """Fields of Targets that it uses."""
@@ -145,8 +161,6 @@ def _near(name: str, declared: str) -> bool:
 
 
 def _needs(value: object) -> Needs:
-    from rlkit.interfaces.learning import Needs
-
     if not isinstance(value, Needs):
         raise ValueError("must be an rlkit.Needs, as in Needs(now=frozenset({'token_kl'}))")
     when = [each.name for each in dataclasses.fields(Needs)]
@@ -154,9 +168,7 @@ def _needs(value: object) -> Needs:
 
 
 def _targets(value: object) -> frozenset[str]:
-    from rlkit.interfaces.learning import Targets
-
-    return _names(value, [each.name for each in dataclasses.fields(Targets)], "field of Targets")
+    return _names(value, TARGETS, "field of Targets that losses read")
 
 
 def _names(value: object, known: Sequence[str], what: str) -> frozenset[Any]:

@@ -30,11 +30,12 @@ from torch import Tensor
 from rlkit.interfaces.declarations import (
     AdvantageDeclaration,
     LossDeclaration,
+    Needs,
     advantage_declaration,
     loss_declaration,
 )
+from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
-from rlkit.interfaces.stats import Stat
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, weight), both scalars. Sums and weights are added over micro-batches and ranks; then the
@@ -145,32 +146,6 @@ class TokenStats(Rows):
         if value is None:
             raise KeyError(f"{stat!r} was not computed: name it in `needs`")
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What an algorithm asks the engine for, and when; what nobody needs is not computed.
-
-    `old.logprobs` needs no asking where only the loss reads it: with one update per rollout the engine
-    sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
-    `ref_logprobs` is computed once per rollout, and found wherever it was asked for. Which passes follow from this is
-    said in `rlkit/engine/passes.py`.
-    """
-
-    old: frozenset[Stat] = frozenset()
-    """Without gradient, once per rollout, at the weights with which the learner begins on it."""
-    now: frozenset[Stat] = frozenset()
-    """Without gradient, on the whole optimizer batch, at the weights about to be updated."""
-    grad: frozenset[Stat] = frozenset({"logprobs"})
-    """Within the gradient forward."""
-
-    @property
-    def reference(self) -> bool:
-        """True: something is compared with a reference policy."""
-        return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
-
-    def __or__(self, other: Needs) -> Needs:
-        return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
 
 
 @dataclass(kw_only=True, slots=True)

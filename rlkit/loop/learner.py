@@ -25,7 +25,7 @@ from rlkit.engine.passes import Passes, plan_passes
 from rlkit.engine.reference import Reference
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.names import Stat
 from rlkit.loop.state import RunState
 from rlkit.ops.importance import importance_weights
 from rlkit.ops.kl import LOG_RATIO_LIMIT, k3

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.names import Stat
 
 PEAK = 6
 """Memory of a pass at its peak, in float32 logits of its tokens: measured 5 without gradient and with the exact KL, 6

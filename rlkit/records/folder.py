@@ -28,7 +28,7 @@ import yaml
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError, nearest
 from rlkit.files import replace, write_text
-from rlkit.interfaces.stats import STATS
+from rlkit.interfaces.names import STATS
 from rlkit.records import checkpoints
 from rlkit.records.metrics import Row, read_lines, read_rows, step_of
 from rlkit.records.provenance import provenance

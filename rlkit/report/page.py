@@ -17,7 +17,7 @@ from rlkit.records.metrics import Metrics, held_out_names, last_step, series
 from rlkit.records.statistics import final_value, last_tenth
 from rlkit.report.curve import suite_of
 from rlkit.report.panels import evaluation, learning, noise, parts, sections
-from rlkit.report.samples import of_three_steps
+from rlkit.report.shown import of_three_steps
 from rlkit.report.warnings import warnings_of
 from rlkit.wording import duration, number
 

@@ -23,12 +23,12 @@ from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_curves
 from rlkit.records.statistics import final_value
 from rlkit.sweep import spec as specs
-from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweep.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
 from rlkit.sweep.labels import settings_label
 from rlkit.sweep.progress import Display
 from rlkit.sweep.spec import Arm, SweepConfig
-from rlkit.sweep.wandb import grouped
+from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweep.wandb_sweep import grouped
 from rlkit.wording import duration, size
 
 TUNED_BY = "reward/clean"

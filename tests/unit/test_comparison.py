@@ -18,9 +18,9 @@ from synthetic_runs import Metrics, rising, write_rollout, write_run
 from rlkit.cli import main
 from rlkit.comparison import Comparison, compare, text, write
 from rlkit.comparison.runs import read_runs
-from rlkit.comparison.statistics import t_quantile
+from rlkit.comparison.seeds import t_quantile
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.sweep.folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
 FLIPS = ({"kind": "group_flip", "prob": 0.25},)
 

@@ -20,14 +20,15 @@ from rlkit.errors import ConfigError
 from rlkit.interfaces.declarations import (
     AdvantageDeclaration,
     LossDeclaration,
+    Needs,
     RewardDeclaration,
     advantage_declaration,
     loss_declaration,
     reward_declaration,
 )
-from rlkit.interfaces.learning import Algorithm, Needs, Targets
+from rlkit.interfaces.learning import Algorithm, Targets
+from rlkit.interfaces.names import STATS
 from rlkit.interfaces.rewards import Sample
-from rlkit.interfaces.stats import STATS
 from rlkit.scoring import Scorer, WeightedReward, score
 
 READERS: dict[type[Any], Callable[[object, str], Any]] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.interfaces.stats import Stat
+from rlkit.interfaces.names import Stat
 from rlkit.ops.head import head_stats
 
 EVERY: frozenset[Stat] = frozenset({"logprobs", "ref_logprobs", "token_kl", "entropy"})

@@ -12,7 +12,7 @@ import torch
 from inspected import EOS, Sampled, config, letters, loaded, two_plus, write, wrong
 
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.inspection.samples import Response, choose_step, find_prompts, in_common
+from rlkit.inspection.steps import Response, choose_step, find_prompts, in_common
 from rlkit.inspection.surprises import KINDS, find_all
 from rlkit.inspection.words import label
 from rlkit.interfaces.learning import Rollout, Targets

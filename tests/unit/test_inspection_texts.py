@@ -11,7 +11,7 @@ from inspected import config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlkit.inspection.samples import Piece
+from rlkit.inspection.steps import Piece
 from rlkit.inspection.texts import PART, Texts
 
 

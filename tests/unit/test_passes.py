@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlkit.engine.passes import plan_passes
-from rlkit.interfaces.learning import Needs, TokenStats
+from rlkit.interfaces.declarations import Needs
+from rlkit.interfaces.learning import TokenStats
 
 NEEDS = Needs(old=frozenset({"values"}), now=frozenset({"ref_logprobs", "token_kl"}))
 

@@ -23,7 +23,7 @@ from rlkit.comparison import compare
 from rlkit.comparison.runs import read_runs
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation import verify
-from rlkit.interfaces.stats import STATS
+from rlkit.interfaces.names import STATS
 from rlkit.records import checkpoints, samples
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import evaluation_of, read_columns, read_curves, read_lines, read_on, read_rows
@@ -203,7 +203,7 @@ def test_a_page_of_an_older_run_does_without_its_samples(tmp_path: Path) -> None
 
 
 def test_every_statistic_of_the_one_list_is_written_and_shown(tmp_path: Path) -> None:
-    from rlkit.inspection.samples import SERIES
+    from rlkit.inspection.steps import SERIES
 
     assert {*STATS} - {"values"} < {*SERIES}
     folder = make_run(tmp_path / "run", healthy(1))

@@ -24,10 +24,10 @@ from rlkit.config import RunConfig
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
 from rlkit.sweep import spec as specs
-from rlkit.sweep.folder import SweepFolder, SweepRun
 from rlkit.sweep.spec import SweepConfig
-from rlkit.sweep.wandb import definition, grouped
-from rlkit.sweep.wandb import log_comparison as log_sweep_s_comparison
+from rlkit.sweep.sweep_folder import SweepFolder, SweepRun
+from rlkit.sweep.wandb_sweep import definition, grouped
+from rlkit.sweep.wandb_sweep import log_comparison as log_sweep_s_comparison
 from rlkit.tracking import RunInfo
 from rlkit.tracking.wandb import WandbConfig, log_comparison
 

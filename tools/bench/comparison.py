@@ -88,7 +88,7 @@ def measure(paths: list[Path], out: Path) -> None:
     from rich.console import Console
 
     from rlkit import comparison
-    from rlkit.comparison import page, picture, tables
+    from rlkit.comparison import csv_files, page, picture
     from rlkit.comparison.runs import read_runs
 
     timed("reading alone", lambda: read_runs(paths))
@@ -99,7 +99,7 @@ def measure(paths: list[Path], out: Path) -> None:
     out.mkdir()
     timed("page", lambda: page.write_page(compared, out / "comparison.html"))
     timed("picture", lambda: picture.draw(compared, out / "comparison.png"))
-    timed("tables", lambda: tables.write_tables(compared, out))
+    timed("tables", lambda: csv_files.write_tables(compared, out))
     alone = seconds.pop("reading alone")
     rows = {"(reading alone)": alone, **seconds, "all": tuple(map(sum, zip(*seconds.values(), strict=True)))}
     click.echo(f"{'':<24}seconds  of a core")

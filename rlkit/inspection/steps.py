@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces.names import STATS
 from rlkit.interfaces.rewards import VALUELESS
-from rlkit.interfaces.stats import STATS
 from rlkit.records.folder import RunFolder
 from rlkit.records.samples import read, step_files
 from rlkit.wording import ranges, visible

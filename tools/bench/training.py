@@ -1,6 +1,6 @@
 """Train the embedded model with several algorithms and seeds, and print what came out as two Markdown tables.
 
-    python tools/bench/learning.py --algos vimpo,grpo,ppo --seeds 0,1,2 --out runs/learning
+    python tools/bench/training.py --algos vimpo,grpo,ppo --seeds 0,1,2 --out runs/learning
 
 Runs that are done already are read, not made again.
 """

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlkit.comparison.statistics import Estimate
+from rlkit.comparison.seeds import Estimate
 from rlkit.comparison.summary import Comparison
-from rlkit.comparison.text import family, verdict
+from rlkit.comparison.terminal import family, verdict
 
 Cell = str | int | float | None
 

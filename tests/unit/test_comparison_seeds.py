@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from rlkit.comparison import statistics
-from rlkit.comparison.statistics import (
+from rlkit.comparison import seeds
+from rlkit.comparison.seeds import (
     bootstrap,
     holm,
     interquartile_mean,
@@ -38,10 +38,10 @@ def test_interquartile_mean_drops_a_quarter_from_either_end(random: np.random.Ge
     assert float(interquartile_mean(np.array([1.0, 2.0, 3.0, 1000.0]))) == 2.5
 
 
-@pytest.mark.parametrize("statistic", [statistics.mean_rows, interquartile_mean])
+@pytest.mark.parametrize("statistic", [seeds.mean_rows, interquartile_mean])
 def test_bootstrap_is_what_a_plain_loop_gives(random: np.random.Generator, statistic: object) -> None:
     values = random.normal(size=7)
-    resampled = sorted(float(statistic(values[rows])) for rows in statistics._draws(7, statistics.RESAMPLES))  # type: ignore[operator]
+    resampled = sorted(float(statistic(values[rows])) for rows in seeds._draws(7, seeds.RESAMPLES))  # type: ignore[operator]
     found = bootstrap(values, statistic)  # type: ignore[arg-type]
     assert found.seeds == 7
     # Of ten thousand, the 250th from either end, up to interpolation.
@@ -51,13 +51,13 @@ def test_bootstrap_is_what_a_plain_loop_gives(random: np.random.Generator, stati
 
 
 def test_bootstrap_draws_each_seed_equally_often() -> None:
-    counts = np.bincount(statistics._draws(5, 10_000).ravel(), minlength=5)
+    counts = np.bincount(seeds._draws(5, 10_000).ravel(), minlength=5)
     assert np.all(np.abs(counts - 10_000) < 5 * math.sqrt(10_000 * 0.8))
 
 
 def test_bootstrap_of_one_seed_has_no_interval() -> None:
-    assert bootstrap([0.4]) == statistics.Estimate(0.4, None, None, 1)
-    assert bootstrap([0.4, math.nan]) == statistics.Estimate(0.4, None, None, 1)
+    assert bootstrap([0.4]) == seeds.Estimate(0.4, None, None, 1)
+    assert bootstrap([0.4, math.nan]) == seeds.Estimate(0.4, None, None, 1)
     assert math.isnan(bootstrap([]).value)
 
 
@@ -78,7 +78,7 @@ def test_mean_curve_is_what_a_plain_loop_gives(random: np.random.Generator) -> N
         there = values[~np.isnan(values[:, point]), point]
         assert math.isclose(mean[point], there.mean())
         drawn = []
-        for rows in statistics._draws(6, statistics.BAND_RESAMPLES):
+        for rows in seeds._draws(6, seeds.BAND_RESAMPLES):
             chosen = [values[row, point] for row in rows if not math.isnan(values[row, point])]
             drawn += [sum(chosen) / len(chosen)] if chosen else []
         assert math.isclose(low[point], np.quantile(drawn, 0.025), abs_tol=1e-9)

@@ -1,35 +1,15 @@
-"""A run's settings: YAML in, resolved YAML out. Every default of rlkit's own stands here, once.
+"""The sections of a run's settings. Every default of rlkit's own stands here, once.
 
-A run needs a model, data and a reward; the presets in `configs/` give them. Options of a plugin stand beside
-its `kind` (`algo: {kind: vimpo, beta: 0.05}`; the name alone will do: `algo: vimpo`), and are held against the
-plugin's own model by `resolve`.
+Options of a plugin stand beside its `kind` (`algo: {kind: vimpo, beta: 0.05}`; the name alone will do: `algo: vimpo`),
+and are held against the plugin's own model by `resolve`.
 """
 
 from __future__ import annotations
 
-import importlib.resources
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-
-from rlkit import registry
-from rlkit.errors import ConfigError, nearest
-from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
-
-if TYPE_CHECKING:
-    from rlkit.interfaces.learning import Algorithm
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -50,11 +30,12 @@ class PluginRef(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _as_ref(value: Any) -> Any:
+def as_ref(value: Any) -> Any:
+    """A plugin's bare name as a section."""
     return {"kind": value} if isinstance(value, str) else value
 
 
-Ref = Annotated[PluginRef, BeforeValidator(_as_ref, json_schema_input_type=str | PluginRef)]
+Ref = Annotated[PluginRef, BeforeValidator(as_ref, json_schema_input_type=str | PluginRef)]
 
 
 class RewardRef(PluginRef):
@@ -64,7 +45,7 @@ class RewardRef(PluginRef):
 
 
 def _as_refs(value: Any) -> Any:
-    return [_as_ref(each) for each in value] if isinstance(value, list) else [_as_ref(value)]
+    return [as_ref(each) for each in value] if isinstance(value, list) else [as_ref(value)]
 
 
 _OneReward = str | RewardRef
@@ -211,7 +192,7 @@ class CopyReference(Section):
 Reference = Annotated[
     FrozenReference | NoReference | AverageReference | CopyReference,
     Field(discriminator="kind"),
-    BeforeValidator(_as_ref, json_schema_input_type=str | dict[str, Any]),
+    BeforeValidator(as_ref, json_schema_input_type=str | dict[str, Any]),
 ]
 
 
@@ -389,223 +370,3 @@ class RunConfig(Section):
     def dump(self) -> dict[str, Any]:
         """Plain data, as written to config.yaml."""
         return self.model_dump(mode="json")
-
-
-def presets() -> dict[str, str]:
-    """Name -> YAML text of the configs that ship."""
-    folder = importlib.resources.files("rlkit_configs")
-    files = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return {f.name.removesuffix(".yaml"): f.read_text() for f in sorted(files, key=lambda f: f.name)}
-
-
-def load(
-    source: str | Path | dict[str, Any],
-    overrides: list[str] | None = None,
-    algo: str | None = None,
-) -> RunConfig:
-    """Read a preset's name, a YAML file or plain data; then `algo`, then overrides of the form key=value.
-
-    Raises ConfigError for what cannot be read, unknown keys, wrong types and settings that do not fit together.
-    """
-    if isinstance(source, dict):
-        where, data = "", source
-    else:
-        text, where = _read(str(source))
-        data = _parse(text, where)
-    data = dict(data)
-    if algo is not None:
-        named = _as_ref(data.get("algo"))
-        if not (isinstance(named, dict) and named.get("kind") == algo):
-            data["algo"] = {"kind": algo}
-    # A plugin's kind comes first: it drops the options of the one before.
-    for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".kind")):
-        set_key(data, override)
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        said = registry.explain(error, RunConfig)
-        raise ConfigError(f"{where}:\n{said}" if where else said) from error
-
-
-def resolve(config: RunConfig) -> RunConfig:
-    """The config with its plugins loaded, their options' defaults filled in, and checked that all fits together.
-
-    Raises ConfigError. Loads no model and no data.
-    """
-    return resolve_with_algorithm(config)[0]
-
-
-def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
-    """`resolve`, and the algorithm that was built to check the config against it."""
-    # Whole paths, so that the run can be resumed from another folder.
-    places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}
-    plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
-    registry.load(plugins)
-    changes: dict[str, Any] = {
-        "plugins": plugins,
-        "data": config.data.model_copy(update=places),
-        "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
-        "algo": resolve_ref("algorithms", config.algo, "algo"),
-        "reward": [
-            RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in config.reward
-        ],
-        "noise": [resolve_ref("noise", ref, "noise") for ref in config.noise],
-        "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
-    }
-    if config.advantage is not None:
-        changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
-    if config.loss is not None:
-        changes["loss"] = resolve_ref("losses", config.loss, "loss")
-    if config.sampler.kind == "auto":
-        if config.sampler.options:
-            raise ConfigError("sampler: 'auto' takes no options; name the sampler (vllm or transformers)")
-    else:
-        changes["sampler"] = resolve_ref("samplers", config.sampler, "sampler")
-    resolved = config.model_copy(update=changes)
-    algorithm = build_algorithm(resolved)
-    if resolved.batch.refill is None:
-        batch = resolved.batch.model_copy(update={"refill": RefillConfig(limit=algorithm.refill)})
-        resolved = resolved.model_copy(update={"batch": batch})
-    if resolved.reference is None:
-        resolved = resolved.model_copy(update={"reference": _own_reference(algorithm, resolved.algo.kind)})
-    if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
-        raise ConfigError(
-            f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
-            "samples of a prompt with each other: set it to 2 or more (8 is common)"
-        )
-    for ref in resolved.reward:
-        _check_reward(ref.kind)
-    needs = algorithm.needs
-    assert resolved.reference is not None
-    if needs.reference and resolved.reference.kind == "none":
-        raise ConfigError(
-            f"reference: none, but {resolved.algo.kind} compares the policy with one: leave it out (frozen), or choose "
-            "an algorithm or options that need none"
-        )
-    if not needs.reference and resolved.reference.kind in ("average", "copy"):
-        raise ConfigError(
-            f"reference: {resolved.reference.kind}, but {resolved.algo.kind} as set here compares with no reference: "
-            "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
-        )
-    if resolved.correction is not None and not algorithm.reads_importance:
-        raise ConfigError(
-            f"correction: the loss of {resolved.algo.kind} does not read `importance`, so nothing would be corrected: "
-            "leave it out, or have the loss multiply its tokens by targets.importance and name it in `reads`"
-        )
-    if "values" in needs.old | needs.now and algorithm.value_loss is None:
-        raise ConfigError(
-            f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
-            "choose another advantage, or an algorithm with a value loss (ppo)"
-        )
-    if unread := algorithm.gives - algorithm.reads - {"coefs"}:
-        raise ConfigError(
-            f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
-            "reward would be lost: choose an advantage and a loss that fit together"
-        )
-    if missing := algorithm.reads - algorithm.gives:
-        raise ConfigError(
-            f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
-            "choose an advantage and a loss that fit together"
-        )
-    return resolved, algorithm
-
-
-def _own_reference(algorithm: Algorithm, name: str) -> Reference:
-    try:
-        found: Reference = TypeAdapter(Reference).validate_python(dict(algorithm.reference))
-    except ValidationError as error:
-        raise ConfigError(f"{name}: its `reference` {dict(algorithm.reference)} cannot be: {error}") from error
-    return found
-
-
-def build_algorithm(config: RunConfig) -> Algorithm:
-    """The Algorithm that `algo`, `advantage` and `loss` describe.
-
-    Raises ConfigError where they are not one, and for what one of them cannot declare.
-    """
-    from rlkit.interfaces.learning import Algorithm
-
-    algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
-    if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
-    algo = f"algorithm {config.algo.kind!r}"
-    advantage, loss = f"the advantage of {algo}", f"the policy loss of {algo}"
-    if config.advantage is not None:
-        algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
-        advantage = f"advantage {config.advantage.kind!r}"
-    if config.loss is not None:
-        algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
-        loss = f"loss {config.loss.kind!r}"
-    advantage_declaration(algorithm.advantage, advantage)
-    loss_declaration(algorithm.policy_loss, loss)
-    if algorithm.value_loss is not None:
-        loss_declaration(algorithm.value_loss, f"the value loss of {algo}")
-    return algorithm
-
-
-def _check_reward(kind: str) -> None:
-    """ConfigError for what a reward cannot declare, as far as it can be told before it is made, which may take long."""
-    factory = registry.find("rewards", kind).factory
-    if inspect.isclass(factory) or "config" not in inspect.signature(factory).parameters:
-        reward_declaration(factory, f"reward {kind!r}")
-
-
-def _whole(path: str | None) -> str | None:
-    """The absolute path of what is here on disk; anything else as it is."""
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
-
-
-def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
-    """The plugin by name with all its options, as its model fills them in."""
-    plugin = registry.find(kind, ref.kind)
-    options = registry.validate_options(plugin, ref.options, where)
-    return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))
-
-
-def _read(source: str) -> tuple[str, str]:
-    shipped = presets()
-    if source in shipped:
-        return shipped[source], f"preset {source}"
-    path = Path(source)
-    if not path.is_file():
-        raise ConfigError(
-            f"no config {source!r}: neither a file (looked in {Path.cwd()}) nor a preset{nearest(source, shipped)}"
-        )
-    return path.read_text(), str(path)
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected keys and values, got {type(data).__name__}")
-    return data
-
-
-def set_key(data: dict[str, Any], override: str) -> None:
-    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"-s {override}: the value is not YAML: {error}") from error
-    *path, last = key.split(".")
-    here = data
-    for part in path:
-        inner = here.get(part) or {}
-        if isinstance(inner, list) and len(inner) == 1:
-            here[part] = [dict(_as_ref(inner[0]))]
-            here = here[part][0]
-            continue
-        inner = _as_ref(inner)
-        if not isinstance(inner, dict):
-            raise ConfigError(f"-s {override}: {part!r} is {inner!r} and has no keys")
-        here[part] = dict(inner)
-        here = here[part]
-    if last == "kind" and here.get("kind") != value:
-        here.clear()
-    here[last] = value

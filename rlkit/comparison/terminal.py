@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit import wording
 from rlkit.comparison.runs import condition_name
-from rlkit.comparison.statistics import LEVEL, Estimate
+from rlkit.comparison.seeds import LEVEL, Estimate
 from rlkit.comparison.summary import ALL_PAIRS, ArmResult, Comparison, Pair, higher_is_better
 from rlkit.wording import duration, number, thousands, visible
 

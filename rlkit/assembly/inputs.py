@@ -1,0 +1,74 @@
+"""What a run reads before it loads a model: tokenizer, problems, how to sample. The plan is made of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlkit.config import RunConfig
+from rlkit.data import Problem, ProblemSet, load_problems
+from rlkit.engine.models import load_tokenizer, positions
+from rlkit.errors import ConfigError
+from rlkit.interfaces.generation import SamplingParams
+
+
+@dataclass(frozen=True)
+class Inputs:
+    tokenizer: Any
+    positions: int | None
+    """Tokens that the model has room for; None: it sets no limit."""
+    problems: ProblemSet
+    held_out: ProblemSet | None
+    sampling: SamplingParams
+
+    def context(self, config: RunConfig, *more: Sequence[Problem]) -> int:
+        """Tokens of the longest prompt, of `more` problems too, and its response. ConfigError where the model has not
+        as many positions."""
+        sets = [self.problems.problems, *([self.held_out.problems] if self.held_out else []), *more]
+        longest = max(len(problem.tokens) for problems in sets for problem in problems)
+        if self.positions is not None and longest + config.sampling.max_tokens > self.positions:
+            raise ConfigError(
+                f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) exceed "
+                f"the {self.positions} positions of {config.model.path}: lower sampling.max_tokens or "
+                "data.max_prompt_tokens"
+            )
+        return longest + config.sampling.max_tokens
+
+
+def read_inputs(config: RunConfig) -> Inputs:
+    """Of a resolved config. ConfigError for what cannot be read or does not fit together."""
+    quiet_loading(config)
+    tokenizer, limit = load_tokenizer(config.model), positions(config.model)
+    problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
+    assert problems is not None
+    return Inputs(tokenizer, limit, problems, held_out, sampling_params(config, tokenizer))
+
+
+def quiet_loading(config: RunConfig) -> None:
+    """transformers' progress bars are for people who wait."""
+    from transformers.utils import logging
+
+    if config.model.path.startswith("embedded:") or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
+    """The config's sampling settings, stop texts as token ids. ConfigError for one that is not a single token."""
+    stop = []
+    for text in config.sampling.stop:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ConfigError(
+                f"sampling.stop: {text!r} is {len(ids)} tokens in this model's vocabulary; a stop text must be one"
+            )
+        stop += ids
+    wanted = config.sampling
+    return SamplingParams(
+        max_tokens=wanted.max_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        stop_token_ids=tuple(stop),
+    )

@@ -1,0 +1,74 @@
+"""A run's settings: YAML in, resolved YAML out.
+
+A run needs a model, data and a reward; the presets in `configs/` give them. sections.py has every setting and its
+default, reading.py takes them from files and the command line, resolving.py holds them against plugins and each other.
+"""
+
+from __future__ import annotations
+
+from rlkit.config.reading import load, presets, set_key
+from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_with_algorithm
+from rlkit.config.sections import (
+    AverageReference,
+    BatchConfig,
+    CheckpointConfig,
+    CopyReference,
+    CorrectionConfig,
+    CriticConfig,
+    DataConfig,
+    Decay,
+    EngineConfig,
+    EvalConfig,
+    FrozenReference,
+    LoraConfig,
+    ModelConfig,
+    NoReference,
+    OptimizerConfig,
+    PluginRef,
+    Positive,
+    Ref,
+    Reference,
+    RefillConfig,
+    RewardRef,
+    Rewards,
+    RunConfig,
+    SamplingConfig,
+    ScoringConfig,
+    Section,
+)
+
+__all__ = [
+    "AverageReference",
+    "BatchConfig",
+    "CheckpointConfig",
+    "CopyReference",
+    "CorrectionConfig",
+    "CriticConfig",
+    "DataConfig",
+    "Decay",
+    "EngineConfig",
+    "EvalConfig",
+    "FrozenReference",
+    "LoraConfig",
+    "ModelConfig",
+    "NoReference",
+    "OptimizerConfig",
+    "PluginRef",
+    "Positive",
+    "Ref",
+    "Reference",
+    "RefillConfig",
+    "RewardRef",
+    "Rewards",
+    "RunConfig",
+    "SamplingConfig",
+    "ScoringConfig",
+    "Section",
+    "build_algorithm",
+    "load",
+    "presets",
+    "resolve",
+    "resolve_ref",
+    "resolve_with_algorithm",
+    "set_key",
+]

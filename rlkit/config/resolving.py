@@ -1,0 +1,152 @@
+"""Settings held against the plugins they name, and against each other."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from rlkit import registry
+from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
+from rlkit.errors import ConfigError
+from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
+
+if TYPE_CHECKING:
+    from rlkit.interfaces.learning import Algorithm
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The config with its plugins loaded, their options' defaults filled in, and checked that all fits together.
+
+    Raises ConfigError. Loads no model and no data.
+    """
+    return resolve_with_algorithm(config)[0]
+
+
+def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
+    """`resolve`, and the algorithm that was built to check the config against it."""
+    # Whole paths, so that the run can be resumed from another folder.
+    places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}
+    plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
+    registry.load(plugins)
+    changes: dict[str, Any] = {
+        "plugins": plugins,
+        "data": config.data.model_copy(update=places),
+        "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
+        "algo": resolve_ref("algorithms", config.algo, "algo"),
+        "reward": [
+            RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in config.reward
+        ],
+        "noise": [resolve_ref("noise", ref, "noise") for ref in config.noise],
+        "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
+    }
+    if config.advantage is not None:
+        changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
+    if config.loss is not None:
+        changes["loss"] = resolve_ref("losses", config.loss, "loss")
+    if config.sampler.kind == "auto":
+        if config.sampler.options:
+            raise ConfigError("sampler: 'auto' takes no options; name the sampler (vllm or transformers)")
+    else:
+        changes["sampler"] = resolve_ref("samplers", config.sampler, "sampler")
+    resolved = config.model_copy(update=changes)
+    algorithm = build_algorithm(resolved)
+    if resolved.batch.refill is None:
+        batch = resolved.batch.model_copy(update={"refill": RefillConfig(limit=algorithm.refill)})
+        resolved = resolved.model_copy(update={"batch": batch})
+    if resolved.reference is None:
+        resolved = resolved.model_copy(update={"reference": _own_reference(algorithm, resolved.algo.kind)})
+    if algorithm.compares_groups and resolved.batch.samples_per_prompt < 2:
+        raise ConfigError(
+            f"batch.samples_per_prompt is {resolved.batch.samples_per_prompt}, but {resolved.algo.kind} compares the "
+            "samples of a prompt with each other: set it to 2 or more (8 is common)"
+        )
+    for ref in resolved.reward:
+        _check_reward(ref.kind)
+    needs = algorithm.needs
+    assert resolved.reference is not None
+    if needs.reference and resolved.reference.kind == "none":
+        raise ConfigError(
+            f"reference: none, but {resolved.algo.kind} compares the policy with one: leave it out (frozen), or choose "
+            "an algorithm or options that need none"
+        )
+    if not needs.reference and resolved.reference.kind in ("average", "copy"):
+        raise ConfigError(
+            f"reference: {resolved.reference.kind}, but {resolved.algo.kind} as set here compares with no reference: "
+            "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
+        )
+    if resolved.correction is not None and not algorithm.reads_importance:
+        raise ConfigError(
+            f"correction: the loss of {resolved.algo.kind} does not read `importance`, so nothing would be corrected: "
+            "leave it out, or have the loss multiply its tokens by targets.importance and name it in `reads`"
+        )
+    if "values" in needs.old | needs.now and algorithm.value_loss is None:
+        raise ConfigError(
+            f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
+            "choose another advantage, or an algorithm with a value loss (ppo)"
+        )
+    if unread := algorithm.gives - algorithm.reads - {"coefs"}:
+        raise ConfigError(
+            f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
+            "reward would be lost: choose an advantage and a loss that fit together"
+        )
+    if missing := algorithm.reads - algorithm.gives:
+        raise ConfigError(
+            f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
+            "choose an advantage and a loss that fit together"
+        )
+    return resolved, algorithm
+
+
+def _own_reference(algorithm: Algorithm, name: str) -> Reference:
+    try:
+        found: Reference = TypeAdapter(Reference).validate_python(dict(algorithm.reference))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: its `reference` {dict(algorithm.reference)} cannot be: {error}") from error
+    return found
+
+
+def build_algorithm(config: RunConfig) -> Algorithm:
+    """The Algorithm that `algo`, `advantage` and `loss` describe.
+
+    Raises ConfigError where they are not one, and for what one of them cannot declare.
+    """
+    from rlkit.interfaces.learning import Algorithm
+
+    algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
+    algo = f"algorithm {config.algo.kind!r}"
+    advantage, loss = f"the advantage of {algo}", f"the policy loss of {algo}"
+    if config.advantage is not None:
+        algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
+        advantage = f"advantage {config.advantage.kind!r}"
+    if config.loss is not None:
+        algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
+        loss = f"loss {config.loss.kind!r}"
+    advantage_declaration(algorithm.advantage, advantage)
+    loss_declaration(algorithm.policy_loss, loss)
+    if algorithm.value_loss is not None:
+        loss_declaration(algorithm.value_loss, f"the value loss of {algo}")
+    return algorithm
+
+
+def _check_reward(kind: str) -> None:
+    """ConfigError for what a reward cannot declare, as far as it can be told before it is made, which may take long."""
+    factory = registry.find("rewards", kind).factory
+    if inspect.isclass(factory) or "config" not in inspect.signature(factory).parameters:
+        reward_declaration(factory, f"reward {kind!r}")
+
+
+def _whole(path: str | None) -> str | None:
+    """The absolute path of what is here on disk; anything else as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
+    """The plugin by name with all its options, as its model fills them in."""
+    plugin = registry.find(kind, ref.kind)
+    options = registry.validate_options(plugin, ref.options, where)
+    return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))

@@ -1,0 +1,27 @@
+"""The engines of a run, loaded: the policy, what it is compared with, and a critic where the algorithm trains one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlkit.config import RunConfig
+from rlkit.engine.deepspeed import Engine
+from rlkit.engine.models import load_critic, load_policy
+from rlkit.engine.reference import Reference, reference_of
+from rlkit.interfaces.learning import Algorithm
+
+
+def load_engines(
+    config: RunConfig, algorithm: Algorithm, tokenizer: Any
+) -> tuple[Engine, Reference | None, Engine | None]:
+    """Policy, reference and critic. `config` is resolved; raises as `load_policy`."""
+    updates = config.steps * config.updates_per_step
+    learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
+    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=learns)
+    reference = critic = None
+    if algorithm.needs.reference:
+        reference = reference_of(policy, config, lambda: Engine(load_policy(config.model), config, tokenizer))
+    if algorithm.value_loss is not None:
+        model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
+        critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
+    return policy, reference, critic
