@@ -101,7 +101,7 @@ def build_loop(
     from rlkit.engine.loading import load_engines
     from rlkit.generation import resolve_sampler
     from rlkit.generation.collector import Collector
-    from rlkit.loop.gather import Gatherer
+    from rlkit.loop.dynamic_sampling import Gatherer
     from rlkit.loop.learner import Learner
     from rlkit.loop.state import RunState
     from rlkit.loop.synchronous import SynchronousLoop

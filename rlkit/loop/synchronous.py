@@ -26,7 +26,7 @@ from rlkit.generation.assemble import assemble, unscored
 from rlkit.generation.collector import Scored, draws
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.loop.describe import describe, disturbed
-from rlkit.loop.gather import Gathered, Gatherer
+from rlkit.loop.dynamic_sampling import Gathered, Gatherer
 from rlkit.loop.learner import Learner, gap
 from rlkit.loop.state import RunState
 from rlkit.records.folder import RunFolder
