@@ -72,7 +72,7 @@ class VimpoAutoAdvantage:
                 "vimpo_auto/reward_spread": spread,
                 "vimpo_auto/residual": float(masked_mean(residual.abs(), rollout.valid)),
             },
-            credit={"credit": implied / self.config.deviations_per_nat},
+            credit={"credit": self.config.deviations_per_nat * spread * implied},
         )
 
 

@@ -24,7 +24,7 @@ from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
 from rlkit.interfaces.rewards import Sample
 from rlkit.scoring.process import WorkerProcess
-from rlkit.scoring.worker import Fault, Killed, Outcome, Outcomes, Raised, Ready, Work
+from rlkit.scoring.worker import Killed, Outcome, Outcomes, Raised, Ready, Work
 
 START_S = 120.0
 """Within which a worker must have imported the plugins and built the rewards."""
@@ -102,8 +102,7 @@ class Pool:
     def finish(self) -> list[Outcome]:
         """Outcomes in the order of submission.
 
-        Raises RlkitError, now and from then on, where workers cannot start, or a function returns a wrong number of
-        results.
+        Raises RlkitError, now and from then on, where workers cannot start.
         """
         with self._lock:
             self._flush = True
@@ -220,8 +219,6 @@ class Pool:
         if message is None:
             worker.hung_up = True
             return
-        if isinstance(said, Fault):
-            raise RlkitError(said.said)
         if isinstance(said, Raised):
             del self._work[worker]
             self._again.append(_Message(message.tasks, one_by_one=True))

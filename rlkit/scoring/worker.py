@@ -39,6 +39,8 @@ class Fault:
     """The function broke its contract: what it returned is no result."""
 
     said: str
+    miscounted: bool = False
+    """Of all samples of a call: it returned another number of results, so no telling which is whose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class _Desk:
         for sample in samples:
             self._send(Outcomes([self._alone(reward, sample)]))
 
-    def _together(self, reward: _Reward, samples: list[Sample]) -> Outcomes | Fault | Raised:
+    def _together(self, reward: _Reward, samples: list[Sample]) -> Outcomes | Raised:
         try:
             returned = self._call(reward.function, samples)
         except BaseException:
@@ -167,7 +169,7 @@ class _Desk:
         try:
             values = one_each(returned, reward.name, samples)
         except RlkitError as error:
-            return Fault(str(error))
+            return Outcomes([Fault(str(error), miscounted=True) for _ in samples])
         return Outcomes([_outcome(v, reward, s) for v, s in zip(values, samples, strict=True)])
 
     def _alone(self, reward: _Reward, sample: Sample) -> Outcome:
@@ -197,7 +199,7 @@ class _Desk:
                 with contextlib.suppress(Exception):  # the function may have closed or replaced it
                     stream.flush()
 
-    def _send(self, message: Outcomes | Fault | Raised) -> None:
+    def _send(self, message: Outcomes | Raised) -> None:
         if os.getpid() != self.owner:  # a child that a function forked, and that came back from it
             os._exit(0)
         self.link.sendall(frame(message))
