@@ -1,4 +1,4 @@
-"""A learner for the tests of its mathematics: real but for the engine, which computes nothing and remembers its updates.
+"""A learner for the tests of its mathematics: real but for the engine, which computes nothing and remembers updates.
 
 The stats of a `random_batches` case stand for what a model would say of its rows, in float64; the loss, its gradient,
 the cut into micro-batches and the tally are real.

@@ -118,9 +118,7 @@ def test_what_is_masked_leaves_sum_and_count_and_what_is_left_is_weighted(
 ) -> None:
     case = mismatched()
     weights = naive_weights(case, correction)
-    masked = {(i, t) for i in range(len(case.batch.rollout.keys)) for t in actions(case.batch.rollout, i)} - set(
-        weights
-    )
+    masked = {(int(i), int(t)) for i, t in case.batch.rollout.mask.nonzero()} - weights.keys()
     assert bool(masked) == (correction.mode == "mask")
     options = ["algo.sequence_constant=64", f"algo.aggregation={average}"] if average else []
     (update,), _ = learnt(case, algo, correction, *options)
@@ -226,9 +224,8 @@ def test_of_vimpo_the_value_part_stays_whole_and_the_surrogate_alone_is_correcte
     naive = torch.zeros((), dtype=torch.float64)
     for i in valid:
         members = [j for j in valid if rollout.group[j] == rollout.group[i]]
-        residual: Tensor | float = -(
-            rollout.reward[i].item() - sum(rollout.reward[j].item() for j in members) / len(members)
-        )
+        baseline = sum(rollout.reward[j].item() for j in members) / len(members)
+        residual: Tensor | float = baseline - rollout.reward[i].item()
         for t in actions(rollout, i):
             residual = residual + beta * (case.new.get("logprobs")[i, t] - case.batch.now.get("ref_logprobs")[i, t])
             residual = residual - beta * case.batch.now.get("token_kl")[i, t].item()

@@ -1,4 +1,4 @@
-"""Importance weights against loops written from their definition, and what they are for: expectations that are right."""
+"""Importance weights against loops written from their definition; and what they are for: right expectations."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ def test_log_ratios_of_any_size_give_finite_weights(
     assert weights[0, 0] == 2.0
     assert 0 <= weights[1, 0] < 1e-8
     assert weights[2].tolist() == [1.0, 1.0]
+    unlimited, _ = importance_weights(logprobs, behaviour, mask, level=level, mode="truncate", limit=math.inf)
+    assert unlimited.isfinite().all()
+    assert unlimited[0, 0] > 1e8
     weights, kept = importance_weights(logprobs, behaviour, mask, level=level, mode="mask", limit=2.0)
     assert kept.tolist() == [[False, False], [False, level == "token"], [True, True]]
     assert weights.tolist() == kept.to(dtype).tolist()
