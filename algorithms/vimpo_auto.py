@@ -37,6 +37,8 @@ from .losses import ClipLoss, ClipLossConfig, NonNegative, Share
 
 MEMORY = 0.9
 """Weight of the past in the rewards' spread, an update."""
+ROUNDING = 1e-6
+"""Rewards of a group that differ by a smaller share of their size are equal: sums of the same parts differ by it."""
 
 
 class VimpoAutoConfig(Section):
@@ -73,7 +75,7 @@ class VimpoAutoAdvantage:
                 "vimpo_auto/reward_spread": spread,
                 "vimpo_auto/residual": float(masked_mean(residual.abs(), rollout.valid)),
             },
-            credit={"credit": implied / self.config.deviations_per_nat},
+            credit={"credit": self.config.deviations_per_nat * spread * implied},
         )
 
 
@@ -81,7 +83,8 @@ def _spread(target: Tensor, batch: Batch, state: State) -> float:
     """s, in units of reward, kept in `state`; 0 as long as no group's rewards have ever differed."""
     group, valid = batch.rollout.group, batch.rollout.valid
     size = group_size(group, valid, torch.float64)
-    differs = valid & (group_mean(target.abs(), group, valid) > 0)
+    typical = group_mean(batch.rollout.reward.abs().double(), group, valid)
+    differs = valid & (group_mean(target.abs(), group, valid) > ROUNDING * typical)
     if differs.any():
         square = float(masked_mean(target**2 * size / (size - 1).clamp(min=1), differs))
         state["spread"] = MEMORY * state.get("spread", square) + (1 - MEMORY) * square

@@ -207,6 +207,23 @@ def stumble(config: RunConfig, seed: int, kind: str) -> dict[str, Any]:
     return {"said": said, "updates": policy.updates, "weights": dict(policy.weights())}
 
 
+def move(config: RunConfig, seed: int, spread: float) -> dict[str, Any]:
+    """A learner's metrics of one update on a rollout whose old log-probs are the policy's, moved by up to `spread`."""
+    from rlkit.interfaces.learning import Algorithm
+    from rlkit.loop.learner import Learner
+    from rlkit.loop.state import RunState
+
+    policy = engine_of(config)
+    batch, targets = random_batch(seed, rows=24)
+    algorithm = Algorithm(advantage=lambda batch, state: targets, policy_loss=logprob_loss)
+    learner = Learner(config, algorithm, policy, None, None, RunState())
+    now = policy.token_stats(batch.rollout, frozenset({"logprobs"})).get("logprobs")
+    g = torch.Generator().manual_seed(seed)
+    old = now + spread * (2 * torch.rand(now.shape, generator=g) - 1) * batch.rollout.mask
+    metrics, _ = learner.learn(batch.rollout, TokenStats(logprobs=old), 1)
+    return {"metrics": metrics, "now": now, "old": old, "mask": batch.rollout.mask}
+
+
 def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Two updates, a checkpoint, two more; and the same from the checkpoint."""
     from rlkit.engine import checkpoint

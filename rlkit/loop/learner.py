@@ -68,7 +68,8 @@ class Learner:
     def learn(self, rollout: Rollout, old: TokenStats, step: int) -> tuple[dict[str, float], Credited]:
         """All optimizer updates on one rollout; `old` is what `measure` said of it.
 
-        Returns metrics, and what was credited. A batch with no token to learn from makes no update, and is counted.
+        Returns metrics, and what was credited. A batch with no token to learn from, or none that a correction has left,
+        makes no update, and is counted.
         Raises NotFiniteError after several updates in a row that are not finite.
         """
         passes = self.passes(step)
@@ -89,6 +90,9 @@ class Learner:
             if weights is not None and kept is not None:
                 targets.importance = weights[rows]
                 batch = _within(batch, kept[rows])
+                if batch.n_tokens == 0:
+                    counts["updates/skipped"] += 1
+                    continue
             with self.time("update"):
                 metrics = self._update(batch, targets, passes, step)
             if metrics is None:
@@ -103,7 +107,7 @@ class Learner:
         if (skipped := counts["updates/skipped"]) and distributed.main_rank():
             warnings.warn(
                 f"step {step}: {skipped} of {self.config.updates_per_step} updates had no sample to learn from "
-                "(samples/no_value and samples/invalid in the log), and were skipped",
+                "(samples/no_value, samples/invalid and correction/limited in the log), and were skipped",
                 stacklevel=2,
             )
         return _summarised(logged) | corrected | dict(counts) | {"updates/made": self.policy.updates}, credited
@@ -131,8 +135,11 @@ class Learner:
                 metrics |= self.policy.update(batch, targets, policy_loss, passes.grad, self.reference)
         except NotFiniteError as error:
             self.state.not_finite += 1
-            if self.state.not_finite == NOT_FINITE_ALLOWED:
-                raise
+            if self.state.not_finite >= NOT_FINITE_ALLOWED:
+                raise NotFiniteError(
+                    f"step {step}: {error}\n{self.state.not_finite} updates in a row were not finite, so the run ends. "
+                    "Look at these samples in the run's rollouts/, or resume it with a lower optimizer.lr"
+                ) from error
             if distributed.main_rank():
                 warnings.warn(f"step {step}: {error}", stacklevel=2)
             return None

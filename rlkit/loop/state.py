@@ -32,10 +32,13 @@ class RunState:
     def restored(cls, saved: dict[str, Any], where: str) -> Self:
         """RlkitError for what another rlkit wrote; `where` is for the message."""
         found = dict(saved)
-        version = found.pop("version", None)
-        if version != VERSION or found.keys() != cls.__dataclass_fields__.keys():
+        version, known = found.pop("version", "none"), cls.__dataclass_fields__.keys()
+        if version != VERSION or found.keys() != known:
+            differs = [f"{key} is missing" for key in known if key not in found]
+            differs += [f"{key} is unknown" for key in found if key not in known]
             raise RlkitError(
-                f"{where} holds a run's state of version {version or 'none'}, and this rlkit reads version {VERSION}: "
-                "resume it with the rlkit that made it (provenance.json names it), or begin the run anew"
+                f"{where} holds a run's state of version {version}, and this rlkit reads version {VERSION}"
+                + (f" ({', '.join(differs)})" if differs else "")
+                + ": resume it with the rlkit that made it (provenance.json names it), or begin the run anew"
             )
         return cls(**found)

@@ -118,8 +118,8 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     if result.status != "ok" and value != 0:
         raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
     if result.token_values is not None:
-        known = not isinstance(sample.tokens, UnknownTokens)
-        _check_token_values(result.token_values, value, len(sample.tokens) if known else None, where)
+        tokens = None if isinstance(sample.tokens, UnknownTokens) else len(sample.tokens)
+        result = dataclasses.replace(result, token_values=_token_values(result.token_values, value, tokens, where))
     if declared is not None and not declared[0] <= value <= declared[1]:
         raise RlkitError(f"{where}: got {value}, outside the range {declared} that the reward declares")
     correct = result.correct
@@ -128,7 +128,11 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     return dataclasses.replace(result, value=value, correct=correct)
 
 
-def _check_token_values(values: Sequence[float], value: float, tokens: int | None, where: str) -> None:
+def _token_values(given: object, value: float, tokens: int | None, where: str) -> list[float]:
+    """As a list; RlkitError where they are not what they should be. `tokens` of the response; None: not known."""
+    values = given.tolist() if hasattr(given, "tolist") else given  # of numpy or torch
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise RlkitError(f"{where}: token_values are {_shown(given)}; give a list, one number for each token")
     if tokens is not None and len(values) != tokens:
         raise RlkitError(f"{where}: {len(values)} token_values for a response of {tokens} tokens; give one for each")
     if wrong := [number for number in values if not _finite(number)]:
@@ -137,6 +141,7 @@ def _check_token_values(values: Sequence[float], value: float, tokens: int | Non
         raise RlkitError(
             f"{where}: token_values add up to {math.fsum(values):g}, but the value is {value:g}; it must be their sum"
         )
+    return [float(number) for number in values]
 
 
 def _finite(value: object) -> bool:

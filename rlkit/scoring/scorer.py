@@ -108,8 +108,9 @@ class Scorer:
     def finish(self, *, lenient: bool = False) -> list[RewardResult]:
         """Results of all that was submitted since the last `finish`, in that order.
 
-        Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample; where
-        workers cannot start; and where more than `max_no_value` of the samples, and at least 2, have no value.
+        Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample, or returns
+        another number of results than samples; where workers cannot start; and where more than `max_no_value` of the
+        samples, and at least 2, have no value.
         lenient: only where workers cannot start; a sample that a function fails on has no value, were it each of them.
         TokensUnknownError, lenient or not, where a function reads tokens that are not known.
         """
@@ -175,7 +176,10 @@ class Scorer:
             return None
         total = [0.0] * length
         for part, result in zip(self._parts, results, strict=True):
-            for at, value in enumerate(result.token_values or [0.0] * (length - 1) + [result.value or 0.0]):
+            values = result.token_values
+            if values is None:
+                values = [0.0] * (length - 1) + [result.value or 0.0]
+            for at, value in enumerate(values):
                 total[at] += part.weight * value
         return total
 
@@ -213,7 +217,8 @@ class Scorer:
 
 
 def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[RewardResult]:
-    """The results of a function that runs in this process."""
+    """The results of a function that runs in this process. lenient: where the call of all samples fails, each is called
+    for itself, as a worker does, so that what fails costs its own sample alone."""
     try:
         return score(part.function, part.name, samples)
     except TokensUnknownError:
@@ -221,14 +226,17 @@ def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[Rewar
     except RlkitError as error:
         if not lenient:
             raise
-        return [RewardResult(value=None, status="error", info={"error": str(error)}) for _ in samples]
+        if len(samples) == 1:
+            return [RewardResult(value=None, status="error", info={"error": str(error)})]
+        return [_called(part, [sample], lenient)[0] for sample in samples]
 
 
 def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
-    """RlkitError where a function failed on every sample of a call, or of all: then it is to blame."""
+    """RlkitError where a function failed on every sample, or miscounted: then it is to blame."""
     faults = [o for o in outcomes if isinstance(o, Fault)]
-    if len(faults) == len(outcomes) or any(fault.of_call for fault in faults):
-        raise RlkitError(faults[0].said)
+    for fault in faults:
+        if fault.miscounted or len(faults) == len(outcomes):
+            raise RlkitError(fault.said)
     killed = [o for o in outcomes if isinstance(o, Killed)]
     if len(killed) == len(outcomes) > 1:
         raise RlkitError(

@@ -39,8 +39,8 @@ class Fault:
     """The function broke its contract: what it returned is no result."""
 
     said: str
-    of_call: bool = False
-    """It is of a call of several samples as a whole, whose results cannot be told apart."""
+    miscounted: bool = False
+    """Of all samples of a call: it returned another number of results, so no telling which is whose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class _Desk:
         try:
             values = one_each(returned, reward.name, samples)
         except RlkitError as error:
-            return Outcomes([Fault(str(error), of_call=True)] * len(samples))
+            return Outcomes([Fault(str(error), miscounted=True) for _ in samples])
         return Outcomes([_outcome(v, reward, s) for v, s in zip(values, samples, strict=True)])
 
     def _alone(self, reward: _Reward, sample: Sample) -> Outcome:

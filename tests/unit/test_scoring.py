@@ -158,6 +158,68 @@ def test_interrupts_pass_through() -> None:
         score(interrupted, "mine", SAMPLES)
 
 
+# Rewards that come on the way
+
+THREE = replace(SAMPLES[1], tokens=[4, 5, 6])
+
+
+def shared(values: Any, value: float = 1.0, **changes: Any) -> RewardResult:
+    """What comes of a result with these token values, for a response of three tokens."""
+    result = RewardResult(value=value, token_values=values, **changes)
+    return score(Returns([0.0, result, 0.0]), "mine", [SAMPLES[0], THREE, SAMPLES[2]])[1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.5, 0, 0.5],
+        (Fraction(1, 2), True, np.float32(-0.5)),
+        np.array([0.5, 0.0, 0.5]),
+        np.array([2, -2, 1]),
+        torch.tensor([0.5, 0.25, 0.25]),
+        [1 / 3] * 3,
+        [0.5, 0.5, 5e-7],
+    ],
+)
+def test_token_values_are_a_list_of_numbers_that_add_up_to_the_value(values: Any) -> None:
+    result = shared(values)
+    assert type(result.token_values) is list
+    assert all(type(value) is float for value in result.token_values)
+    assert result.token_values == pytest.approx([float(value) for value in values])
+    assert (result.value, result.correct) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.5, 0.5], r"2 token_values for a response of 3 tokens; give one for each"),
+        ([], r"0 token_values for a response of 3 tokens"),
+        ([0.25] * 4, r"4 token_values for a response of 3 tokens"),
+        ([float("nan"), 0.5, 0.5], r"token_values hold nan \(float\); they must be finite numbers"),
+        ([1.0, float("inf"), float("-inf")], r"token_values hold inf \(float\)"),
+        ([1.0, None, 0.0], r"token_values hold None \(NoneType\)"),
+        (np.array([[1.0], [0.0], [0.0]]), r"token_values hold \[1\.0\] \(list\)"),
+        ([0.5, 0.5, 0.5], r"token_values add up to 1\.5, but the value is 1; it must be their sum"),
+        ([0.5, 0.5, 1e-4], r"token_values add up to 1\.0001, but the value is 1"),
+        (1.0, r"token_values are 1\.0 \(float\); give a list, one number for each token"),
+        ("100", r"token_values are 100 \(str\)"),
+        ({0: 0.5, 1: 0.25, 2: 0.25}, r"token_values are \{.*\} \(dict\)"),
+        ((v for v in (0.5, 0.5, 0.0)), r"token_values are .* \(generator\)"),
+        (np.array(1.0), r"token_values are 1\.0 \(ndarray\)"),
+    ],
+)
+def test_token_values_that_cannot_be_name_the_sample(values: Any, said: str) -> None:
+    with pytest.raises(
+        RlkitError, match=r"reward 'mine', sample 2 of 3 \(prompt 9f2c, step 4, index 1\): " + said
+    ) as e:
+        shared(values)
+    assert e.value.exit_code == 1
+
+
+def test_a_refused_answer_may_have_shares_that_cancel() -> None:
+    assert shared([1.0, -1.0, 0.0], 0.0, status="no_answer").token_values == [1.0, -1.0, 0.0]
+
+
 # In worker processes. What hangs, dies or floods is in promises/test_a_hung_verifier_costs_one_sample.py.
 
 PLUGIN = """
@@ -243,6 +305,17 @@ def marks(samples, *, folder: str):
     for s in samples:
         open(os.path.join(folder, str(s.key.index)), "w").close()
     return [1.0 for _ in samples]
+
+
+@reward("scoring_shares")
+def shares(samples, *, first: float = 0.0, form: str = "list"):
+    import array
+    found = []
+    for s in samples:
+        values = [first, *(float(token) for token in s.tokens[1:])]
+        values = {"list": values, "array": array.array("d", values), "number": 1.0}[form]
+        found.append(RewardResult(value=sum(values) if form != "number" else 1.0, token_values=values))
+    return found
 
 
 @reward("scoring_broken")
@@ -335,6 +408,45 @@ def test_one_reward_with_a_weight(plugin: str) -> None:
         (result,) = scorer.score([sample("right")])
         assert (result.value, result.correct, result.parts) == (0.5, True, {})
         assert scorer.range == (0.0, 0.5)
+
+
+def long(tokens: list[int], index: int = 0, response: str = "xx") -> Sample:
+    return replace(sample(response, index), tokens=tokens)
+
+
+@pytest.mark.parametrize("form", ["list", "array"])
+def test_shares_of_several_rewards_are_summed_by_weight_and_what_has_none_comes_at_the_end(
+    plugin: str, form: str
+) -> None:
+    rewards = [
+        WeightedReward("scoring_shares", {"first": 3.0, "form": form}, 0.5),
+        WeightedReward("scoring_length", {}, -2.0),
+        WeightedReward("scoring_shares", {"first": 1.0, "form": form}, 2.0),
+    ]
+    with scorer_of(plugin, *rewards) as scorer:
+        found = scorer.score([long([7, 5, 4]), long([7], 1), long([7, 1], 2, "")])
+    assert found[0].token_values == [0.5 * 3 + 2 * 1, 2.5 * 5, 2.5 * 4 - 2.0 * 2]
+    assert found[1].token_values == [0.5 * 3 + 2 * 1 - 2.0 * 2]
+    assert found[2].token_values == [0.5 * 3 + 2 * 1, 2.5 * 1]
+    for result in found:
+        assert result.token_values is not None
+        assert result.value == pytest.approx(sum(result.token_values))
+
+
+def test_shares_of_one_reward_are_weighted_with_it(plugin: str) -> None:
+    with scorer_of(plugin, WeightedReward("scoring_shares", {"first": 3.0}, 0.5)) as scorer:
+        (result,) = scorer.score([long([7, 5, 4])])
+    assert (result.value, result.token_values) == (6.0, [1.5, 2.5, 2.0])
+    with scorer_of(plugin, WeightedReward("scoring_length"), WeightedReward("scoring_right")) as scorer:
+        assert scorer.score([long([7, 5, 4])])[0].token_values is None
+
+
+def test_shares_that_are_no_list_cost_no_worker(plugin: str) -> None:
+    with (
+        scorer_of(plugin, WeightedReward("scoring_shares", {"form": "number"})) as scorer,
+        pytest.raises(RlkitError, match=r"index 0\): token_values are 1\.0 \(float\); give a list"),
+    ):
+        scorer.score([long([7, 5, 4], index) for index in range(4)])
 
 
 def test_async_functions_are_awaited(plugin: str) -> None:
