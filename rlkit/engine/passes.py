@@ -26,10 +26,12 @@ class Passes:
     """In the forward with gradient."""
     known: frozenset[Stat] = frozenset()
     """Asked for before an update or with gradient, and known from the first pass."""
+    once: bool = True
+    """The rollout makes one update, so the weights about to be updated are those with which it began."""
 
     def now(self, old: TokenStats, measured: TokenStats) -> TokenStats:
         """`Batch.now` of an optimizer batch: `old` its rows of the first pass, `measured` those of `update`."""
-        if not self.update:
+        if self.once:
             return old
         return replace(measured, **{stat: getattr(old, stat) for stat in self.known})
 
@@ -61,4 +63,5 @@ def plan_passes(needs: Needs, updates: int, *, learns: bool = True, corrects: bo
         update=frozenset() if once else needs.now - REFERENCE,
         grad=needs.grad - REFERENCE,
         known=known,
+        once=once,
     )

@@ -138,7 +138,8 @@ class Learner:
             if self.state.not_finite >= NOT_FINITE_ALLOWED:
                 raise NotFiniteError(
                     f"step {step}: {error}\n{self.state.not_finite} updates in a row were not finite, so the run ends. "
-                    "Look at these samples in the run's rollouts/, or resume it with a lower optimizer.lr"
+                    "Look at these samples in its rollouts/; begin anew, or resume its last checkpoint, with a lower "
+                    "optimizer.lr"
                 ) from error
             if distributed.main_rank():
                 warnings.warn(f"step {step}: {error}", stacklevel=2)

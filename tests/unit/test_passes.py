@@ -43,6 +43,14 @@ def test_what_is_known_of_the_reference_is_found_before_each_update() -> None:
     assert plan_passes(NEEDS, 1).now(old, TokenStats()) is old
 
 
+def test_what_nobody_asked_for_before_each_update_is_not_there_rather_than_old() -> None:
+    old = TokenStats(logprobs=torch.zeros(2, 3), ref_logprobs=torch.ones(2, 3))
+    for needs in (Needs(), Needs(old=frozenset({"values"})), Needs(now=frozenset({"ref_logprobs"}))):
+        now = plan_passes(needs, 2).now(old, TokenStats())
+        assert now.logprobs is None
+        assert (now.ref_logprobs is not None) == ("ref_logprobs" in needs.now)
+
+
 def test_a_correction_and_a_policy_that_waits_need_the_first_log_probs() -> None:
     assert "logprobs" not in plan_passes(Needs(), 1).rollout
     assert "logprobs" in plan_passes(Needs(), 1, corrects=True).rollout
