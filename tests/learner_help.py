@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from random_batches import Case
-from rlkit.interfaces.names import Stat
 from torch import Tensor
 
 from rlkit import config as configs
@@ -20,6 +19,7 @@ from rlkit.config import RunConfig
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
+from rlkit.interfaces.names import Stat
 from rlkit.loop.learner import Learner
 from rlkit.loop.state import RunState
 
