@@ -121,7 +121,6 @@ class SynchronousLoop:
         """The step's samples. Where that fails nothing was learnt from it: when what failed is mended, the run can go
         on from here."""
         state, seed = self.state, self.config.seed
-        began = state.problems, state.replacements
         cursor = Cursor(len(self.problems), seed, state.problems)
         others = Cursor(len(self.problems), seed + 1, state.replacements)
         problems = [self.problems[i] for i in cursor.take(self.config.batch.prompts_per_step)]
@@ -129,7 +128,6 @@ class SynchronousLoop:
             gathered = self.gatherer.gather(problems, step, lambda n: [self.problems[i] for i in others.take(n)])
             self._check_versions(gathered)
         except RlkitError:
-            state.problems, state.replacements = began
             if 0 < state.step != self._saved:
                 self.save()
             raise

@@ -32,7 +32,13 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("KL to the reference", {"policy/kl": "KL"}, "nats a token", line=KL_HIGH),
         Panel("Entropy", {"policy/entropy": "entropy"}, "nats a token", y_min=0),
         Panel("Gradient norm, before clipping", {"policy/grad_norm": "policy", "critic/grad_norm": "critic"}, y_min=0),
+        Panel("KL from the weights that sampled", {"policy/approx_kl": "approximate KL"}, "nats a token", y_min=0),
+        Panel("Ratio to the weights that sampled", {"policy/ratio_mean": "mean", "policy/ratio_max": "largest"}),
         Panel("Clip share", {"policy/clip_share": "clipped"}, "share of tokens", y_min=0, line=CLIPPED),
+        Panel(
+            "Weights of the correction", {"correction/weight_mean": "mean", "correction/weight_max": "largest"}, y_min=0
+        ),
+        Panel("Tokens that met the correction's limit", {"correction/limited": "share"}, "share of tokens", y_min=0),
         Panel("Policy loss", {"policy/loss": "loss"}),
         Panel("Learning rate", {"policy/lr": "policy", "critic/lr": "critic"}, y_min=0),
         Panel(
@@ -60,6 +66,12 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
             line=EQUAL_GROUPS,
         ),
         Panel(
+            "Groups drawn and learnt from",
+            {"refill/groups_drawn": "drawn", "refill/groups": "learnt from"},
+            "groups",
+            y_min=0,
+        ),
+        Panel(
             "Samples left out",
             {"samples/no_value": "without a value", "samples/invalid": "left out of the loss"},
             "samples",
@@ -74,10 +86,12 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
 
 OWN_LINES = {"vimpo/actor_ratio": ACTOR_RATIO}
 COMMON = [
+    "correction",
     "eval",
     "groups",
     "memory",
     "policy",
+    "refill",
     "response",
     "reward",
     "sampler",
