@@ -94,7 +94,7 @@ def test_on_policy_the_gradient_is_that_of_the_scaled_square(b: float, repeat: i
     assert found.any()
 
 
-@pytest.mark.parametrize("change", [lambda r: 10 * r, lambda r: r + 100.0, lambda r: 1e-3 * r - 7])
+@pytest.mark.parametrize("change", [lambda r: 10 * r, lambda r: r + 100.0, lambda r: 1e-3 * r, lambda r: 3 * r - 5])
 def test_the_rewards_scale_and_origin_do_not_matter(change: Any) -> None:
     cases = [fresh_case(groups=5) for _ in range(3)]
     algorithm, state, other = build(), {}, {}
