@@ -168,7 +168,7 @@ def _needs(value: object) -> Needs:
 
 
 def _targets(value: object) -> frozenset[str]:
-    return _names(value, TARGETS, "field of Targets that losses read")
+    return _names(value, TARGETS, "field of Targets")
 
 
 def _names(value: object, known: Sequence[str], what: str) -> frozenset[Any]:

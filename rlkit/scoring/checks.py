@@ -36,13 +36,13 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
     """
     if not samples:
         return []
+    declared = reward_declaration(reward, f"reward {name!r}").range
     try:
         returned = call(reward, name, samples, asyncio.run)
     except TokensUnknownError:
         raise
     except Exception as error:
         raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
-    declared = reward_declaration(reward, f"reward {name!r}").range
     return [
         checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})", sample)
         for i, (value, sample) in enumerate(zip(one_each(returned, name, samples), samples, strict=True), 1)

@@ -27,7 +27,7 @@ from rlkit.interfaces.declarations import (
     reward_declaration,
 )
 from rlkit.interfaces.learning import Algorithm, Targets
-from rlkit.interfaces.names import STATS
+from rlkit.interfaces.names import STATS, TARGETS
 from rlkit.interfaces.rewards import Sample
 from rlkit.scoring import Scorer, WeightedReward, score
 
@@ -257,8 +257,9 @@ def test_sound_values_of_other_forms_pass() -> None:
     assert loss_declaration(function(needs=Needs(old={"values"})), "it").needs == Needs(old=frozenset({"values"}))  # type: ignore[arg-type]
     for stat in STATS:
         assert loss_declaration(function(needs=Needs(grad=frozenset({stat}))), "it").needs.grad == {stat}
-    for each in dataclasses.fields(Targets):
-        assert loss_declaration(function(reads={each.name}), "it").reads == {each.name}
+    assert {each.name for each in dataclasses.fields(Targets)} == set(TARGETS)
+    for name in TARGETS:
+        assert loss_declaration(function(reads={name}), "it").reads == {name}
 
 
 def test_a_property_that_fails_is_no_missing_declaration() -> None:
