@@ -260,6 +260,8 @@ class RunFolder:
             "valid": pa.array(rollout.valid.numpy(), pa.bool_()),
             "truncated": pa.array(rollout.truncated.numpy(), pa.bool_()),
             "version": pa.array(rollout.version.numpy(), pa.int32()),
+            "last_version": pa.array(_or(rollout.last_version, rollout.version).numpy(), pa.int32()),
+            "turns": pa.array(_turns(rollout), pa.list_(pa.list_(pa.int32()))),
         }
         for name, values in _computed(stats).items():
             first = values[:DIAGNOSED]
@@ -286,6 +288,17 @@ class RunFolder:
             columns[name] = _ragged(whole[places], rollout.length[first], pa.float32())
         self.credit.mkdir(exist_ok=True)
         replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
+
+
+def _turns(rollout: Rollout) -> list[list[list[int]]]:
+    """Of each sample the columns [start, end) of the policy's turns."""
+    if rollout.turns is None:
+        return [[[0, length]] for length in rollout.length.tolist()]
+    return [[[start, end] for start, end in turns] for turns in rollout.turns]
 
 
 def _credited(targets: Targets, shape: tuple[int, int]) -> dict[str, Tensor]:

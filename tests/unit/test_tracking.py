@@ -178,7 +178,8 @@ def test_every_sample_of_a_step_reads_back(folder: RunFolder) -> None:
         assert row["sampler_logprobs"] == rollout.sampler_logprobs[number, :length].tolist()
         assert row["reward"] == rollout.reward[number].item()
         assert row["clean_reward"] == rollout.clean_reward[number].item()
-        assert row["version"] == 11
+        assert row["version"] == row["last_version"] == 11
+        assert row["turns"] == [[0, len(row["tokens"])]]
         assert row["truncated"] == rollout.truncated[number].item()
         assert row["response"] == texts[number]
         assert row["status"] == results[number].status

@@ -246,3 +246,14 @@ def test_resolved_options_read_back_as_themselves(options: dict[str, Any]) -> No
     model = registry.find("algorithms", "vimpo").options
     resolved = model.model_validate(options).model_dump(mode="json")
     assert model.model_validate(resolved).model_dump(mode="json") == resolved
+
+
+def test_the_loss_uses_no_number_that_is_there_for_the_log() -> None:
+    case = fresh_case()
+    algorithm = build(actor_coef=0.05)
+    targets = algorithm.advantage(case.batch, {})
+    loss, _ = algorithm.policy_loss(case.new, case.batch, targets)
+    targets.scalars = {}
+    assert algorithm.policy_loss(case.new, case.batch, targets)[0].equal(loss)
+    targets.coefs = {name: 2 * value for name, value in targets.coefs.items()}
+    assert not algorithm.policy_loss(case.new, case.batch, targets)[0].equal(loss)
