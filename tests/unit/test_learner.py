@@ -23,7 +23,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.engine.reference import FrozenModel
 from rlkit.errors import NotFiniteError, RlkitError
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
+from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, Targets, TokenStats
 from rlkit.loop.learner import Learner
 from rlkit.loop.state import VERSION, RunState
 from rlkit.records.folder import RunFolder
@@ -323,6 +323,32 @@ def test_the_references_log_probs_are_computed_once_a_rollout(
     rows = list(learner._optimizer_batches(batch.rollout, 1))
     for stats, mine in zip(seen, rows, strict=True):
         assert torch.equal(stats.get("ref_logprobs"), old.get("ref_logprobs")[mine])
+
+
+def test_a_loss_that_asks_for_them_with_the_gradient_finds_the_same(models: dict[str, Path]) -> None:
+    batch, targets = random_batch(fresh_seed(), rows=16)
+    config = tiny(models["tied"], batch={"tokens_per_microbatch": 60, "minibatches": 2})
+    policy, reference = engine_of(config), Counted(engine_of(tiny(models["reference"]), frozen=True))
+    seen: dict[int, Tensor] = {}
+
+    def loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
+        for row, tokens in enumerate(batch.rollout.tokens):
+            seen[hash(tuple(tokens.tolist()))] = new.get("ref_logprobs")[row]
+        return logprob_loss(new, batch, targets)
+
+    loss.needs = Needs(grad=frozenset({"logprobs", "ref_logprobs"}))  # type: ignore[attr-defined]
+    algorithm = Algorithm(advantage=lambda batch, state: targets, policy_loss=loss)
+    learner = Learner(config, algorithm, policy, reference, None, RunState())
+    old = learner.measure(batch.rollout, 1)
+    asked = reference.asked
+    learner.learn(batch.rollout, old, 1)
+    assert reference.asked == asked
+    expected = reference.logprobs(batch.rollout)
+    torch.testing.assert_close(old.get("ref_logprobs"), expected)
+    live = batch.rollout.mask.any(1).nonzero().flatten().tolist()
+    assert len(seen) == len(live)
+    for row in live:
+        assert torch.equal(seen[hash(tuple(batch.rollout.tokens[row].tolist()))], old.get("ref_logprobs")[row])
 
 
 # What is remembered
