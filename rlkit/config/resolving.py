@@ -87,7 +87,8 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
             "choose another advantage, or an algorithm with a value loss (ppo)"
         )
-    if unread := algorithm.gives - algorithm.reads - {"coefs"}:
+    read = algorithm.reads | {"coefs"} | ({"importance"} if algorithm.reads_importance else set())
+    if unread := algorithm.gives - read:
         raise ConfigError(
             f"the advantage gives {', '.join(sorted(unread))}, which the loss does not read, so that part of the "
             "reward would be lost: choose an advantage and a loss that fit together"

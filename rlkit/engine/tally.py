@@ -43,7 +43,7 @@ class Tally:
 
     def _sum(self, name: str, total: Tensor, weight: Tensor) -> None:
         if name.endswith("_max"):
-            self._largest[name] = max(self._largest.get(name, -math.inf), float(total))
+            self._largest[name] = _larger(self._largest.get(name, -math.inf), float(total))
             return
         sums = self._sums[name]
         sums[0] += float(total)
@@ -61,8 +61,13 @@ class Tally:
         means[f"{self.role}/loss"] = sum(loss for _, loss, _ in everyone)
         for _, _, largest in everyone:
             for name, value in largest.items():
-                means[name] = max(means.get(name, -math.inf), value)
+                means[name] = _larger(means.get(name, -math.inf), value)
         return means
+
+
+def _larger(a: float, b: float) -> float:
+    """NaN where one is."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
 def suspects_of(part: Batch, new: TokenStats) -> list[SampleKey]:

@@ -23,7 +23,7 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
         "reward/mean": float(rewarded.mean()) if len(rewarded) else math.nan,
         "reward/clean": float(clean.mean()) if len(clean) else math.nan,
         "reward/std": float(clean.std(unbiased=False)) if len(clean) else math.nan,
-        "reward/pass_rate": sum(bool(r.correct) for r in valued) / max(len(valued), 1),
+        "reward/pass_rate": sum(bool(r.correct) for r in valued) / len(valued) if valued else math.nan,
         "response/length": float(rollout.length.float().mean()),
         "response/length_max": float(rollout.length.max()),
         "response/truncated": float(rollout.truncated.float().mean()),

@@ -88,7 +88,8 @@ class Learner:
             if number < self.config.batch.minibatches:
                 credited.append((rows, targets))
             if weights is not None and kept is not None:
-                targets.importance = weights[rows]
+                own = targets.importance
+                targets.importance = weights[rows] if own is None else weights[rows] * own
                 batch = _within(batch, kept[rows])
                 if batch.n_tokens == 0:
                     counts["updates/skipped"] += 1

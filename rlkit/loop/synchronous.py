@@ -20,7 +20,7 @@ from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.passes import LOGPROBS
-from rlkit.errors import RlkitError
+from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation.assemble import assemble, unscored
 from rlkit.generation.collector import Scored, draws
@@ -76,8 +76,7 @@ class SynchronousLoop:
                     self.save()
                 if self.finished or _due(step, self.config.eval.every):
                     self._evaluate()
-            if 0 < self.state.step != self._saved:
-                self.save()
+            self._save_what_is_done()
 
     def complete(self) -> bool:
         """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
@@ -94,12 +93,19 @@ class SynchronousLoop:
         step = self.state.step + 1
 
         self._sync()
+        began = self.state.problems, self.state.replacements
         gathered = self._gather(step)
         rollout = self._assembled(gathered.scored, gathered.rewards, gathered.replaced)
         old = learner.measure(rollout, step)
         self._keep(step, rollout, gathered.scored, old)
         metrics = self._described(gathered, rollout)
-        learnt, credited = learner.learn(rollout, old, step)
+        try:
+            learnt, credited = learner.learn(rollout, old, step)
+        except NotFiniteError:
+            # The weights are sound, since such updates are left out: a resume takes up this step anew.
+            self.state.problems, self.state.replacements = began
+            self._save_what_is_done()
+            raise
         metrics |= learnt
         self.state.step = step
         if old.logprobs is not None:
@@ -128,8 +134,7 @@ class SynchronousLoop:
             gathered = self.gatherer.gather(problems, step, lambda n: [self.problems[i] for i in others.take(n)])
             self._check_versions(gathered)
         except RlkitError:
-            if 0 < state.step != self._saved:
-                self.save()
+            self._save_what_is_done()
             raise
         state.problems, state.replacements = cursor.position, others.position
         return gathered
@@ -266,6 +271,11 @@ class SynchronousLoop:
             reference=self.learner.reference,
         )
         self._saved = self.state.step
+
+    def _save_what_is_done(self) -> None:
+        """A checkpoint, where a step has been made since the last one."""
+        if 0 < self.state.step != self._saved:
+            self.save()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""

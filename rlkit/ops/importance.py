@@ -44,5 +44,6 @@ def importance_weights(
     weight = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     if mode == "truncate":
         return torch.where(mask, weight.clamp(max=limit), 0.0), mask
-    kept = mask & (weight <= limit) & (weight >= 1 / limit)
+    # What is not a number stays, for the loss to be seen not to be one.
+    kept = mask & ~((weight > limit) | (weight < 1 / limit))
     return torch.where(kept, weight, 0.0), kept
