@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import rlkit
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.embedded import resolve
 from rlkit.records.folder import RunFolder
 
 SMALL = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4", "checkpoint.every=2", "steps=4"]
@@ -82,7 +83,7 @@ def test_vimpo_auto_does_not_change_with_the_scale_of_rewards(tmp_path: Path) ->
         assert samples(ten, step)["reward"] == [10 * reward for reward in samples(one, step)["reward"]]
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(ten)[name], weight, rtol=1e-4, atol=1e-6)
-    start = load_file(Path(configs.__file__).parent / "embedded" / "xs" / "model.safetensors")
+    start = load_file(Path(resolve("embedded:xs")) / "model.safetensors")
     assert max(float((start[n] - w).abs().max()) for n, w in weights(one).items()) > 1e-4
 
 
