@@ -1,9 +1,9 @@
 """The synchronous loop: each rollout is sampled with the weights that learn from it. It knows no algorithm.
 
-    sync (the sampler gets the newest weights) -> sample, score -> measure -> learn -> log -> save -> evaluate
+    sync (the sampler gets the newest weights) -> sample, score -> measure -> learn -> record -> save -> show, evaluate
 
-What a step has learnt is logged, and saved where a checkpoint is due, before anything else is tried: nothing that
-fails later (an evaluation, a sync) loses it.
+What a step has learnt is in metrics.jsonl, and saved where a checkpoint is due, before anything else is tried: nothing
+that fails later (a tracker, an evaluation, a sync) loses it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlkit.generation.collector import Scored, draws
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.loop.describe import describe, disturbed
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
-from rlkit.loop.learner import Learner, gap
+from rlkit.loop.learner import Credited, Learner, gap
 from rlkit.loop.state import RunState
 from rlkit.records.folder import RunFolder
 from rlkit.tracking import Tracker
@@ -70,10 +70,14 @@ class SynchronousLoop:
             if not self._evaluated():
                 self._evaluate()
             while not self.finished and not distributed.any_rank(interrupt.asked):
-                self._log(self._one_step())
+                rollout, credited, metrics = self._one_step()
                 step = self.state.step
+                self._record(metrics)
                 if self.finished or _due(step, self.config.checkpoint.every):
                     self.save()
+                if self.folder is not None:
+                    self.folder.log_credit(step, rollout, credited)
+                self._mirror(metrics)
                 if self.finished or _due(step, self.config.eval.every):
                     self._evaluate()
             self._save_what_is_done()
@@ -86,7 +90,8 @@ class SynchronousLoop:
         self._evaluate()
         return True
 
-    def _one_step(self) -> dict[str, float]:
+    def _one_step(self) -> tuple[Rollout, Credited, dict[str, float]]:
+        """Sample, and learn from it. What it returns is all there is to write of it."""
         started = time.perf_counter()
         learner = self.learner
         learner.timer.clear()
@@ -114,14 +119,12 @@ class SynchronousLoop:
         if self.config.sampling.truncated:
             # Of two distributions that are meant to differ: it would say nothing of the sampler.
             metrics = {name: value for name, value in metrics.items() if not name.startswith("sampler/gap_")}
-        if self.folder is not None:
-            self.folder.log_credit(step, rollout, credited)
         seconds = gathered.seconds | learner.timer
         metrics |= {f"time/{phase}_s": spent for phase, spent in seconds.items()}
         metrics["time/step_s"] = time.perf_counter() - started
         metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
-        return metrics
+        return rollout, credited, metrics
 
     def _gather(self, step: int) -> Gathered:
         """The step's samples. Where that fails nothing was learnt from it: when what failed is mended, the run can go
@@ -252,11 +255,15 @@ class SynchronousLoop:
             metrics |= evaluate(
                 benchmark.collector, benchmark.problems, self.config.eval, self.gatherer.params, benchmark.name
             )
-        self._log(metrics | {"time/eval_s": time.perf_counter() - started})
+        metrics["time/eval_s"] = time.perf_counter() - started
+        self._record(metrics)
+        self._mirror(metrics)
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _record(self, metrics: dict[str, float]) -> None:
         if self.folder is not None:
             self.folder.log_metrics(self.state.step, metrics)
+
+    def _mirror(self, metrics: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(self.state.step, metrics)
 
