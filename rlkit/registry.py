@@ -310,6 +310,12 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
             lines.append(
                 f"{'.'.join(path)!r}: should be a list, as in -s '{'.'.join(path)}=[a, b]' (got {item['input']!r})"
             )
+        elif item["type"] == "string_type":
+            key = ".".join(path)
+            lines.append(
+                f"{key!r}: should be text (got {item['input']!r}). If YAML has made that of a text, put quotes around "
+                f"it, which the shell must leave there, as in -s '{key}=\"no\"'"
+            )
         else:
             said = item["msg"][0].lower() + item["msg"][1:]
             lines.append(f"{'.'.join(path)!r}: {said} (got {item['input']!r})")

@@ -6,7 +6,7 @@ default, reading.py takes them from files and the command line, resolving.py hol
 
 from __future__ import annotations
 
-from rlkit.config.reading import load, presets, set_key
+from rlkit.config.reading import load, parse_value, parse_yaml, presets, set_key
 from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_with_algorithm
 from rlkit.config.sections import (
     AverageReference,
@@ -66,6 +66,8 @@ __all__ = [
     "Section",
     "build_algorithm",
     "load",
+    "parse_value",
+    "parse_yaml",
     "presets",
     "resolve",
     "resolve_ref",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ def load(
         where, data = "", source
     else:
         text, where = _read(str(source))
-        data = _parse(text, where)
+        data = parse_yaml(text, where)
     data = dict(data)
     if algo is not None:
         named = as_ref(data.get("algo"))
@@ -62,14 +65,65 @@ def _read(source: str) -> tuple[str, str]:
     return path.read_text(), str(path)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Keys and values of a YAML file; `where` is for messages. Warns of a comment that cuts off what looks like text.
+
+    Raises ConfigError for what is not YAML, and for what holds no keys."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, got {type(data).__name__}")
+    for before, comment in comments(text):
+        if _cuts(before, comment):
+            line = before.end_mark.line + 1
+            warnings.warn(
+                f"{where}, line {line}: the text ends at {before.value!r}, for ' #' begins a comment in YAML, and "
+                f"{comment!r} is not read. Put quotes around the whole text if it is part of it",
+                stacklevel=2,
+            )
     return data
+
+
+def comments(text: str) -> Iterator[tuple[Any, str]]:
+    """The comments that follow a value or a key on its own line: (the YAML token before, the comment's text)."""
+    if "#" not in text:
+        return
+    tokens = list(yaml.scan(text))
+    for before, after in itertools.pairwise(tokens):
+        between = text[before.end_mark.index : after.start_mark.index].partition("\n")[0].strip()
+        if between.startswith("#"):
+            yield before, between
+
+
+def _cuts(before: Any, comment: str) -> bool:
+    """Whether a comment looks as if it had been meant as a part of the text before it: several plain words, and then
+    no `# ` as comments have it. Numbers, switches and single words have comments behind them."""
+    words = isinstance(before, yaml.ScalarToken) and before.plain and len(before.value.split()) > 1
+    return words and len(comment) > 1 and not comment[1].isspace()
+
+
+def parse_value(text: str, where: str) -> Any:
+    """A value of the command line, read as YAML; but a plain text is taken as it was typed, where YAML would cut it
+    at a `#`, fold its lines or take 010 for 8. ConfigError for what is not YAML, and for a comment beside brackets or
+    quotes."""
+    try:
+        node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        commented = text.lstrip().startswith("#") or any(comments(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{where}: the value is not YAML: {error}\nText is taken as it stands within quotes, which the shell must "
+            "leave there, as in -s 'data.system=\"A text: with colons\"'"
+        ) from error
+    plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+    if commented and not plain:
+        raise ConfigError(
+            f"{where}: ' #' begins a comment in YAML, and what follows it would be lost: put quotes around the text "
+            "that it belongs to, or leave it out"
+        )
+    changed = isinstance(value, int) and not isinstance(value, bool) and str(value) != text.strip().removeprefix("+")
+    return text if plain and (commented or changed or isinstance(value, str)) else value
 
 
 def set_key(data: dict[str, Any], override: str) -> None:
@@ -77,10 +131,7 @@ def set_key(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"-s {override}: the value is not YAML: {error}") from error
+    value = parse_value(text, f"-s {override}")
     *path, last = key.split(".")
     here = data
     for part in path:

@@ -179,11 +179,10 @@ def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
                 + nearest(source, ours)
             )
         try:
-            data = yaml.safe_load(file.read_text() if file.is_file() else ours[source])
-        except (OSError, yaml.YAMLError) as error:
+            text = file.read_text() if file.is_file() else ours[source]
+        except OSError as error:
             raise ConfigError(f"the sweep's file {source} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{source}: expected keys and values, got {type(data).__name__}")
+        data = configs.parse_yaml(text, source)
     # A file's own settings stay beside those of the command line.
     for name in ("set", "grid"):
         if name in given and isinstance(data.get(name), dict):
@@ -299,10 +298,17 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     key, equals, values = text.partition("=")
     if not equals or not key or not values:
         raise ConfigError(f"{text}: expected key=value, or key=value,value,... for several")
+    listed = f"[{values}]"
     try:
-        return key, [_number(each) for each in yaml.safe_load(f"[{values}]")]
+        nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value
     except yaml.YAMLError as error:
-        raise ConfigError(f"{text}: the values are not YAML: {error}") from error
+        raise ConfigError(
+            f"{text}: the values are not YAML: {error}\nPut quotes around a text with ' #', a comma or a bracket in it, "
+            "which the shell must leave there, as in -s 'data.system=\"End with #### and the number\"'"
+        ) from error
+    return key, [
+        _number(configs.parse_value(listed[node.start_mark.index : node.end_mark.index], text)) for node in nodes
+    ]
 
 
 def _number(value: Any) -> Any:

@@ -86,3 +86,65 @@ def test_not_yaml(tmp_path: Path) -> None:
     file.write_text("a: [1\n")
     with pytest.raises(ConfigError, match=re.escape(f"{file} is not YAML")):
         configs.load(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "End with #### and the number",
+        "#### and the number",
+        "Use C #and nothing else",
+        "First line\nsecond line\n\nthird",
+        "  spaces around ",
+    ],
+)
+def test_a_plain_text_on_the_command_line_is_taken_as_typed(text: str) -> None:
+    assert configs.load("embedded", [f"data.system={text}"]).data.system == text
+
+
+def test_quotes_are_read_as_yaml_has_them() -> None:
+    assert configs.load("embedded", ['data.system="a # b\\n"']).data.system == "a # b\n"
+    assert configs.load("embedded", ["data.system='it''s: so'"]).data.system == "it's: so"
+    assert configs.load("embedded", ["data.system="]).data.system is None
+
+
+@pytest.mark.parametrize(
+    "setting", ["trackers=[wandb] # later", 'data.system="a" # b', "reward={kind: exact} #x", "steps=5 # five"]
+)
+def test_a_comment_on_the_command_line_is_not_dropped(setting: str) -> None:
+    with pytest.raises(ConfigError, match="#"):
+        configs.load("embedded", [setting])
+
+
+def test_a_number_is_the_one_that_was_typed() -> None:
+    assert configs.load("embedded", ["steps=010"]).steps == 10
+    assert configs.load("embedded", ["steps=1_000"]).steps == 1000
+    with pytest.raises(ConfigError, match="1:30"):
+        configs.load("embedded", ["steps=1:30"])
+
+
+@pytest.mark.parametrize("text", ["no", "A: b", "2024-01-01", "{prompt}"])
+def test_what_yaml_makes_of_a_text_is_refused_with_what_to_do(text: str) -> None:
+    with pytest.raises(ConfigError, match="put quotes around"):
+        configs.load("embedded", [f"data.template={text}"])
+
+
+def test_a_file_whose_text_is_cut_by_a_comment_warns_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(configs.presets()["embedded"] + "noise: []\n")
+    section = "data:\n  path: embedded:arithmetic\n  system: End with #### and the number"
+    text = re.sub(r"^data:.*$", section, file.read_text(), flags=re.MULTILINE)
+    file.write_text(text)
+    line = next(i for i, each in enumerate(text.splitlines(), 1) if "####" in each)
+    with pytest.warns(UserWarning, match=rf"x.yaml, line {line}: .*'End with'.*'#### and the number'.*quotes"):
+        assert configs.load(file).data.system == "End with"
+
+
+@pytest.mark.filterwarnings("error")
+def test_ordinary_comments_warn_of_nothing() -> None:
+    lines = ["steps: 5 #five", "seed: 1 ## one", "name: word #one", "a: true #### so", "b: several words # a remark"]
+    lines += ["c: 'several words' ## x", "d: [1, 2] ## x", "# a: b #c", "e: | ## x\n  text ## of its own", "f: #### x"]
+    parsed = configs.parse_yaml("\n".join(lines), "x")
+    assert parsed["e"] == "text ## of its own\n"
+    for text in configs.presets().values():
+        configs.parse_yaml(text, "preset")

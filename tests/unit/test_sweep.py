@@ -467,3 +467,9 @@ def test_a_best_value_at_the_end_of_what_was_tried_is_marked(best: int, end: dic
         arm="grpo", condition="none", metric="reward/clean", seeds=[9], trials=trials, chosen=trials[best].settings
     )
     assert tuning.at_the_end == end
+
+
+def test_a_text_that_yaml_would_cut_is_refused_or_whole() -> None:
+    with pytest.raises(ConfigError, match="quotes"):
+        specs.parse_values("data.system=End with #### and the number")
+    assert specs.parse_values('data.system="End with #### and the number"')[1] == ["End with #### and the number"]
