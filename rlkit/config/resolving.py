@@ -27,6 +27,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     """`resolve`, and the algorithm that was built to check the config against it."""
+    config = _checked(config)
     # Whole paths, so that the run can be resumed from another folder.
     places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}
     plugins = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in config.plugins]
@@ -99,6 +100,14 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             "choose an advantage and a loss that fit together"
         )
     return resolved, algorithm
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The config, validated anew: what was assigned in Python after it was made has not been."""
+    try:
+        return RunConfig.model_validate(config.model_dump(warnings=False))
+    except ValidationError as error:
+        raise ConfigError(registry.explain(error, RunConfig)) from error
 
 
 def _own_reference(algorithm: Algorithm, name: str) -> Reference:

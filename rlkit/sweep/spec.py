@@ -303,7 +303,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
         nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{text}: the values are not YAML: {error}\nPut quotes around a text with ' #', a comma or a bracket in it, "
+            f"{text}: the values are not YAML: {error}\nPut quotes around a text with ' #', a comma or a bracket, "
             "which the shell must leave there, as in -s 'data.system=\"End with #### and the number\"'"
         ) from error
     return key, [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -148,3 +149,37 @@ def test_ordinary_comments_warn_of_nothing() -> None:
     assert parsed["e"] == "text ## of its own\n"
     for text in configs.presets().values():
         configs.parse_yaml(text, "preset")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("sampling.top_p", 0.5, "sampling.top_p below 1"),
+        ("optimizer.lr", "fast", "'optimizer.lr'.*'fast'"),
+        ("steps", -5, "'steps'.*-5"),
+        ("batch.minibatches", 7, "'batch'.*multiple of minibatches"),
+        ("sampling.max_tokens", None, "'sampling.max_tokens'"),
+        ("optimizer", 3, "'optimizer'"),
+        ("algo", "grqo", "grqo"),
+        ("critic.optimizer.eps", [1], "'critic.optimizer.eps'"),
+    ],
+)
+def test_what_is_assigned_in_python_is_checked_too(path: str, value: object, said: str) -> None:
+    settings = configs.load("embedded")
+    *sections, key = path.split(".")
+    section: Any = settings
+    for name in sections:
+        section = getattr(section, name)
+    setattr(section, key, value)
+    with pytest.raises(ConfigError, match=said):
+        configs.resolve(settings)
+    configs.resolve(configs.load("embedded"))  # no default has been changed
+
+
+def test_what_is_assigned_in_python_is_read_as_in_a_file() -> None:
+    settings = configs.load("embedded")
+    settings.optimizer.lr = "1e-4"  # type: ignore[assignment]
+    settings.algo = "grpo"  # type: ignore[assignment]
+    resolved = configs.resolve(settings)
+    assert resolved.optimizer.lr == 1e-4
+    assert resolved.algo.options["clip_low"] > 0
