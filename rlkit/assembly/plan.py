@@ -14,7 +14,7 @@ from rlkit.config import (
     RunConfig,
     SamplingConfig,
 )
-from rlkit.engine.memory import estimate
+from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
@@ -48,7 +48,8 @@ def make_plan(
             else {}
         ),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
-        f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}",
+        f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}"
+        f"{_repeats(config, inputs)}",
         **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
@@ -61,9 +62,10 @@ def make_plan(
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
         f"of {batch.tokens_per_microbatch} tokens, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
-        "memory": _memory(config, algorithm, ranks),
+        "memory": _memory(config, algorithm, inputs, ranks),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
+        "checkpoints": _checkpoints(config, algorithm),
         "folder": str(config.folder),
     }
     width = max(map(len, rows))
@@ -74,6 +76,17 @@ def _truncation(sampling: SamplingConfig) -> str:
     parts = [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
     parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     return "".join(f", {part}" for part in parts)
+
+
+def _repeats(config: RunConfig, inputs: Inputs | None) -> str:
+    """Said where a step takes more prompts than there are."""
+    there = len(inputs.problems.problems) if inputs else config.batch.prompts_per_step
+    if there >= config.batch.prompts_per_step:
+        return ""
+    return (
+        f"; there {'is' if there == 1 else 'are'} only {counted(there, 'problem')}, so prompts repeat within a step: "
+        f"lower batch.prompts_per_step to {there}, or give more problems"
+    )
 
 
 def _refill(config: RunConfig) -> dict[str, str]:
@@ -150,10 +163,15 @@ def _reference(config: RunConfig) -> str:
     return f"frozen: {own}"
 
 
-def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
+def _memory(config: RunConfig, algorithm: Algorithm, inputs: Inputs | None, ranks: int) -> str:
     """On each rank. Activations are not in it."""
+    prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
     memory = estimate(
-        config, ranks, needs_reference=algorithm.needs.reference, has_critic=algorithm.value_loss is not None
+        config,
+        ranks,
+        longest=prompt + config.sampling.max_tokens,
+        needs_reference=algorithm.needs.reference,
+        has_critic=algorithm.value_loss is not None,
     )
     if memory is None:
         return "not estimated"
@@ -164,6 +182,19 @@ def _memory(config: RunConfig, algorithm: Algorithm, ranks: int) -> str:
         f"{size(memory.head)} for logits, on each rank"
         + (f"; {size(memory.host)} in host memory for the reference's average" if memory.host else "")
     )
+
+
+def _checkpoints(config: RunConfig, algorithm: Algorithm) -> str:
+    kept, every = checkpoints_kept(config), config.checkpoint_every
+    when = f"every {counted(every, 'step')} and at the end" if 0 < every < config.steps else "at the end"
+    said = f"{when}; the newest {kept} stay" if kept > 1 else when
+    each = checkpoint_bytes(
+        config, needs_reference=algorithm.needs.reference, has_critic=algorithm.value_loss is not None
+    )
+    if not each:
+        return said
+    more = f", {size(each)} more while one is written" if 0 < every < config.steps else ""
+    return f"{said}, about {size(kept * each)} of disk{more}"
 
 
 def _evaluation(config: RunConfig, held_out: ProblemSet | None) -> str:

@@ -279,8 +279,8 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: Annotated[int, Field(ge=0)] = 0
-    """Steps; 0: only at the end."""
+    every: Annotated[int, Field(ge=0)] | None = None
+    """Steps; 0: only at the end. None: a tenth of the run, and at least 10 steps."""
     keep: Positive = 2
     """Newest checkpoints that stay on disk."""
 
@@ -362,6 +362,12 @@ class RunConfig(Section):
     @property
     def folder(self) -> Path:
         return self.out / self.run_name
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints; 0: only at the end."""
+        # A kill then costs a tenth of a run at most, and short runs are not slowed by saving.
+        return max(10, self.steps // 10) if self.checkpoint.every is None else self.checkpoint.every
 
     @property
     def updates_per_step(self) -> int:

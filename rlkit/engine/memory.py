@@ -29,8 +29,9 @@ class Memory:
         return self.policy + self.reference + self.critic
 
 
-def estimate(config: RunConfig, ranks: int, *, needs_reference: bool, has_critic: bool) -> Memory | None:
-    """Of a resolved config; None where the model's size is not known here. LoRA's adapters count as nothing."""
+def estimate(config: RunConfig, ranks: int, *, longest: int, needs_reference: bool, has_critic: bool) -> Memory | None:
+    """Of a resolved config whose `longest` row has so many tokens, prompt and response; None where the model's size is
+    not known here. LoRA's adapters count as nothing."""
     shape = model_shape(config.model)
     if shape is None:
         return None
@@ -51,24 +52,35 @@ def estimate(config: RunConfig, ranks: int, *, needs_reference: bool, has_critic
         reference=reference,
         critic=learning if has_critic else 0.0,
         host=host,
-        head=peak_bytes(config.batch.tokens_per_microbatch, vocabulary),
+        head=peak_bytes(_largest_microbatch(config, ranks, longest), vocabulary),
     )
 
 
+def _largest_microbatch(config: RunConfig, ranks: int, longest: int) -> int:
+    """Padded tokens: what the budget allows (a row that is longer goes alone), or all rows of a rank."""
+    rows = math.ceil(config.batch.prompts_per_step * config.batch.samples_per_prompt / ranks)
+    return min(max(config.batch.tokens_per_microbatch, longest), rows * longest)
+
+
+def checkpoints_kept(config: RunConfig) -> int:
+    """Checkpoints that a finished run keeps."""
+    every = config.checkpoint_every
+    return min(config.checkpoint.keep, math.ceil(config.steps / every)) if every else 1
+
+
 def checkpoint_bytes(config: RunConfig, *, needs_reference: bool, has_critic: bool) -> float:
-    """Bytes on disk of the checkpoints that a finished run keeps; 0 where the model's size is not known here.
+    """Bytes on disk of one checkpoint; 0 where the model's size is not known here.
 
     Of policy and critic the weights, for training and for `from_pretrained`, and AdamW's state; of a moving reference
     its weights."""
     shape = model_shape(config.model)
     if shape is None:
         return 0.0
-    every = config.checkpoint.every
-    kept = min(config.checkpoint.keep, math.ceil(config.steps / every)) if every else 1
-    each = (2 * _width(config) + _optimizer_width(config)) * (1 + has_critic)
+    optimizer = _optimizer_width(config) if config.model.lora is None else 0
+    each = (2 * _width(config) + optimizer) * (1 + has_critic)
     if needs_reference and config.reference is not None and config.reference.kind in ("average", "copy"):
         each += _average_width(config) or _width(config)
-    return shape[0] * kept * each
+    return shape[0] * each
 
 
 def _width(config: RunConfig) -> int:

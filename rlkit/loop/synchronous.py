@@ -73,7 +73,7 @@ class SynchronousLoop:
                 rollout, credited, metrics = self._one_step()
                 step = self.state.step
                 self._record(metrics)
-                if self.finished or _due(step, self.config.checkpoint.every):
+                if self.finished or _due(step, self.config.checkpoint_every):
                     self.save()
                 if self.folder is not None:
                     self.folder.log_credit(step, rollout, credited)

@@ -179,11 +179,11 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
     """Returns False where it was interrupted."""
 
     def estimate(job: Job, left: float) -> str:
-        from rlkit.engine.memory import checkpoint_bytes
+        from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept
 
         each = (disk_bytes(job.folder) - disk_bytes(RunFolder(job.folder).checkpoints)) / job.step * job.steps
         algorithm = configs.build_algorithm(job.config)
-        each += checkpoint_bytes(
+        each += checkpoints_kept(job.config) * checkpoint_bytes(
             job.config,
             needs_reference=algorithm.needs.reference,
             has_critic=algorithm.value_loss is not None,

@@ -1,0 +1,83 @@
+"""What a run's plan says of checkpoints, memory and data that are few."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlkit import config as configs
+from rlkit.assembly import run as runs
+from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
+from rlkit.ops.head import peak_bytes
+
+
+def line(settings: list[str], name: str, ranks: int = 1) -> str:
+    plan = runs.plan(configs.load("embedded_xs", settings), ranks)
+    return next(each for each in plan.splitlines() if each.split()[:1] == [name.split()[0]])
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "saved"),
+    [(1, "null", 10), (20, "null", 10), (99, "null", 10), (200, "null", 20), (200, "0", 0), (7, "2", 2)],
+)
+def test_checkpoints_come_every_tenth_of_a_run_unless_it_says_otherwise(steps: int, every: str, saved: int) -> None:
+    config = configs.load("embedded", [f"steps={steps}", f"checkpoint.every={every}"])
+    assert config.checkpoint_every == saved
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (["steps=5"], 1),
+        (["steps=10"], 1),
+        (["steps=11"], 2),
+        (["steps=500"], 2),
+        (["steps=500", "checkpoint.keep=20"], 10),
+        (["checkpoint.every=0", "checkpoint.keep=3"], 1),
+    ],
+)
+def test_checkpoints_that_stay_are_counted(settings: list[str], kept: int) -> None:
+    assert checkpoints_kept(configs.load("embedded", settings)) == kept
+
+
+def test_the_plan_says_when_checkpoints_are_made_and_what_they_take() -> None:
+    assert "every 20 steps and at the end; the newest 2 stay, about" in line(["steps=200"], "checkpoints")
+    said = line(["steps=5"], "checkpoints")
+    assert "every" not in said
+    assert "at the end, about" in said
+    config = configs.resolve(configs.load("embedded_xs"))
+    plain = checkpoint_bytes(config, needs_reference=True, has_critic=False)
+    assert checkpoint_bytes(config, needs_reference=True, has_critic=True) == 2 * plain
+
+
+def test_prompts_that_repeat_within_a_step_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "two.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in (1, 2)))
+    of = [f"data.path={file}"]
+    assert "only 2 problems, so prompts repeat within a step" in line([*of, "batch.prompts_per_step=96"], "a step")
+    assert "repeat" not in line([*of, "batch.prompts_per_step=2"], "a step")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "budget", "ranks", "longest", "tokens"),
+    [
+        (2, 16384, 1, 50, 2 * 4 * 50),
+        (2, 16384, 3, 50, 3 * 50),
+        (64, 1000, 1, 50, 1000),
+        (64, 1000, 1, 3000, 3000),
+    ],
+)
+def test_logits_are_of_the_largest_microbatch_that_there_can_be(
+    prompts: int, budget: int, ranks: int, longest: int, tokens: int
+) -> None:
+    settings = [f"batch.prompts_per_step={prompts}", "batch.samples_per_prompt=4"]
+    settings.append(f"batch.tokens_per_microbatch={budget}")
+    config = configs.resolve(configs.load("embedded_xs", settings))
+    memory = estimate(config, ranks, longest=longest, needs_reference=False, has_critic=False)
+    vocabulary = estimate(config, 1, longest=1, needs_reference=False, has_critic=False)
+    assert memory is not None
+    assert vocabulary is not None
+    assert memory.head / vocabulary.head * min(budget, prompts * 4) == tokens
+    assert vocabulary.head % peak_bytes(1, 1) == 0
