@@ -23,6 +23,15 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     ]
 
 
+def runs_of(folder: Path) -> set[str]:
+    """Folders of the runs that were compared there; empty where there is no comparison."""
+    file = folder / "seeds.csv"
+    if not file.is_file():
+        return set()
+    with file.open(newline="", encoding="utf-8") as lines:
+        return {row.get("folder") or row.get("run") or "?" for row in csv.DictReader(lines)}
+
+
 def _arms(comparison: Comparison) -> Iterator[dict[str, Cell]]:
     for result in comparison.results:
         to = result.to_threshold
@@ -73,6 +82,7 @@ def _seeds(comparison: Comparison) -> Iterator[dict[str, Cell]]:
                 "arm": result.arm,
                 "seed": seed.run.seed,
                 "run": seed.run.name,
+                "folder": str(seed.run.folder.resolve()),
                 "final": seed.final,
                 "auc": seed.auc,
                 "steps_to_threshold": seed.steps,

@@ -141,7 +141,7 @@ def _arm_row(comparison: Comparison, result: ArmResult, places: int | None) -> R
 
 def _chart(comparison: Comparison, title: str, results: Sequence[ArmResult]) -> pages.Chart:
     series = []
-    for result in results:
+    for result in (each for each in results if each.seeds):
         curve, color = result.curve, comparison.arms.index(result.arm)
         series.append(
             pages.Series(

@@ -36,7 +36,7 @@ def draw(comparison: Comparison, file: Path) -> Path:
             if not results:
                 axes.set_axis_off()
                 continue
-            for result in results:
+            for result in (each for each in results if each.seeds):
                 named[result.arm] = _curve(axes, result, comparison.arms.index(result.arm))
             axes.set_title(f"{metric}, {condition_name(condition)}", loc="left", fontsize=9)
             _finish(axes, results[0].threshold)

@@ -81,6 +81,7 @@ class ArmResult:
     metric: str
     arm: str
     seeds: Sequence[SeedResult]
+    """Empty: not measured in training up to the step that is compared."""
     final: Estimate
     iqm: Estimate
     auc: Estimate
@@ -168,7 +169,7 @@ def compare(
     compared = _compared(whole, conditions, metrics)
     results = []
     for condition, metric in itertools.product(conditions, sorted({m for run in whole for m in run.curves})):
-        group = [run for run in whole if run.condition == condition and metric in run.curves]
+        group = [run for run in whole if run.condition == condition]
         results += _arm_results(group, arms, metric, horizon[condition], metric in compared[condition], threshold)
     left_out = [run for run in read.runs if run.last < horizon[run.condition]]
     return Comparison(
@@ -238,8 +239,10 @@ def _compared(runs: Sequence[Run], conditions: Sequence[str], asked: Sequence[st
 def _arm_results(
     runs: Sequence[Run], arms: Sequence[str], metric: str, last: int, compared: bool, threshold: float | None
 ) -> list[ArmResult]:
-    by_arm = {arm: [_seed_result(run, metric, last) for run in runs if run.arm == arm] for arm in arms}
-    # What was measured only after the horizon is no part of the comparison.
+    """An arm without seeds is one that was not measured; there is none where no arm was."""
+    having = [run for run in runs if metric in run.curves]
+    by_arm = {arm: [_seed_result(run, metric, last) for run in having if run.arm == arm] for arm in arms}
+    # What was measured only before training or after the horizon is no part of the comparison.
     by_arm = {arm: kept for arm, seeds in by_arm.items() if (kept := [s for s in seeds if not math.isnan(s.final)])}
     goal = None
     if compared:
@@ -265,7 +268,25 @@ def _arm_results(
                 ),
             )
         )
+    if found and compared:
+        there = {run.arm for run in runs}
+        found += [_not_measured(found[0], arm) for arm in arms if arm in there and arm not in by_arm]
+        found.sort(key=lambda result: arms.index(result.arm))
     return found
+
+
+def _not_measured(beside: ArmResult, arm: str) -> ArmResult:
+    nothing = Estimate(math.nan, None, None, 0)
+    return replace(
+        beside,
+        arm=arm,
+        seeds=[],
+        final=nothing,
+        iqm=nothing,
+        auc=nothing,
+        to_threshold=None,
+        curve=MeanCurve(np.zeros(0), np.zeros(0), None, None),
+    )
 
 
 def _seed_result(run: Run, metric: str, last: int) -> SeedResult:

@@ -37,10 +37,17 @@ def fixed(value: float, places: int | None) -> str:
 
 def estimate(value: Estimate, places: int | None) -> str:
     """`0.853 [0.841, 0.866]`; one seed has no interval."""
+    if value.seeds == 0:
+        return "not measured"
     said = fixed(value.value, places)
     if value.low is None or value.high is None:
         return said
     return f"{said} [{fixed(value.low, places)}, {fixed(value.high, places)}]"
+
+
+def _alone(value: Estimate, places: int | None) -> str:
+    """Without its interval."""
+    return fixed(value.value, places) if value.seeds else ""
 
 
 def difference(pair: Pair, places: int | None) -> str:
@@ -165,8 +172,8 @@ def _arms_table(results: list[ArmResult]) -> Any:
         columns += [(f"steps to {number(goal)}", "right"), ("time", "right"), ("tokens", "right"), ("reached", "right")]
     table = _table(*columns)
     for each in results:
-        numbers = [str(each.final.seeds), estimate(each.final, places), fixed(each.iqm.value, places)]
-        cells = [each.arm, *numbers, fixed(each.auc.value, places), *(to_threshold(each) if goal is not None else ())]
+        numbers = [str(each.final.seeds), estimate(each.final, places), _alone(each.iqm, places)]
+        cells = [each.arm, *numbers, _alone(each.auc, places), *(to_threshold(each) if goal is not None else ())]
         table.add_row(*(Text(visible(cell)) for cell in cells))
     return table
 
@@ -184,7 +191,7 @@ def _pairs_table(comparison: Comparison, pairs: list[Pair], places: int | None) 
 
 def explanation(comparison: Comparison) -> str:
     """How the numbers came about, in a few sentences."""
-    one = all(result.final.seeds == 1 for result in comparison.results)
+    one = all(result.final.seeds <= 1 for result in comparison.results)
     said = [
         "Final value: mean of the last tenth of the steps. IQM: interquartile mean of it over the seeds. AUC: area "
         "under the curve, divided by its length.",
@@ -196,6 +203,11 @@ def explanation(comparison: Comparison) -> str:
     ]
     if len(comparison.arms) > ALL_PAIRS:
         said.append(f"Among more than {ALL_PAIRS} arms, each is paired with the first: {comparison.arms[0]}.")
+    if not all(result.seeds for result in comparison.results):
+        said.append(
+            "Not measured: nothing after step 0 and up to the step that is compared; what was measured before "
+            "training says nothing of it. Runs of one length, or a smaller eval.every, have it."
+        )
     if any(result.threshold is not None for result in comparison.results):
         rule = "90 % of the way from the lowest start to the best final value"
         rule = rule if comparison.threshold is None else "as asked for"

@@ -23,15 +23,18 @@ def tenth(last: int) -> int:
 
 def last_tenth(steps: ArrayLike, last: int) -> slice:
     """Which measurements speak for the end of the run: those in the last tenth of the steps 1..last; where nothing was
-    measured there, the last one before. Empty where there is none at all."""
+    measured there, the last one before. Empty where there is none at all: what was measured at step 0 says nothing of
+    training."""
     at = np.asarray(steps)
     end = int(np.searchsorted(at, last, side="right"))
     begin = int(np.searchsorted(at, last - tenth(last), side="right"))
-    return slice(max(0, min(begin, end - 1)), end)
+    first = int(np.searchsorted(at, min(last, 1)))
+    return slice(min(end, max(first, min(begin, end - 1))), end)
 
 
 def final_value(steps: ArrayLike, values: ArrayLike, last: int) -> float:
-    """The mean of the `last_tenth`; NaN where nothing was measured up to `last`."""
+    """The mean of the `last_tenth`; NaN where nothing was measured up to `last` (but at step
+    0)."""
     tail = _floats(values)[last_tenth(steps, last)]
     return float(tail.mean()) if len(tail) else math.nan
 

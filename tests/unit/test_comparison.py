@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -497,3 +498,49 @@ def test_many_arms_are_each_paired_with_the_first(arms: int, pairs: int, tmp_pat
 def test_seeds_beyond_what_anybody_runs_are_not_counted(tmp_path: Path) -> None:
     levels = {"vimpo": (0.60, 0.70), "grpo": (0.70, 0.58)}
     assert "no difference shown (more than 100 seeds needed)" in said(compare(pair_up(tmp_path, levels)))
+
+
+def test_what_was_measured_before_training_alone_is_not_measured(tmp_path: Path) -> None:
+    def every(steps: int) -> Callable[[int], Metrics]:
+        def at(step: int) -> Metrics:
+            row = {k: v for k, v in rising(0.8)(step).items() if not k.startswith("eval/")}
+            return row | ({"eval/heldout/mean@1": 0.25 + 0.5 * step / 20} if step in (0, steps) else {})
+
+        return at
+
+    long, short = every(20), every(10)
+    runs = [
+        write_run(tmp_path / "a", algo="vimpo", steps=20, metrics=long),
+        write_run(tmp_path / "b", algo="grpo", steps=10, metrics=short),
+    ]
+    compared = compare(runs)
+    assert compared.horizon == {"none": 10}
+    vimpo, grpo = compared.of("none", "eval/heldout/mean@1")
+    assert (vimpo.arm, vimpo.final.seeds, len(vimpo.curve.steps)) == ("vimpo", 0, 0)
+    assert math.isnan(vimpo.final.value)
+    assert grpo.final.value == 0.5
+    assert not [pair for pair in compared.pairs if pair.metric.startswith("eval/")]
+    assert len(compared.of("none", "reward/clean")) == 2
+    printed = said(compared)
+    assert re.search(r"vimpo +0 +not measured", printed)
+    assert "nothing after step 0" in printed
+    files = write(compared, tmp_path / "out")
+    assert "not measured" in files[0].read_text()
+    # Nor does an evaluation that none has after step 0 say who is ahead.
+    others = [write_run(tmp_path / name, algo=name, steps=8, metrics=long) for name in ("ppo", "rloo")]
+    assert compare(others).of("none", "eval/heldout/mean@1") == []
+    assert said(compare(others))
+    assert write(compare(others), tmp_path / "other")
+
+
+def test_a_comparison_of_other_runs_is_not_overwritten(tmp_path: Path) -> None:
+    a, b, c = (write_run(tmp_path / name, algo=name) for name in ("grpo", "ppo", "vimpo"))
+    out = tmp_path / "comparison"
+    write(compare([a, b]), out)
+    before = (out / "arms.csv").read_bytes()
+    with pytest.raises(ConfigError, match=r"other runs \(.*/ppo\).*--out"):
+        write(compare([a, c]), out)
+    assert (out / "arms.csv").read_bytes() == before
+    write(compare([a, b]), out)
+    write(compare([a, b, c]), out)
+    assert (out / "arms.csv").read_bytes() != before

@@ -136,6 +136,14 @@ def test_stretches_that_hold_the_same_are_the_same() -> None:
     assert len({*means[3:].tolist()}) == 1
 
 
+def test_what_was_measured_before_training_says_nothing_of_its_end() -> None:
+    assert math.isnan(final_value([0, 20], [0.1, 0.2], 10))
+    assert final_value([0, 20], [0.1, 0.2], 20) == 0.2
+    assert final_value([0, 1], [0.1, 0.2], 10) == 0.2
+    assert final_value([0], [0.1], 0) == 0.1
+    assert [0, 20][last_tenth([0, 20], 19)] == []
+
+
 def test_tenths_go_through_the_run_and_end_with_its_final_value(random: np.random.Generator) -> None:
     for last in (1, 3, 9, 10, 12, 15, 80, 85, 199):
         steps, values = np.arange(1, last + 1), random.normal(size=last)
