@@ -69,6 +69,8 @@ def definition(spec: SweepConfig, folder: Path, base: str) -> dict[str, Any]:
     trackers = [grouped(ref, folder.name) for ref in runs[0][1].trackers]
     if not any(ref.kind == "wandb" for ref in trackers):
         trackers.append(grouped(configs.resolve_ref("trackers", PluginRef(kind="wandb"), "trackers"), folder.name))
+    from rlkit.tracking import wandb as mirror
+
     ours = next(ref.options for ref in trackers if ref.kind == "wandb")
     noises = {arm.noise: [ref.model_dump() for ref in config.noise] for arm, config in runs}
     own = next(iter(spec.algos.values()))
@@ -81,7 +83,7 @@ def definition(spec: SweepConfig, folder: Path, base: str) -> dict[str, Any]:
     }
     return {
         "name": folder.name,
-        "project": ours["project"],
+        "project": mirror.project(mirror.WandbConfig(**ours)),
         **({"entity": ours["entity"]} if ours["entity"] else {}),
         "method": "grid",
         "program": "rlkit",

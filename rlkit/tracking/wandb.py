@@ -19,18 +19,25 @@ from rlkit.tracking import RunInfo
 
 
 class WandbConfig(Section):
-    project: str = "rlkit"
+    project: str | None = None
+    """None: WANDB_PROJECT, else rlkit."""
     entity: str | None = None
+    """None: WANDB_ENTITY, else the key's own."""
     group: str | None = None
-    """Runs of one group differ by their seed; None: algorithm, model and data, so that the workspace, grouped,
-    lays algorithms over each other. `rlkit sweep` puts its runs into a group of the sweep's name."""
+    """Runs of one group differ by their seed; None: WANDB_RUN_GROUP, else algorithm, model and data, so that the
+    workspace, grouped, lays algorithms over each other. `rlkit sweep` puts its runs into a group of the sweep's name.
+    """
     tags: list[str] = []
-    """Besides algorithm, model, data, noise and seed."""
+    """Besides algorithm, model, data, noise and seed; none: those of WANDB_TAGS."""
 
 
 @registry.tracker("wandb")
 def wandb(config: WandbConfig, run: RunInfo) -> WandbTracker:
-    """Weights & Biases; offline where there is no key, to be uploaded later with `wandb sync`."""
+    """Weights & Biases; offline where there is no key, to be uploaded later with `wandb sync`.
+
+    Where the config is silent, wandb's own variables count: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS,
+    WANDB_NAME (for a run without a `name`), WANDB_MODE.
+    """
     return WandbTracker(config, run)
 
 
@@ -40,9 +47,9 @@ class WandbTracker:
         self.run = _begin(
             config,
             run.folder,
-            name=run.name,
-            group=config.group or f"{run.algo}-{run.model}-{run.data}",
-            tags=(run.algo, run.model, run.data, f"noise={noise}", f"seed={seed}"),
+            name=run.config["name"] or os.environ.get("WANDB_NAME") or run.name,
+            group=config.group or os.environ.get("WANDB_RUN_GROUP") or f"{run.algo}-{run.model}-{run.data}",
+            tags=(run.algo, run.model, run.data, f"noise={noise}", f"seed={seed}", *_tags_of_environment(config)),
             # Flat: the workspace groups and filters by such keys, and cannot by a list of noises.
             config={**run.config, "algorithm": run.algo, "noise": noise, "seed": seed},
         )
@@ -126,7 +133,11 @@ def _begin(
     id_file = folder / "wandb-id"
     known = id_file.read_text().strip() if id_file.exists() else None
     # An agent of wandb's has settled where the run belongs; its own id comes by the environment.
-    place = {} if os.environ.get("WANDB_SWEEP_ID") else {"project": options.project, "entity": options.entity}
+    place = (
+        {}
+        if os.environ.get("WANDB_SWEEP_ID")
+        else {"project": project(options), "entity": options.entity or os.environ.get("WANDB_ENTITY")}
+    )
     try:
         run = wandb.init(
             **place,
@@ -145,11 +156,37 @@ def _begin(
         raise ConfigError(f"tracker wandb: {error}. WANDB_MODE=offline runs without the server") from error
     id_file.write_text(run.id + "\n")
     if mode == "offline":
-        why = "" if "WANDB_MODE" in os.environ else " (no key: `wandb login` makes one known)"
+        why = " (WANDB_MODE)" if os.environ.get("WANDB_MODE") else " (no key: `wandb login` makes one known)"
         print(f"wandb: offline{why}; upload with `wandb sync {run.settings.sync_dir}`", flush=True)
     elif run.url:
         print(f"wandb: {run.url}", flush=True)
+    print(f"wandb: {'disabled (WANDB_MODE)' if mode == 'disabled' else _place(run)}", flush=True)
     return run
+
+
+def project(options: WandbConfig) -> str:
+    """As the config has it, else the environment."""
+    return options.project or os.environ.get("WANDB_PROJECT") or "rlkit"
+
+
+def _tags_of_environment(options: WandbConfig) -> list[str]:
+    """Those of WANDB_TAGS, with commas between, where the config has none."""
+    named = [] if options.tags else os.environ.get("WANDB_TAGS", "").split(",")
+    return [tag.strip() for tag in named if tag.strip()]
+
+
+def _place(run: Any) -> str:
+    """Where a run of wandb's stands, and which variables of the environment had a say in it."""
+    parts = {"entity": run.settings.entity, "project": run.project, "group": run.group, "run": run.name}
+    of = {"entity": "WANDB_ENTITY", "project": "WANDB_PROJECT", "group": "WANDB_RUN_GROUP", "run": "WANDB_NAME"}
+    said = ", ".join(
+        f"{what} {value}" + (f" ({of[what]})" if value == os.environ.get(of[what]) else "")
+        for what, value in parts.items()
+        if value
+    )
+    tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    found = [tag for tag in tags if tag in (run.tags or ())]
+    return said + (f", tags {', '.join(found)} (WANDB_TAGS)" if found else "")
 
 
 def has_key() -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wandb_files import wandb_records
@@ -60,6 +62,45 @@ def test_wandb_without_a_key_writes_offline_what_was_logged(tmp_path: Path, caps
     tables = list(first.parent.glob("files/media/table/samples_*.table.json"))
     rows = sorted(tuple(row) for table in tables for row in json.loads(table.read_text())["data"])
     assert rows == [(step, "47+85=", "#132", 1.0, "132") for step in (1, 2)]
+
+
+def begun(folder: Path) -> Any:
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    return next(record.run for record in wandb_records(file) if record.HasField("run"))
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_where_the_config_is_silent_wandbs_variables_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"PROJECT": "my-lab", "ENTITY": "us", "RUN_GROUP": "ablation", "NAME": "first"}
+    given |= {"TAGS": "a, b,", "MODE": "offline"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    registry.build("trackers", "wandb", {}, info(tmp_path / "silent")).close()
+    run = begun(tmp_path / "silent")
+    assert (run.project, run.run_group, run.display_name) == ("my-lab", "ablation", "first")
+    assert {"a", "b", "grpo", "seed=7"} <= set(run.tags)
+    said = capsys.readouterr().out
+    assert "offline (WANDB_MODE)" in said
+    for name in (
+        "us (WANDB_ENTITY)",
+        "my-lab (WANDB_PROJECT)",
+        "ablation (WANDB_RUN_GROUP)",
+        "first (WANDB_NAME)",
+        "a, b (WANDB_TAGS)",
+    ):
+        assert name in said
+
+    settings = {"project": "mine", "entity": "me", "group": "its own", "tags": ["c"]}
+    named = info(tmp_path / "says")
+    named = replace(named, config={**named.config, "name": "a run"})
+    registry.build("trackers", "wandb", settings, named).close()
+    run = begun(tmp_path / "says")
+    assert (run.project, run.run_group, run.display_name) == ("mine", "its own", "a run")
+    assert "c" in run.tags
+    assert "a" not in run.tags
+    assert "WANDB_PROJECT" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_wandb_key")
