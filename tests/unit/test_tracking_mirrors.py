@@ -73,8 +73,8 @@ def begun(folder: Path) -> Any:
 def test_where_the_config_is_silent_wandbs_variables_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"PROJECT": "my-lab", "ENTITY": "us", "RUN_GROUP": "ablation", "NAME": "first"}
-    given |= {"TAGS": "a, b,", "MODE": "offline"}
+    given = {"PROJECT": "my-lab", "RUN_GROUP": "ablation", "NAME": "first"}
+    given |= {"TAGS": "a, b", "MODE": "offline"}
     for name, value in given.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     registry.build("trackers", "wandb", {}, info(tmp_path / "silent")).close()
@@ -84,7 +84,6 @@ def test_where_the_config_is_silent_wandbs_variables_count(
     said = capsys.readouterr().out
     assert "offline (WANDB_MODE)" in said
     for name in (
-        "us (WANDB_ENTITY)",
         "my-lab (WANDB_PROJECT)",
         "ablation (WANDB_RUN_GROUP)",
         "first (WANDB_NAME)",
@@ -92,7 +91,7 @@ def test_where_the_config_is_silent_wandbs_variables_count(
     ):
         assert name in said
 
-    settings = {"project": "mine", "entity": "me", "group": "its own", "tags": ["c"]}
+    settings = {"project": "mine", "group": "its own", "tags": ["c"]}
     named = info(tmp_path / "says")
     named = replace(named, config={**named.config, "name": "a run"})
     registry.build("trackers", "wandb", settings, named).close()
