@@ -12,6 +12,8 @@ from rlkit.data import Problem, ProblemSet, load_problems
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.interfaces.generation import SamplingParams
+from rlkit.records.folder import RunFolder
+from rlkit.records.provenance import digest
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,16 @@ class Inputs:
     problems: ProblemSet
     held_out: ProblemSet | None
     sampling: SamplingParams
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of prompts and golds, by what they are for."""
+        sets = {"training": self.problems, "held_out": self.held_out}
+        return {
+            name: digest((problem.id, problem.answer) for problem in each.problems)
+            for name, each in sets.items()
+            if each is not None
+        }
 
     def context(self, config: RunConfig, *more: Sequence[Problem]) -> int:
         """Tokens of the longest prompt, of `more` problems too, and its response. ConfigError where the model has not
@@ -44,6 +56,21 @@ def read_inputs(config: RunConfig) -> Inputs:
     problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
     assert problems is not None
     return Inputs(tokenizer, limit, problems, held_out, sampling_params(config, tokenizer))
+
+
+def check_same_data(config: RunConfig, inputs: Inputs) -> None:
+    """For a run that is to go on. ConfigError where its data are others than they were, and no setting says so."""
+    folder = RunFolder.open(config.folder)
+    before, now = folder.read_data_digests(), inputs.digests
+    changed = [name for name in before if now.get(name) != before[name]]
+    if changed and folder.read_config().data == config.data:
+        paths = {"training": config.data.path, "held_out": config.data.eval_path or config.data.path}
+        files = " and ".join(dict.fromkeys(paths[name] for name in changed))
+        raise ConfigError(
+            f"the data of {config.folder} have changed since it began: {files} holds other prompts or golds, or in "
+            "another order, so what comes would not continue what was. Put the old data back; or, to go on with these, "
+            "give them a name of their own and say it: -s data.path=FILE (data.eval_path for held-out problems)"
+        )
 
 
 def quiet_loading(config: RunConfig) -> None:

@@ -95,7 +95,7 @@ def build_loop(
 ) -> SynchronousLoop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
     has opened, when it is over or cannot begin."""
-    from rlkit.assembly.inputs import read_inputs
+    from rlkit.assembly.inputs import check_same_data, read_inputs
     from rlkit.assembly.plan import make_plan
     from rlkit.engine import distributed
     from rlkit.engine.loading import load_engines
@@ -120,6 +120,8 @@ def build_loop(
     noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
     check_noise(noises, scorer.range, config.reward[0].kind)
     inputs = read_inputs(config)
+    if resume:
+        check_same_data(config, inputs)
     tokenizer = inputs.tokenizer
     sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler_ref})
@@ -135,7 +137,7 @@ def build_loop(
     stack.callback(sampler.close)
     folder = None
     if distributed.main_rank():
-        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config)
+        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
     collector = Collector(sampler, scorer, tokenizer, config.seed)
     trackers = _trackers(config, folder, quiet) if folder else []
     for tracker in trackers:
@@ -157,6 +159,7 @@ def build_loop(
         benchmarks=_benchmarks(config, collector, inputs, suites),
         folder=folder,
         trackers=trackers,
+        digests=inputs.digests,
     )
     if resume:
         loop.resume()

@@ -53,6 +53,7 @@ def examine(read: Read, horizon: Mapping[str, int]) -> Examination:
         "tuning effort": _tuning(read),
         "code": _code(read.runs),
         "library and plugin versions": _versions(read.runs),
+        "prompts and golds of the data": _data(read.runs),
         "prompts at each seed": _prompts(read.runs),
         "groups drawn": _replaced(read.runs),
         "steps": _steps(read.runs, horizon),
@@ -86,6 +87,7 @@ def _on_record(what: str, read: Read) -> bool:
         "library and plugin versions": lambda run: "versions" in run.provenance,
         "machine": lambda run: "platform" in run.provenance,
         "prompts at each seed": lambda run: bool(run.rollouts),
+        "prompts and golds of the data": lambda run: bool(run.provenance.get("data")),
     }
     if what == "tuning effort":
         return bool(read.tuning)
@@ -321,6 +323,22 @@ def _seeds(read: Read, horizon: Mapping[str, int]) -> Iterator[Finding]:
         yield Finding(
             "note", "Runs are missing", "; ".join(read.missing), "they have logged nothing yet, and are left out"
         )
+
+
+def _data(runs: Sequence[Run]) -> Iterator[Finding]:
+    names = {"training": "training", "held_out": "held-out evaluation"}
+    for (condition, group), (name, purpose) in itertools.product(_by_condition(runs), names.items()):
+        found: dict[str, list[Run]] = defaultdict(list)
+        for run, origin in _origins(group):
+            if digest := origin.get("data", {}).get(name):
+                found[digest[:8]].append(run)
+        if len(found) > 1:
+            yield Finding(
+                "unfair",
+                f"The data for {purpose} are not the same",
+                f"{condition_name(condition)}: digests of prompts and golds: {_groups(found)}",
+                "an arm may be ahead by easier problems or other golds alone, though the file has the same name",
+            )
 
 
 def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:

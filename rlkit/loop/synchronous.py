@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlkit.config import RunConfig
@@ -48,6 +48,8 @@ class SynchronousLoop:
     """Measured before, during and after training, on clean rewards."""
     folder: RunFolder | None
     trackers: Sequence[Tracker]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the data, for the run's provenance."""
 
     def __post_init__(self) -> None:
         self._sampler_has: int | None = None
@@ -179,7 +181,7 @@ class SynchronousLoop:
             return
         if self._resumed:
             # Not before: a resume that fails leaves the run as it was.
-            self.folder.cut_after(self.state.step, self.config)
+            self.folder.cut_after(self.state.step, self.config, self.digests)
             self._resumed = False
         self.folder.log_rollout(
             step,

@@ -1,7 +1,8 @@
 """A run's folder: its names, its writer, and the way to its readers. The source of truth of a run.
 
 config.yaml            resolved settings
-provenance.json        versions, plugins, seed, command line, git commit; one entry more for each resume
+provenance.json        versions, plugins, seed, digests of the data, command line, git commit; one entry more for each
+                       resume
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
 rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
 credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
@@ -54,8 +55,9 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> RunFolder:
-        """Begin a run there: write config.yaml and provenance.json. `config` is resolved.
+    def create(cls, path: Path, config: RunConfig, data: Mapping[str, str] | None = None) -> RunFolder:
+        """Begin a run there: write config.yaml and provenance.json. `config` is resolved; `data`: the digests of its
+        problems.
 
         Raises ConfigError where the folder already holds a run.
         """
@@ -68,7 +70,7 @@ class RunFolder:
             raise ConfigError(
                 f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
             ) from error
-        write_text(folder.provenance_file, _as_json({**provenance(config), "resumed": []}))
+        write_text(folder.provenance_file, _as_json({**provenance(config, data), "resumed": []}))
         write_text(folder.metrics_file, "")
         folder._write_config(config)
         return folder
@@ -192,9 +194,15 @@ class RunFolder:
             )
         return newest / checkpoints.MODEL
 
-    def cut_after(self, step: int, config: RunConfig) -> None:
+    def read_data_digests(self) -> dict[str, str]:
+        """Of the data that the run's newest start had, by what they are for; empty where none are on record."""
+        record = self.read_provenance()
+        starts = [record, *record.get("resumed", [])]
+        return next((dict(start["data"]) for start in reversed(starts) if start.get("data")), {})
+
+    def cut_after(self, step: int, config: RunConfig, data: Mapping[str, str] | None = None) -> None:
         """For a run that goes on from `step`: drop what was written of later steps, write the settings it goes on
-        with, and note it in provenance.json."""
+        with, and note it in provenance.json, with the digests of its data."""
         kept = [line for line in read_lines(self.metrics_file)[0] if step_of(line) <= step]
         write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
         for place in (self.rollouts, self.credit):
@@ -202,7 +210,7 @@ class RunFolder:
                 if of > step:
                     file.unlink()
         record = self.read_provenance()
-        record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config)}]
+        record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config, data)}]
         write_text(self.provenance_file, _as_json(record))
         self._write_config(config)
 

