@@ -223,10 +223,11 @@ def summary(folder: Path) -> str:
     from rlkit.report import curve
 
     run = RunFolder.open(folder)
-    metrics, steps = run.read_metrics(), run.read_config().steps
+    metrics, config = run.read_metrics(), run.read_config()
+    steps = config.steps
     lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}"]
     if run.report.is_file():
-        found = len(report.warnings_of(metrics))
+        found = len(report.warnings_of(metrics, config))
         said = f", with {counted(found, 'warning')}: `rlkit report {folder}` prints them" if found else ""
         lines.append(f"  report   {run.report}{said}")
     lines.append(f"  run      {folder}")

@@ -23,6 +23,7 @@ def report(run: Path) -> None:
         file = reports.write(run)
     except OSError as error:
         raise RlkitError(f"the report of {run} cannot be written: {error}") from error
-    for warning in reports.warnings_of(RunFolder.open(run).read_metrics()):
+    folder = RunFolder.open(run)
+    for warning in reports.warnings_of(folder.read_metrics(), folder.read_config()):
         click.echo(f"warning: {warning}\n")
     click.echo(str(file))

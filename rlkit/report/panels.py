@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlkit.pages import Chart, Series
 from rlkit.records.metrics import Metrics, held_out_names, series
@@ -46,7 +46,6 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
             {"sampler/gap_mean": "mean", "sampler/gap_max": "largest"},
             "nats",
             log=True,
-            line=GAP_MEAN,
         ),
         Panel(
             "Updates left out",
@@ -111,9 +110,13 @@ class Section:
     """What never changed, in words, in place of a chart."""
 
 
-def sections(metrics: Metrics) -> list[Section]:
-    """Everything but the rewards, evaluation and timing, which have places of their own."""
-    made = [_section(title, panels, metrics) for title, panels in SECTIONS.items()]
+def sections(metrics: Metrics, dtype: str) -> list[Section]:
+    """Everything but the rewards, evaluation and timing, which have places of their own. `dtype`: of the model."""
+    gap = GAP_MEAN[dtype]
+    made = [
+        _section(title, [replace(p, line=gap) if "sampler/gap_mean" in p.curves else p for p in panels], metrics)
+        for title, panels in SECTIONS.items()
+    ]
     known = {name for panels in SECTIONS.values() for panel in panels for name in panel.curves}
     own = {name for row in metrics for name in row if "/" in name and name.partition("/")[0] not in COMMON} - known
     panels = [Panel(name, {name: name}, line=OWN_LINES.get(name)) for name in sorted(own)]

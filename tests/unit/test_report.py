@@ -19,6 +19,7 @@ from made_run import HOSTILE, healthy, log_responses, make_run
 from rlkit import pages, report
 from rlkit.assembly import run as runs
 from rlkit.commands.report import report as command
+from rlkit.config import load
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.pages import Chart, Series
 from rlkit.report.page import timing
@@ -341,3 +342,26 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "warned"),
+    [("bfloat16", 0.04, False), ("bfloat16", 0.06, True), ("float32", 5e-4, False), ("float32", 0.002, True)],
+)
+def test_the_gap_is_judged_by_the_dtype_and_what_is_set_is_not_advised(dtype: str, gap: float, warned: bool) -> None:
+    config = load("embedded", [f"model.dtype={dtype}", "sampler=transformers", "engine.zero_stage=1"])
+    found = report.warnings_of(changed({"sampler/gap_mean": [gap]}), config)
+    assert [each.name for each in found] == ["Gap between sampler and trainer"] * warned
+    for each in found:
+        advice = "; ".join(each.tries)
+        assert "sampler: transformers" not in advice
+        assert ("model.dtype: float32" in advice) == (dtype == "bfloat16")
+        assert f"in {dtype}" in each.seen
+        assert "mean over tokens" in each.means
+
+
+def test_no_advice_is_what_a_run_has_set() -> None:
+    config = load("embedded", ["batch.epochs=1", "batch.minibatches=1", "sampling.check_every=1"])
+    (found,) = report.warnings_of(changed({"policy/clip_share": [0.0, 0.3]}), config)
+    assert "batch.epochs" not in "; ".join(found.tries)
+    assert found.tries
