@@ -18,7 +18,7 @@ from rlkit.engine.memory import estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
-from rlkit.wording import counted, size, thousands
+from rlkit.wording import counted, one_line, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
@@ -49,6 +49,7 @@ def make_plan(
         ),
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}",
+        **({"end tokens": _end_tokens(inputs)} if inputs else {}),
         **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
@@ -74,6 +75,13 @@ def _truncation(sampling: SamplingConfig) -> str:
     parts = [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
     parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     return "".join(f", {part}" for part in parts)
+
+
+def _end_tokens(inputs: Inputs) -> str:
+    """Whatever ends a response."""
+    ends = dict.fromkeys((*inputs.end_tokens, *inputs.sampling.stop_token_ids))
+    # Not decoded: a tokenizer may decode a special token to nothing.
+    return ", ".join(f"{one_line(str(inputs.tokenizer.convert_ids_to_tokens(end)))} ({end})" for end in ends)
 
 
 def _refill(config: RunConfig) -> dict[str, str]:

@@ -98,6 +98,7 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         suites.find(name)
     config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
     tokenizer = load_tokenizer(config.model)
+    generation.checked_end_tokens(config.model, "write it into its generation_config.json, as eos_token_id")
     limit = positions(config.model)
     if limit is not None and config.max_tokens >= limit:
         raise ConfigError(
