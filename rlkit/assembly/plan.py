@@ -41,6 +41,7 @@ def make_plan(
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, inputs),
+        **(_prompts(inputs) if inputs else {}),
         "reward": " + ".join(_weighted(ref) for ref in config.reward),
         **(
             {"noise": ", then ".join(_with_options(ref.kind, ref.options) for ref in config.noise)}
@@ -129,6 +130,14 @@ def _data(path: str, inputs: Inputs | None) -> str:
     problems, held_out = inputs.problems, inputs.held_out
     said = f"{path}: {len(problems.problems)} problems{_left_out(problems)}"
     return said + (f", {len(held_out.problems)} held out{_left_out(held_out)}" if held_out else ", none held out")
+
+
+def _prompts(inputs: Inputs) -> dict[str, str]:
+    """How prompts are put to the model, and the first as it reads it, special tokens and all."""
+    tokens = inputs.problems.problems[0].tokens
+    first = inputs.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    put = inputs.problems.put
+    return ({"prompts": "; ".join(put)} if put else {}) | {"first prompt": one_line(first)}
 
 
 def _left_out(problems: ProblemSet) -> str:

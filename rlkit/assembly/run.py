@@ -174,6 +174,7 @@ def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextMana
         folder=config.eval.suite_data,
         limit=config.eval.problems,
         chat=config.data.chat,
+        chat_template_kwargs=config.data.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
     )

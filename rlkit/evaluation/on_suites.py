@@ -65,6 +65,8 @@ class EvaluationConfig(Section):
     """Use the tokenizer's chat template; None: where it has one."""
     system: str | None = None
     """System message, for chat templates."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template's own, such as {enable_thinking: false}. None given: those of the run."""
     sampler: Ref = PluginRef(kind="auto")
     """vllm or transformers; auto: vLLM where it is installed and pays."""
     scoring: ScoringConfig = ScoringConfig()
@@ -133,6 +135,7 @@ def _opened(name: str, tokenizer: Any, config: EvaluationConfig) -> AbstractCont
         limit=config.limit,
         chat=config.chat,
         system=config.system,
+        chat_template_kwargs=config.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
     )
@@ -154,6 +157,8 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
         "template": suite.suite.template,
         "chat": config.chat,
         "system": config.system,
+        # None: as in the folders of evaluations that had no such setting.
+        "chat_template_kwargs": config.chat_template_kwargs or None,
         "verifier": suite.suite.verifier.model_dump(),
         "prompts": suites.fingerprint(suite.problems),
     }
