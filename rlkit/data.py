@@ -445,7 +445,8 @@ def _encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list
     said. A begin token stands once, whether the text spells it, the tokenizer adds it, or both.
     """
     tokens: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    before, behind = ([], []) if chat else _added(texts[0], tokens[0], tokenizer)
+    seen = next((i for i, ids in enumerate(tokens) if ids), 0)
+    before, behind = ([], []) if chat else _added(texts[seen], tokens[seen], tokenizer)
     begin = tokenizer.bos_token_id
     once = twice = 0
     for i, ids in enumerate(tokens):
