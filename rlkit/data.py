@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import functools
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from rlkit import embedded
@@ -30,7 +34,7 @@ class Problem:
     """The prompt as the model reads it."""
     tokens: list[int]
     answer: str
-    """The gold column as text; "" where the row has none."""
+    """The gold column as text; "" where the row, or the data, has none."""
     columns: dict[str, Any]
     """The row's other columns."""
 
@@ -43,6 +47,8 @@ class ProblemSet:
     duplicates: int
     """Problems whose prompt had come before; they are kept."""
     source: str
+    put: list[str]
+    """How the prompts are put to the model, where there is something to say of it."""
 
 
 def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) -> ProblemSet | None:
@@ -68,9 +74,11 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     """
     chat = _uses_chat(config, tokenizer)
     prompts = [column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
-    answers = [column(row, config.answer, "data.answer", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    answers = golds(rows, config.answer, "data.answer", path)
     texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
-    tokens = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
+    tokens, put = _encode(texts, tokenizer, chat)
+    if continued := sum(map(continues, prompts)):
+        put.append(f"the model goes on with the assistant's message in {continued} of {len(prompts)}")
     problems = [
         Problem(
             id=_identity(prompts[i]),
@@ -88,15 +96,13 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
             f"shortest has {min(map(len, tokens))}): raise it"
         )
     duplicates = len(problems) - len({problem.id for problem in problems})
-    return ProblemSet(problems, len(rows) - len(problems), duplicates, path)
+    return ProblemSet(problems, len(rows) - len(problems), duplicates, path, put)
 
 
 def prompt_tokens(prompt: str, config: DataConfig, tokenizer: Any) -> list[int]:
     """Token ids of one question, put to the model as the problems of `config` are."""
     chat = _uses_chat(config, tokenizer)
-    text = _render(prompt, config, tokenizer, chat, "the prompt")
-    tokens: list[int] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
-    return tokens
+    return _encode([_render(prompt, config, tokenizer, chat, "the prompt")], tokenizer, chat)[0][0]
 
 
 class Cursor:
@@ -235,17 +241,43 @@ def _hub(path: str, subset: str | None, split: str) -> list[Row]:
 
 def column(row: Row, name: str, key: str, where: str) -> Any:
     """A cell; dots in `name` go into nested columns. ConfigError, which tells to set `key`, where there is none."""
+    found = cell(row, name)
+    if found is MISSING:
+        known = list(_names(row))
+        raise ConfigError(f"{where}: no column {name!r}{nearest(name, known)} (columns: {', '.join(known)}). Set {key}")
+    return found
+
+
+MISSING = object()
+
+
+def cell(row: Row, name: str) -> Any:
+    """A cell; dots in `name` go into nested columns. MISSING where there is none."""
     if name in row:
         return row[name]
     here: Any = row
     for part in name.split("."):
         if not isinstance(here, Mapping) or part not in here:
-            known = list(_names(row))
-            raise ConfigError(
-                f"{where}: no column {name!r}{nearest(name, known)} (columns: {', '.join(known)}). Set {key}"
-            )
+            return MISSING
         here = here[part]
     return here
+
+
+def golds(rows: Sequence[Row], name: str | None, key: str, path: str) -> list[Any]:
+    """The gold column; None where a row has none, or all for no name.
+
+    ConfigError, which tells to set `key`, where no row has that column.
+    """
+    if name is None:
+        return [None] * len(rows)
+    found = [cell(row, name) for row in rows]
+    if all(gold is MISSING for gold in found):
+        known = list(dict.fromkeys(known for row in rows for known in _names(row)))
+        raise ConfigError(
+            f"{path}, in all rows: no column {name!r}{nearest(name, known)} (columns: {', '.join(known)}). Set {key} "
+            f"to the column of golds; or {key}=null for data without golds, if the reward reads none"
+        )
+    return [None if gold is MISSING else gold for gold in found]
 
 
 def _names(row: Row, prefix: str = "") -> Iterable[str]:
@@ -284,12 +316,47 @@ def _uses_chat(config: DataConfig, tokenizer: Any) -> bool:
             "data.chat is true, but the model's tokenizer has no chat template: set data.template instead"
         )
     chat = has and config.template is None if config.chat is None else config.chat
-    if config.system is not None and not chat:
-        raise ConfigError(
-            "data.system needs a chat template, and none is used here: write it into data.template, or set "
-            "data.chat: true for a tokenizer that has one"
-        )
+    for key, given in (("system", config.system is not None), ("chat_template_kwargs", config.chat_template_kwargs)):
+        if given and not chat:
+            raise ConfigError(
+                f"data.{key} needs a chat template, and none is used here: write what it is for into data.template, or "
+                "set data.chat: true for a tokenizer that has one"
+            )
+    if config.chat_template_kwargs:
+        _check_arguments(config.chat_template_kwargs, tokenizer)
     return chat
+
+
+def _check_arguments(arguments: Mapping[str, Any], tokenizer: Any) -> None:
+    """ConfigError for arguments that the chat template does not read, and for those that are not the config's."""
+    if ours := arguments.keys() & {
+        "messages",
+        "conversation",
+        "tokenize",
+        "add_generation_prompt",
+        "return_dict",
+        "continue_final_message",
+    }:
+        raise ConfigError(f"data.chat_template_kwargs: {', '.join(sorted(ours))} follows from the data and is not set")
+    words = set(re.findall(r"\w+", tokenizer.get_chat_template(tools=arguments.get("tools"))))
+    for name in arguments:
+        if name not in words and name != "chat_template":
+            close = difflib.get_close_matches(name, words, n=1)
+            raise ConfigError(
+                f"data.chat_template_kwargs: the model's chat template reads no {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close else ": leave it out")
+            )
+
+
+def continues(prompt: Any) -> bool:
+    """Whether a prompt ends in an assistant's message, which the model then goes on with."""
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and isinstance(prompt[-1], Mapping)
+        and prompt[-1].get("role") == "assistant"
+        and bool(prompt[-1].get("content"))
+    )
 
 
 def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str) -> str:
@@ -301,21 +368,112 @@ def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: 
                 f"{where}: the prompt must be text, or a list of messages with a role and a text as content; got "
                 f"{str(message)[:80]}. Set data.prompt to another column"
             )
+    if not any(message["content"] for message in messages):
+        raise ConfigError(f"{where}: the prompt is empty")
     one = messages[0]["content"] if [m["role"] for m in messages] == ["user"] else None
     if one is None and (config.template is not None or not chat):
         raise ConfigError(
             f"{where}: {len(messages)} chat messages cannot be put to a model without its chat template, or into "
             "data.template; only a single user message can"
         )
-    if one is not None:
+    if one is not None and config.template is not None:
         # Not str.format: questions and templates are full of LaTeX's braces.
-        one = config.template.replace("{prompt}", one) if config.template is not None else one
+        one = config.template.replace("{prompt}", _without_begin(one, tokenizer))
         messages = [{"role": "user", "content": one}]
+    if not chat:
+        return str(one)
     if config.system is not None:
-        if messages and messages[0]["role"] == "system":
+        if messages[0]["role"] == "system":
             raise ConfigError(f"{where}: the data has a system message of its own: leave out data.system")
         messages = [{"role": "system", "content": config.system}, *messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) if chat else one
+    messages = [{**message, "content": _without_begin(message["content"], tokenizer)} for message in messages]
+    text = _templated(messages, config, tokenizer, where)
     if not text:
-        raise ConfigError(f"{where}: the prompt is empty")
-    return str(text)
+        raise ConfigError(
+            f"{where}: the chat template makes nothing of the prompt: set data.template, or data.chat: false"
+        )
+    return text
+
+
+def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: Any, where: str) -> str:
+    """What the chat template makes of messages. ConfigError, with its own words, where it refuses them."""
+    goes_on = continues(messages)
+    if not goes_on and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]  # an empty one: the generation prompt opens it
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                **config.chat_template_kwargs,
+            )
+        )
+
+    try:
+        return render(messages)
+    except Exception as error:  # of the template's code: it may be any
+        hint = ""
+        if others := [message for message in messages if message["role"] != "system"]:
+            with contextlib.suppress(Exception):
+                if len(others) < len(messages) and render(others):
+                    hint = (
+                        ". It takes no system message here: leave it out"
+                        + (" (data.system)" if config.system is not None else "")
+                        + ", or write it into the user's message, as with data.template and data.chat: true"
+                    )
+        if isinstance(error, jinja2.UndefinedError):
+            hint += ". Variables of its own are given by data.chat_template_kwargs"
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise ConfigError(
+            f"{where}: the model's chat template refuses the prompt (roles: {roles}): {type(error).__name__}: "
+            f"{error}{hint}"
+        ) from error
+
+
+def _without_begin(text: str, tokenizer: Any) -> str:
+    """Without the begin token as text: where a template goes around the text, it would not stand at the beginning."""
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
+def _encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[int]], list[str]]:
+    """Token ids of prompts, and what there is to say of them.
+
+    A prompt is no whole text: what a tokenizer adds behind one, an end token mostly, would tell the model that all is
+    said. A begin token stands once, whether the text spells it, the tokenizer adds it, or both.
+    """
+    tokens: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    seen = next((i for i, ids in enumerate(tokens) if ids), 0)
+    before, behind = ([], []) if chat else _added(texts[seen], tokens[seen], tokenizer)
+    begin = tokenizer.bos_token_id
+    once = twice = 0
+    for i, ids in enumerate(tokens):
+        whole = [*before, *ids]
+        extra = 0
+        while begin is not None and whole[extra : extra + 2] == [begin, begin]:
+            extra += 1
+        twice += bool(extra)
+        tokens[i] = whole[extra:]
+        once += tokens[i][:1] == [begin]
+    put = []
+    if once:
+        each = "each" if once == len(texts) else f"{once} of {len(texts)}"
+        put.append(f"{tokenizer.bos_token} begins {each}" + (f", once where it came twice ({twice})" if twice else ""))
+    if behind:
+        said = " ".join(map(str, tokenizer.convert_ids_to_tokens(behind)))
+        put.append(f"{said}, which the tokenizer adds behind a text, is left out")
+    return tokens, put
+
+
+def _added(text: str, tokens: list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer adds before and behind any text, seen on one."""
+    whole: list[int] = tokenizer(text)["input_ids"]
+    for at in range(len(whole) - len(tokens) + 1):
+        if whole[at : at + len(tokens)] == tokens:
+            return whole[:at], whole[at + len(tokens) :]
+    raise ConfigError(
+        f"the model's tokenizer changes a text's own tokens when it adds special ones (tried on {text[:60]!r}): "
+        "prompts cannot be encoded without its end token. Mend the post-processor in its tokenizer.json"
+    )

@@ -93,6 +93,15 @@ def visible(text: str) -> str:
     return "".join(map(_shown, text))
 
 
+def one_line(text: str, most: int = 200) -> str:
+    """`visible` text in one line, its line feeds as \\n; what is over `most` characters is cut in the middle."""
+    shown = visible(text).replace("\n", "\\n").replace("\t", "\\t")
+    if len(shown) <= most:
+        return shown
+    end = most // 2
+    return f"{shown[: most - end]} ... {shown[-end:]}"
+
+
 def _shown(character: str) -> str:
     if character in SHOWN_AS_THEY_ARE or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character

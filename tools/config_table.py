@@ -77,7 +77,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     plain = list(value) if isinstance(value, tuple) else value
-    if not isinstance(plain, (bool, int, list, types.NoneType)):
+    if not isinstance(plain, (bool, int, list, dict, types.NoneType)):
         plain = str(plain)
     text: str = yaml.safe_dump(plain, default_flow_style=True)
     return text.strip().removesuffix("...").strip()
@@ -108,7 +108,7 @@ def _name(part: Any) -> str:
     if _is_section(part):
         return "section"
     name: str = part.__name__
-    return {"str": "text", "Path": "path", "PluginRef": "plugin"}.get(name, name)
+    return {"str": "text", "Path": "path", "PluginRef": "plugin", "dict": "mapping"}.get(name, name)
 
 
 def _is_section(part: Any) -> bool:

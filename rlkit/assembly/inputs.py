@@ -11,6 +11,7 @@ from rlkit.config import RunConfig
 from rlkit.data import Problem, ProblemSet, load_problems
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
+from rlkit.generation import checked_end_tokens
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest
@@ -24,6 +25,8 @@ class Inputs:
     problems: ProblemSet
     held_out: ProblemSet | None
     sampling: SamplingParams
+    end_tokens: tuple[int, ...]
+    """The model's own; `sampling` has those of the config."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -55,7 +58,10 @@ def read_inputs(config: RunConfig) -> Inputs:
     tokenizer, limit = load_tokenizer(config.model), positions(config.model)
     problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
     assert problems is not None
-    return Inputs(tokenizer, limit, problems, held_out, sampling_params(config, tokenizer))
+    sampling = sampling_params(config, tokenizer)
+    otherwise = None if sampling.stop_token_ids else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
+    ends = checked_end_tokens(config.model, otherwise)
+    return Inputs(tokenizer, limit, problems, held_out, sampling, ends)
 
 
 def check_same_data(config: RunConfig, inputs: Inputs) -> None:

@@ -18,7 +18,7 @@ from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
-from rlkit.wording import counted, size, thousands
+from rlkit.wording import counted, one_line, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
@@ -41,6 +41,7 @@ def make_plan(
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, inputs),
+        **(_prompts(inputs) if inputs else {}),
         "reward": " + ".join(_weighted(ref) for ref in config.reward),
         **(
             {"noise": ", then ".join(_with_options(ref.kind, ref.options) for ref in config.noise)}
@@ -50,6 +51,7 @@ def make_plan(
         "a step": f"{batch.prompts_per_step} prompts x {batch.samples_per_prompt} samples = {sequences} sequences of "
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}"
         f"{_repeats(config, inputs)}",
+        **({"end tokens": _end_tokens(inputs)} if inputs else {}),
         **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
@@ -87,6 +89,13 @@ def _repeats(config: RunConfig, inputs: Inputs | None) -> str:
         f"; there {'is' if there == 1 else 'are'} only {counted(there, 'problem')}, so prompts repeat within a step: "
         f"lower batch.prompts_per_step to {there}, or give more problems"
     )
+
+
+def _end_tokens(inputs: Inputs) -> str:
+    """Whatever ends a response."""
+    ends = dict.fromkeys((*inputs.end_tokens, *inputs.sampling.stop_token_ids))
+    # Not decoded: a tokenizer may decode a special token to nothing.
+    return ", ".join(f"{one_line(str(inputs.tokenizer.convert_ids_to_tokens(end)))} ({end})" for end in ends)
 
 
 def _refill(config: RunConfig) -> dict[str, str]:
@@ -134,6 +143,14 @@ def _data(path: str, inputs: Inputs | None) -> str:
     problems, held_out = inputs.problems, inputs.held_out
     said = f"{path}: {len(problems.problems)} problems{_left_out(problems)}"
     return said + (f", {len(held_out.problems)} held out{_left_out(held_out)}" if held_out else ", none held out")
+
+
+def _prompts(inputs: Inputs) -> dict[str, str]:
+    """How prompts are put to the model, and the first as it reads it, special tokens and all."""
+    tokens = inputs.problems.problems[0].tokens
+    first = inputs.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    put = inputs.problems.put
+    return ({"prompts": "; ".join(put)} if put else {}) | {"first prompt": one_line(first)}
 
 
 def _left_out(problems: ProblemSet) -> str:

@@ -44,9 +44,9 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     """Train as the config says; returns the run's folder.
 
     `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
-    folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the last
-    evaluation, the report, the picture. `quiet` leaves the console out. Raises ConfigError for settings that cannot be,
-    before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
+    folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the model,
+    the last evaluation, the report, the picture. `quiet` leaves the console out. Raises ConfigError for settings that
+    cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
     prepare_environment()
     settings, algorithm = configs.resolve_with_algorithm(
@@ -79,6 +79,8 @@ def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
         name for name, file in (("the report", run.report), ("the picture", run.learning_curve)) if not file.is_file()
     ]
     lacks = distributed.gather_objects(lacks)[0]
+    if loop.add_model():
+        lacks.insert(0, "the model")
     if loop.complete():
         lacks.insert(0, "the last evaluation")
     if not lacks:
@@ -175,6 +177,7 @@ def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextMana
         folder=config.eval.suite_data,
         limit=config.eval.problems,
         chat=config.data.chat,
+        chat_template_kwargs=config.data.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
     )

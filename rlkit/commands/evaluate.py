@@ -61,6 +61,7 @@ def evaluate(
         "suites": wanted,
         "out": out or _folder(model),
         "plugins": list(plugins),
+        "chat_template_kwargs": _template_arguments(model),
         **{key: value for key, value in given.items() if value is not None},
     }
     from rlkit.evaluation.on_suites import load_settings, run_evaluation
@@ -76,6 +77,14 @@ def _model(path: str) -> dict[str, Any]:
         run = RunFolder(Path(path))
         return run.read_config().model.model_dump() | {"path": str(run.newest_model()), "lora": None}
     return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
+
+
+def _template_arguments(model: str) -> dict[str, Any]:
+    """Those that a run was trained with; of any other model none."""
+    from rlkit.records.folder import RunFolder
+
+    run = Path(model)
+    return RunFolder(run).read_config().data.chat_template_kwargs if RunFolder.is_one(run) else {}
 
 
 def _tokenizer(model: str | None) -> Any:
@@ -141,7 +150,7 @@ def data() -> None:
 @data.command("check")
 @click.argument("file")
 @click.option("--prompt", help="Column of the questions.  [prompt, problem or question]")
-@click.option("--answer", help="Column of the golds; dots go into nested columns.")
+@click.option("--answer", help="Column of the golds; dots go into nested columns; null: there are none.")
 @click.option("--tokenizer", metavar="PATH|RUN", help="Count lengths in this model's tokens.  [characters]")
 @click.option("--reward", metavar="NAME", help="Verify each gold against itself with this verifier.")
 @click.option("--show", default=10, type=click.IntRange(min=0), help="Rows to print of each fault.  [10]")

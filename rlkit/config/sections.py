@@ -89,8 +89,9 @@ class DataConfig(Section):
     """Of the hub or embedded data set."""
     prompt: str = "prompt"
     """Column of the question: text, or a list of chat messages."""
-    answer: str = "answer"
-    """Column of the gold answer; dots go into nested columns (reward_model.ground_truth)."""
+    answer: str | None = "answer"
+    """Column of the gold answer; dots go into nested columns (reward_model.ground_truth). None: the data has no
+    golds, and the reward reads none."""
     template: str | None = None
     """Text around the question, with {prompt} for it. Without one, chat models get their chat template and
     base models the bare question."""
@@ -98,6 +99,8 @@ class DataConfig(Section):
     """System message, for chat templates."""
     chat: bool | None = None
     """Use the tokenizer's chat template; None: where it has one and no `template` is given."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template's own, such as {enable_thinking: false}."""
     max_prompt_tokens: Positive = 2048
     """Longer prompts are dropped and counted, never cut."""
     eval_path: str | None = None

@@ -5,13 +5,14 @@ checkpoints/step-00000040/
     state.pt        the run's state
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
     reference/      what a moving reference keeps, a file a rank
-    hf/             the policy as a Hugging Face folder
+    hf/             the policy as a Hugging Face folder; not there where it could not be written
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def save(
     """Write `folder/step-N` and delete all but the newest `keep` checkpoints. Collective.
 
     `engines` are the trained ones by name, "policy" among them; `run_state` is made of plain data and tensors.
-    The folder is on a disk that all ranks see.
+    The folder is on a disk that all ranks see. Where the Hugging Face folder cannot be written, the checkpoint is
+    complete without it, and a warning says so: what was learnt does not hang on a copy of it.
     """
     done = path_of(folder, step)
     hidden = folder / f".{done.name}"
@@ -49,12 +51,20 @@ def save(
         engine.save(hidden / name)
     if reference is not None:
         reference.save(hidden / "reference")
-    engines["policy"].export(hidden / MODEL)
     if distributed.main_rank():
         torch.save(run_state, hidden / "state.pt")
         identity = {name: engine.identity for name, engine in engines.items()}
         of = {"engines": identity, "reference": _kind(reference)}
         (hidden / "model.json").write_text(json.dumps(of, indent=1))
+    try:
+        engines["policy"].export(hidden / MODEL)
+    except RlkitError as error:
+        if distributed.main_rank():
+            warnings.warn(
+                f"checkpoint {done.name} can be resumed from, but has no model that other programs load: {error}. "
+                f"When that is mended, `rlkit run --resume {folder.parent}` writes it",
+                stacklevel=2,
+            )
     distributed.barrier()
     if distributed.main_rank():
         if done.exists():
@@ -103,6 +113,19 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
         )
     state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True)
     return state
+
+
+def add_model(path: Path, policy: Engine) -> bool:
+    """Write the Hugging Face folder of a checkpoint that lacks it, of which `policy` was loaded; False: it is there.
+    Collective. RlkitError where it cannot be written."""
+    if distributed.any_rank((path / MODEL).is_dir()):
+        return False
+    hidden = path / f".{MODEL}"
+    policy.export(hidden)
+    if distributed.main_rank():
+        hidden.rename(path / MODEL)
+    distributed.barrier()
+    return True
 
 
 def _kind(reference: Reference | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -334,15 +335,25 @@ class Engine:
             yield name, weight
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder that `from_pretrained` and vLLM load, with the tokenizer."""
+        """Write a Hugging Face folder that `from_pretrained` and vLLM load, with the tokenizer.
+
+        RlkitError, on every rank, where it cannot be written; then there is no folder.
+        """
         main = distributed.main_rank()
         state = {name: weight.cpu() for name, weight in self.weights() if main}
+        failure = None
         if main:
             assert isinstance(self._module, Policy)
-            self._module.write(folder, state)
-            if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(folder)
-        distributed.barrier()
+            try:
+                self._module.write(folder, state)
+                if self._tokenizer is not None:
+                    self._tokenizer.save_pretrained(folder)
+            except Exception as error:  # the other ranks must not wait for this one, whatever it is
+                shutil.rmtree(folder, ignore_errors=True)
+                failure = f"{type(error).__name__}: {error}"
+        failure = distributed.gather_objects(failure)[0]
+        if failure is not None:
+            raise RlkitError(f"the model could not be written to {folder}: {failure}")
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer state and the number of updates, to be read by `load`."""

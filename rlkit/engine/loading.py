@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from rlkit.config import RunConfig
+from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
-from rlkit.engine.models import load_critic, load_policy
+from rlkit.engine.models import check_export, load_critic, load_policy
 from rlkit.engine.reference import Reference, reference_of
 from rlkit.interfaces.learning import Algorithm
 
@@ -14,10 +16,19 @@ from rlkit.interfaces.learning import Algorithm
 def load_engines(
     config: RunConfig, algorithm: Algorithm, tokenizer: Any
 ) -> tuple[Engine, Reference | None, Engine | None]:
-    """Policy, reference and critic. `config` is resolved; raises as `load_policy`."""
+    """Policy, reference and critic. `config` is resolved; raises as `load_policy`, and ConfigError for a policy that
+    could not be written as a model again."""
     updates = config.steps * config.updates_per_step
     learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
-    policy = Engine(load_policy(config.model), config, tokenizer, optimizer=config.optimizer, total_updates=learns)
+    module = load_policy(config.model)
+    dropped = check_export(module, tokenizer)
+    if dropped and distributed.main_rank():
+        warnings.warn(
+            f"{config.model.path}: its generation settings hold what transformers refuses to save: "
+            f"{', '.join(dropped)}. The models of this run are written without; training does not read it",
+            stacklevel=2,
+        )
+    policy = Engine(module, config, tokenizer, optimizer=config.optimizer, total_updates=learns)
     reference = critic = None
     if algorithm.needs.reference:
         reference = reference_of(policy, config, lambda: Engine(load_policy(config.model), config, tokenizer))

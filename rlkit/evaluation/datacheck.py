@@ -22,6 +22,9 @@ PROMPTS = ("prompt", "problem", "question")
 ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
 """Where questions and golds stand in the data sets people have, the first that is there counts."""
 
+NO_GOLDS = "null"
+"""In place of the gold's column: there is none."""
+
 _OPENING = 8
 """Words by which a suite's question is looked for inside longer prompts."""
 
@@ -45,11 +48,14 @@ def check(
     rows = data.read_rows(path)
     if not rows:
         raise ConfigError(f"{path} holds no rows")
-    prompt = prompt or _present(rows[0], PROMPTS, "--prompt", path)
-    answer = answer or _present(rows[0], ANSWERS, "--answer", path)
+    prompt = prompt or _present(rows, PROMPTS, "--prompt", path)
+    if answer != NO_GOLDS:
+        answer = answer or _present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
     wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
-    questions = [_text(data.column(row, prompt, "--prompt", w)) for row, w in zip(rows, wheres, strict=True)]
-    golds = [data.gold_text(data.column(row, answer, "--answer", w), w) for row, w in zip(rows, wheres, strict=True)]
+    prompts = [data.column(row, prompt, "--prompt", w) for row, w in zip(rows, wheres, strict=True)]
+    questions = [_text(each) for each in prompts]
+    cells = data.golds(rows, None if answer == NO_GOLDS else answer, "--answer", path)
+    golds = [data.gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
     found: dict[str, Any] = {
         "file": path,
         "rows": len(rows),
@@ -58,7 +64,8 @@ def check(
         "answer": answer,
         "lengths": _lengths(questions, tokenizer),
         "duplicates": _duplicates(questions),
-        "empty_golds": [i for i, gold in enumerate(golds, 1) if not gold.strip()],
+        "empty_golds": [i for i, gold in enumerate(golds, 1) if not gold.strip() and answer != NO_GOLDS],
+        "continued": sum(map(data.continues, prompts)),
         "empty_prompts": [i for i, question in enumerate(questions, 1) if not question.strip()],
         "overlap": {},
         "suites_not_read": {},
@@ -78,15 +85,12 @@ def check(
     return found
 
 
-def _present(row: Mapping[str, Any], names: Sequence[str], option: str, path: str) -> str:
+def _present(rows: Sequence[Mapping[str, Any]], names: Sequence[str], option: str, path: str) -> str:
     for name in names:
-        here: Any = row
-        for part in name.split("."):
-            here = here.get(part) if isinstance(here, Mapping) else None
-        if here is not None:
+        if any(data.cell(row, name) not in (None, data.MISSING) for row in rows):
             return name
     raise ConfigError(
-        f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(row)}). Set {option}"
+        f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(rows[0])}). Set {option}"
     )
 
 
@@ -152,6 +156,11 @@ def report(found: Mapping[str, Any], show: int = 10) -> str:
         f"{found['file']}: {rows} rows",
         f"  columns: {columns}",
         f"  prompt column {found['prompt']}, answer column {found['answer']}",
+        *(
+            [f"  prompts that end in an assistant's message, which the model goes on with: {found['continued']}"]
+            if found["continued"]
+            else []
+        ),
         f"  prompt length in {lengths['unit']}: shortest {lengths['min']}, median {lengths['median']}, 95 % at most "
         f"{lengths['p95']}, longest {lengths['max']}",
         f"  repeated prompts: {_some([' = '.join(map(str, same)) for same in found['duplicates']], show)}",

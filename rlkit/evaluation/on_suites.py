@@ -65,6 +65,8 @@ class EvaluationConfig(Section):
     """Use the tokenizer's chat template; None: where it has one."""
     system: str | None = None
     """System message, for chat templates."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template's own, such as {enable_thinking: false}. None given: those of the run."""
     sampler: Ref = PluginRef(kind="auto")
     """vllm or transformers; auto: vLLM where it is installed and pays."""
     scoring: ScoringConfig = ScoringConfig()
@@ -98,6 +100,7 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         suites.find(name)
     config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
     tokenizer = load_tokenizer(config.model)
+    generation.checked_end_tokens(config.model, "write it into its generation_config.json, as eos_token_id")
     limit = positions(config.model)
     if limit is not None and config.max_tokens >= limit:
         raise ConfigError(
@@ -132,6 +135,7 @@ def _opened(name: str, tokenizer: Any, config: EvaluationConfig) -> AbstractCont
         limit=config.limit,
         chat=config.chat,
         system=config.system,
+        chat_template_kwargs=config.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
     )
@@ -153,6 +157,8 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
         "template": suite.suite.template,
         "chat": config.chat,
         "system": config.system,
+        # None: as in the folders of evaluations that had no such setting.
+        "chat_template_kwargs": config.chat_template_kwargs or None,
         "verifier": suite.suite.verifier.model_dump(),
         "prompts": suites.fingerprint(suite.problems),
     }

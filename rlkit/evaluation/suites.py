@@ -98,6 +98,7 @@ def opened(
     limit: int | None = None,
     chat: bool | None = None,
     system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     scoring: ScoringConfig | None = None,
     plugins: Sequence[str] = (),
 ) -> Iterator[OpenSuite]:
@@ -110,7 +111,14 @@ def opened(
     chosen = rows(name, folder)[:limit]
     if chat is None:
         chat = getattr(tokenizer, "chat_template", None) is not None
-    put = DataConfig(path=name, template=wanted.template, chat=chat, system=system, max_prompt_tokens=sys.maxsize)
+    put = DataConfig(
+        path=name,
+        template=wanted.template,
+        chat=chat,
+        system=system,
+        chat_template_kwargs=dict(chat_template_kwargs or {}),
+        max_prompt_tokens=sys.maxsize,
+    )
     problems = data.as_problems(chosen, put, tokenizer, f"suite {name!r}").problems
     golds = [(problem.answer, problem.columns) for problem in problems]
     with scorer(wanted.verifier, scoring or ScoringConfig(), plugins) as verifier:

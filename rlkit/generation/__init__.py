@@ -6,12 +6,17 @@ run's seed: `def mine(config: MineConfig, model: ModelConfig, context: int, seed
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import sys
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
-from rlkit.errors import RlkitError
+from rlkit.embedded import resolve
+from rlkit.errors import ConfigError, RlkitError
 
 if TYPE_CHECKING:
     from rlkit.interfaces.generation import Request
@@ -51,19 +56,61 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
 
 
 def end_tokens(path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """The model's own end tokens: its generation config's, or, where it has none, its config's.
+    """The model's own end tokens: all that its generation config, its config and its tokenizer name.
 
     path: a folder, or a hub id.
     """
-    from transformers import AutoConfig, GenerationConfig
+    return tuple(dict.fromkeys(end for ends in _named_ends(path, trust_remote_code).values() for end in ends))
 
-    try:
-        generation = GenerationConfig.from_pretrained(path)
-    except OSError:  # it ships no generation_config.json
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        generation = GenerationConfig.from_model_config(config)
-    ends = generation.eos_token_id
-    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+def checked_end_tokens(model: ModelConfig, otherwise: str | None) -> tuple[int, ...]:
+    """`end_tokens`, with a warning where the model's files do not agree on them.
+
+    otherwise: what to do where they name none, for the message of a ConfigError; None: that is no mistake, since
+    something else ends a response.
+    """
+    named = _named_ends(resolve(model.path), model.trust_remote_code)
+    found = tuple(dict.fromkeys(end for ends in named.values() for end in ends))
+    if not found and otherwise is not None:
+        raise ConfigError(
+            f"model.path {model.path!r}: neither {' nor '.join(named)} names an end token, so every response would run "
+            f"to its limit: {otherwise}"
+        )
+    if found and len({frozenset(ends) for ends in named.values()}) > 1 and int(os.environ.get("RANK", "0")) == 0:
+        said = ", ".join(f"{', '.join(map(str, ends)) or 'none'} in {file}" for file, ends in named.items())
+        warnings.warn(
+            f"{model.path}: the model's files name different end tokens ({said}). Any of them ends a response here; a "
+            "program that reads one file alone may go on past it",
+            stacklevel=2,
+        )
+    return found
+
+
+def _named_ends(path: str, trust_remote_code: bool) -> dict[str, list[int]]:
+    """The end tokens that each of a model's files names, those files that it has.
+
+    As they stand in the files: a config class fills in a number of its own, which in this vocabulary may be any token.
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    found, vocabulary = {}, sys.maxsize
+    for file in ("generation_config.json", "config.json"):
+        try:
+            settings, _ = PreTrainedConfig.get_config_dict(path, _configuration_file=file)
+        except OSError:  # most have no generation config
+            continue
+        settings = settings.get("text_config", {}) | settings
+        vocabulary = settings.get("vocab_size", vocabulary)
+        found[file] = _ids(settings.get("eos_token_id"))
+    with contextlib.suppress(OSError, ValueError):  # a sampler can do without a tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        found["the tokenizer"] = _ids(tokenizer.eos_token_id)
+    # A tokenizer gives an end token that its vocabulary lacks a number past the model's.
+    return {file: [end for end in ends if end < vocabulary] for file, ends in found.items()}
+
+
+def _ids(named: Any) -> list[int]:
+    return [end for end in (named if isinstance(named, list) else [named]) if isinstance(end, int) and end >= 0]
 
 
 def check(requests: Sequence[Request], context: int) -> None:

@@ -286,6 +286,11 @@ class SynchronousLoop:
         if 0 < self.state.step != self._saved:
             self.save()
 
+    def add_model(self) -> bool:
+        """The newest checkpoint's model, where it could not be written with it. False: it is there."""
+        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
+        return newest is not None and checkpoint.add_model(newest, self.learner.policy)
+
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
         newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)

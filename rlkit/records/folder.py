@@ -186,13 +186,19 @@ class RunFolder:
         return record
 
     def newest_model(self) -> Path:
-        """The Hugging Face folder of the newest checkpoint. Raises RlkitError where there is none."""
+        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none."""
         newest = checkpoints.latest(self.checkpoints)
         if newest is None:
             raise RlkitError(
                 f"{self.path} holds no checkpoint: it is no run's folder, or the run has not saved one yet"
             )
-        return newest / checkpoints.MODEL
+        model = newest / checkpoints.MODEL
+        if not model.is_dir():
+            raise RlkitError(
+                f"{newest} holds no model: it could not be written when the checkpoint was, and a warning of the run "
+                f"says why. When that is mended, `rlkit run --resume {self.path}` writes it"
+            )
+        return model
 
     def read_data_digests(self) -> dict[str, str]:
         """Of the data that the run's newest start had, by what they are for; empty where none are on record."""

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlkit import embedded
 from rlkit.config import DataConfig
-from rlkit.data import Cursor, ProblemSet, load_problems, prompt_tokens
+from rlkit.data import Cursor, ProblemSet, as_problems, load_problems, prompt_tokens
 from rlkit.errors import ConfigError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -210,6 +211,147 @@ def test_several_messages_need_a_chat_template(tmp_path: Path, tokenizer: Any, c
         load(tokenizer, path=path)
     with pytest.raises(ConfigError, match="system message of its own"):
         load(chat_tokenizer, path=path, system="3")
+
+
+def byte_tokenizer(single: str = "$A", chat: str | None = None, bos: str | None = "<s>") -> Any:
+    """Bytes, and the tokens <s>, </s> and [X]; `single` is what the post-processor makes of a text."""
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "[X]"]
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(token, tokenizer.token_to_id(token)) for token in special]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token="</s>")
+    made.chat_template = chat
+    return made
+
+
+def read(tokenizer: Any, *prompts: Any, **settings: Any) -> tuple[list[str], list[str]]:
+    """What the model reads of prompts, and what is said of it."""
+    rows = [{"prompt": prompt, "answer": ""} for prompt in prompts]
+    found = as_problems(rows, DataConfig(path="rows", **settings), tokenizer, "rows")
+    texts = [tokenizer.decode(problem.tokens) for problem in found.problems]
+    config = DataConfig(path="rows", **settings)
+    assert texts == [tokenizer.decode(prompt_tokens(prompt, config, tokenizer)) for prompt in prompts]
+    return texts, found.put
+
+
+@pytest.mark.parametrize(
+    ("single", "settings", "prompts", "expected", "said"),
+    [
+        ("$A </s>", {}, ["ab", "c"], ["ab", "c"], ["</s>, which the tokenizer adds behind a text, is left out"]),
+        ("[X] $A [X] </s>", {}, ["ab"], ["[X]ab"], ["[X] </s>, which the tokenizer adds behind a text, is left out"]),
+        ("<s> $A", {}, ["<s>ab", "c", "<s><s>d"], ["<s>ab", "<s>c", "<s>d"],
+         ["<s> begins each, once where it came twice (2)"]),
+        ("$A", {}, ["<s>ab", "c"], ["<s>ab", "c"], ["<s> begins 1 of 2"]),
+        ("<s> $A", {"template": "<s>Q: {prompt}"}, ["a", "<s>b"], ["<s>Q: a", "<s>Q: b"],
+         ["<s> begins each, once where it came twice (2)"]),
+        ("<s> $A", {"template": "Q: {prompt}"}, ["<s>b"], ["<s>Q: b"], ["<s> begins each"]),
+        ("<s> $A", {}, ["a<s>b"], ["<s>a<s>b"], ["<s> begins each"]),
+        ("$A", {}, ["ab"], ["ab"], []),
+    ],
+)  # fmt: skip
+def test_a_prompt_begins_once_and_does_not_end(
+    single: str, settings: dict[str, Any], prompts: list[str], expected: list[str], said: list[str]
+) -> None:
+    assert read(byte_tokenizer(single), *prompts, **settings) == (expected, said)
+
+
+def test_a_chat_template_s_begin_token_stands_once_too() -> None:
+    tokenizer = byte_tokenizer("<s> $A </s>", "{{ bos_token }}" + CHATML)
+    question = [{"role": "user", "content": "<s>c"}]
+    texts, put = read(tokenizer, "ab", "<s>b", question)
+    assert texts == [f"<s><user>{each}</user><assistant>" for each in ("ab", "b", "c")]
+    assert put == ["<s> begins each"]
+    assert read(tokenizer, "ab", template="<s>({prompt})", chat=True)[0] == ["<s><user>(ab)</user><assistant>"]
+    doubled = byte_tokenizer("$A", "<s>{{ bos_token }}" + CHATML)
+    assert read(doubled, "ab")[0] == ["<s><user>ab</user><assistant>"]
+    none = byte_tokenizer("$A </s>", bos=None)
+    assert read(none, "<s><s>ab")[0] == ["<s><s>ab"], "it has no begin token: what is written is meant"
+
+
+def test_an_assistant_s_last_message_is_gone_on_with(tmp_path: Path) -> None:
+    def ends_in(content: str, role: str = "assistant") -> list[dict[str, str]]:
+        return [{"role": "user", "content": "q"}, {"role": role, "content": content}]
+
+    tokenizer = byte_tokenizer("$A", CHATML)
+    texts, put = read(tokenizer, ends_in("Let me see.\n<think>"), ends_in(""), ends_in("t", "tool"), "q")
+    assert texts == [
+        "<user>q</user><assistant>Let me see.\n<think>",
+        "<user>q</user><assistant>",
+        "<user>q</user><tool>t</tool><assistant>",
+        "<user>q</user><assistant>",
+    ]
+    assert put == ["the model goes on with the assistant's message in 1 of 4"]
+    assert read(tokenizer, ends_in("So"), system="S")[0] == ["<system>S</system><user>q</user><assistant>So"]
+    trims = byte_tokenizer("$A", CHATML.replace("m.content", "m.content | trim"))
+    assert read(trims, ends_in("So the"))[0] == ["<user>q</user><assistant>So the"]
+    drops = byte_tokenizer("$A", CHATML.replace("messages", "messages[:1]"))
+    with pytest.raises(ConfigError, match=r"row 1: the model's chat template refuses .*does not appear in the"):
+        read(drops, ends_in("So"))
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "prompt", "said"),
+    [
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
+         {"system": "S"}, "q", r"roles: system, user\): TemplateError: no system\. It takes no system message here: "
+         r"leave it out \(data\.system\), or write it into the user's message"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
+         {}, [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}],
+         "takes no system message here: leave it out, or write"),
+        ("{% if messages[-1].role != 'user' %}{{ raise_exception('users last') }}{% endif %}" + CHATML,
+         {}, [{"role": "user", "content": "q"}, {"role": "tool", "content": "t"}], r"TemplateError: users last$"),
+        ("{{ date.today }}" + CHATML, {}, "q", r"'date' is undefined\. Variables of its own are given by data\.chat_"),
+        ("{{ messages[0].content + 1 }}", {}, "q", r"TypeError: can only concatenate"),
+        ("{{ 1 / 0 }}", {}, "q", "ZeroDivisionError"),
+        ("{% for m in messages %}", {}, "q", "TemplateSyntaxError"),
+        ("{{ messages[0].content[:0] }}", {}, "q", "the chat template makes nothing of the prompt"),
+    ],
+)  # fmt: skip
+def test_whatever_a_chat_template_refuses_is_said_with_the_row(
+    template: str, settings: dict[str, Any], prompt: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        read(byte_tokenizer("$A", template), prompt, **settings)
+    assert str(error.value).startswith("rows, row 1: ")
+
+
+def test_no_messages_are_no_prompt(chat_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="row 1: the prompt is empty"):
+        read(chat_tokenizer, [])
+
+
+def test_data_without_golds(tmp_path: Path, tokenizer: Any) -> None:
+    bare = write(tmp_path, [{"prompt": "1"}, {"prompt": "2", "level": 3}], "bare.jsonl")
+    found = load(tokenizer, path=bare, answer=None).problems
+    assert [(p.answer, p.columns) for p in found] == [("", {}), ("", {"level": 3})]
+    mixed = write(tmp_path, [{"prompt": "1"}, {"prompt": "2", "answer": 4}, {"prompt": "3", "answer": None}], "m.jsonl")
+    assert [p.answer for p in load(tokenizer, path=mixed).problems] == ["", "4", ""]
+    nested = write(tmp_path, [{"prompt": "1", "meta": None}, {"prompt": "2", "meta": {"gold": "a"}}], "n.jsonl")
+    assert [p.answer for p in load(tokenizer, path=nested, answer="meta.gold").problems] == ["", "a"]
+    with pytest.raises(ConfigError, match=r"bare\.jsonl, in all rows: no column 'answer'.*prompt, level.*answer=null"):
+        load(tokenizer, path=bare)
+    with pytest.raises(ConfigError, match=r"no column 'meta\.golds'; did you mean 'meta\.gold'"):
+        load(tokenizer, path=nested, answer="meta.golds")
+
+
+def test_arguments_of_chat_templates() -> None:
+    tokenizer = byte_tokenizer("$A", CHATML + "{% if thinks is defined and not thinks %}<done>{% endif %}")
+    assert read(tokenizer, "q")[0] == ["<user>q</user><assistant>"]
+    assert read(tokenizer, "q", chat_template_kwargs={"thinks": False})[0] == ["<user>q</user><assistant><done>"]
+    for given, said in [
+        ({"think": False}, "reads no 'think'; did you mean 'thinks'"),
+        ({"nothing_like_it": 1}, "reads no 'nothing_like_it': leave it out"),
+        ({"tokenize": True}, "tokenize follows from the data"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            read(tokenizer, "q", chat_template_kwargs=given)
+    with pytest.raises(ConfigError, match=r"data\.chat_template_kwargs needs a chat template"):
+        read(byte_tokenizer(), "q", chat_template_kwargs={"thinks": False})
 
 
 def test_gsm8k_rows_are_read_as_they_are(tokenizer: Any) -> None:

@@ -127,3 +127,15 @@ def test_clean_training_data_overlaps_nothing_and_planted_problems_are_found(tmp
     assert found["suites_not_read"] == {}
     assert found["overlap"].pop("math500") == [{"row": 1001, "problem": 42}]
     assert set(map(len, found["overlap"].values())) == {0}
+
+
+def test_prompts_that_the_model_goes_on_with_are_counted_and_golds_may_be_missing(tmp_path: Path, copies: Path) -> None:
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "So"}]
+    file = write(tmp_path, [{"prompt": turns}, {"prompt": "2"}, {"prompt": turns[:1]}])
+    found = datacheck.check(file, answer="null", folder=copies)
+    assert (found["continued"], found["empty_golds"]) == (1, [])
+    assert "prompts that end in an assistant's message, which the model goes on with: 1" in datacheck.report(found)
+    some = write(tmp_path, [{"prompt": "1"}, {"prompt": "2", "answer": "3"}])
+    found = datacheck.check(some, folder=copies)
+    assert (found["answer"], found["empty_golds"], found["continued"]) == ("answer", [1], 0)
+    assert "assistant's message" not in datacheck.report(found)

@@ -3,17 +3,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sampler_help import END, OTHER_END, ask, largest_gap, random_model
+from sampler_help import ask, largest_gap, random_model
 
-from rlkit import generation, registry
+from rlkit import embedded, generation, registry
 from rlkit.config import ModelConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.generation import Request, Sampler, SamplingParams
@@ -67,14 +69,65 @@ def test_an_unknown_option_is_refused() -> None:
         registry.build("samplers", "transformers", {"max_bach": 3})
 
 
-def test_end_tokens_come_from_the_generation_config_and_else_from_the_config(folder: Path, tmp_path: Path) -> None:
-    assert generation.end_tokens(str(folder)) == (END, OTHER_END)
-    for name in ("config.json", "generation_config.json"):
-        (tmp_path / name).write_text((folder / name).read_text())
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
-    assert generation.end_tokens(str(tmp_path)) == (9,)
-    (tmp_path / "generation_config.json").unlink()
-    assert generation.end_tokens(str(tmp_path)) == (END,)
+def named_ends(path: Path, generation_config: Any, config: Any, tokenizer: str | None) -> ModelConfig:
+    """The embedded model (0 is <pad>, 1 <eos>, 2 <unk>) with these end tokens named; "-": no such file or key."""
+    shutil.copytree(embedded.resolve("embedded:xs"), path)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation_config}))
+    if generation_config == "-":
+        (path / "generation_config.json").unlink()
+    for file, key, value in [
+        ("config.json", "eos_token_id", config),
+        ("tokenizer_config.json", "eos_token", tokenizer),
+    ]:
+        settings = json.loads((path / file).read_text()) | {key: value}
+        if value == "-":
+            del settings[key]
+        (path / file).write_text(json.dumps(settings))
+    return ModelConfig(path=str(path), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "config", "tokenizer", "ends"),
+    [
+        ([5, 1], 1, "<eos>", (5, 1)),
+        (None, None, "<eos>", (1,)),
+        ("-", "-", "<eos>", (1,)),
+        (None, 1, None, (1,)),
+        (7, "-", "-", (7,)),
+        (7, [8, 9], "<eos>", (7, 8, 9, 1)),
+        ("-", 1, "<|not in the vocabulary|>", (1,)),
+        (-1, 1, "<eos>", (1,)),
+    ],
+)
+def test_end_tokens_are_all_that_any_of_the_models_files_names(
+    tmp_path: Path, generation_config: Any, config: Any, tokenizer: Any, ends: tuple[int, ...]
+) -> None:
+    model = named_ends(tmp_path / "m", generation_config, config, tokenizer)
+    assert generation.end_tokens(model.path) == ends
+
+
+def test_files_that_differ_in_their_end_tokens_are_warned_of_and_none_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert generation.checked_end_tokens(named_ends(tmp_path / "alike", 1, 1, "<eos>"), "do this") == (1,)
+        assert generation.checked_end_tokens(named_ends(tmp_path / "fewer", "-", 1, "<eos>"), "do this") == (1,)
+    with pytest.warns(UserWarning, match=r"5, 1 in generation_config.json, none in config.json, 1 in the tokenizer"):
+        generation.checked_end_tokens(named_ends(tmp_path / "differ", [5, 1], None, "<eos>"), "do this")
+    silent = named_ends(tmp_path / "none", "-", "-", "-")
+    with pytest.raises(ConfigError, match=r"neither config\.json nor the tokenizer names an end token.*do this"):
+        generation.checked_end_tokens(silent, "do this")
+    assert generation.checked_end_tokens(silent, None) == ()
+
+
+@pytest.mark.parametrize(("generation_config", "config", "tokenizer"), [(None, None, "<eos>"), ("-", 1, None)])
+def test_a_sampler_ends_at_an_end_token_that_one_file_alone_names(
+    tmp_path: Path, generation_config: Any, config: Any, tokenizer: Any
+) -> None:
+    named_ends(tmp_path / "m", generation_config, config, tokenizer)
+    completions = ask(build("transformers", tmp_path / "m"), [[5, 9, 7]] * 64, list(range(64)), max_tokens=40)
+    assert any(1 in c.tokens for c in completions)
+    for completion in completions:
+        assert 1 not in completion.tokens[:-1]
 
 
 @pytest.mark.parametrize(("prompt", "limit"), [([], 4), ([5], 0)])
