@@ -31,7 +31,7 @@ class FunctionConfig(BaseModel):
     style: Style = "trl"
     """The project whose way of calling it follows."""
     chat: bool = False
-    """Styles trl and verifiers: prompts and completions as chat messages; false: as text."""
+    """Styles trl and verifiers: prompts (the data's own) and completions as chat messages; false: as text."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments, the same for each call."""
     range: tuple[float, float] | None = None

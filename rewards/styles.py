@@ -255,10 +255,11 @@ def _given(style: str, sample: Sample, chat: bool) -> dict[str, Any]:
     columns = sample.columns
     prompt: Any = sample.prompt
     completion: Any = sample.response
+    gold = sample.answer if sample.gold is None else sample.gold
     if chat:
-        prompt = [{"role": "user", "content": sample.prompt}]
+        prompt = _messages(sample)
         completion = [{"role": "assistant", "content": sample.response}]
-    golds = dict.fromkeys(GOLD_NAMES, sample.answer)
+    golds = dict.fromkeys(GOLD_NAMES, gold)
     extra_info = columns.get("extra_info") or {}
     source = columns.get("data_source") or ""
     if style == "trl":
@@ -269,19 +270,27 @@ def _given(style: str, sample: Sample, chat: bool) -> dict[str, Any]:
         own = {"prompt": prompt, "completions": completion, "prompt_ids": None, "completion_ids": sample.tokens}
         return {**golds, **columns, **own}
     if style == "openrlhf":
-        return {"queries": sample.prompt + sample.response, "prompts": sample.prompt, "labels": sample.answer}
+        return {"queries": sample.prompt + sample.response, "prompts": sample.prompt, "labels": gold}
     if style == "verifiers":
         info = columns.get("info") or {}
-        own = {"prompt": prompt, "completion": completion, "answer": sample.answer, "info": info}
+        own = {"prompt": prompt, "completion": completion, "answer": gold, "info": info}
         own["task"] = columns.get("task") or "default"
         return {**golds, **own, "state": {**columns, **own}}
     own = {
         "data_source": source,
         "solution_str": sample.response,
-        "ground_truth": sample.answer,
+        "ground_truth": gold,
         "extra_info": extra_info,
     }
     return own if style == "verl" else {f"{name}s": value for name, value in own.items()}
+
+
+def _messages(sample: Sample) -> list[dict[str, Any]]:
+    """The row's own chat messages, copies that a function may change; a question as the user's. Where the data are not
+    known, the prompt as the model read it."""
+    if isinstance(sample.question, list):
+        return [dict(message) for message in sample.question]
+    return [{"role": "user", "content": sample.prompt if sample.question is None else sample.question}]
 
 
 def openrlhf_results(returned: Any, n: int, where: str) -> list[RewardResult]:

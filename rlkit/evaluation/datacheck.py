@@ -17,6 +17,7 @@ from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
 from rlkit.evaluation.golds import bad_golds
 from rlkit.evaluation.verify import scorer
+from rlkit.golds import gold_text
 
 PROMPTS = ("prompt", "problem", "question")
 ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
@@ -49,7 +50,8 @@ def check(
     answer = answer or _present(rows[0], ANSWERS, "--answer", path)
     wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
     questions = [_text(data.column(row, prompt, "--prompt", w)) for row, w in zip(rows, wheres, strict=True)]
-    golds = [data.gold_text(data.column(row, answer, "--answer", w), w) for row, w in zip(rows, wheres, strict=True)]
+    cells = [data.column(row, answer, "--answer", w) for row, w in zip(rows, wheres, strict=True)]
+    golds = [gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
     found: dict[str, Any] = {
         "file": path,
         "rows": len(rows),
@@ -65,7 +67,7 @@ def check(
     }
     if reward is not None:
         with scorer(PluginRef(kind=reward), ScoringConfig(), plugins) as verifier:
-            bad = bad_golds(verifier, [(g, dict(r)) for g, r in zip(golds, rows, strict=True)])
+            bad = bad_golds(verifier, [(cell, dict(r)) for cell, r in zip(cells, rows, strict=True)])
         found["reward"] = reward
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
     for name in registry.names("suites"):
