@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
-from rlkit.interfaces.rewards import RewardResult
+from rlkit.golds import gold_cell, gold_text
+from rlkit.interfaces.rewards import RewardResult, Sample
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 300
@@ -25,6 +27,32 @@ def declares(low: float, high: float, *, in_process: bool = False) -> Callable[[
         return function
 
     return declare
+
+
+def any_gold(judge: Callable[[Sample], RewardResult], sample: Sample) -> RewardResult:
+    """What `judge` says of a sample. Where its gold is a list, of the gold that suits the response best: any of them is
+    right. A gold that is a dict, or a list of several lists, is `bad_gold`: nobody knows which of its texts is meant.
+    """
+    golds = [each for each in map(gold_cell, _flat(sample.gold)) if each is not None]
+    if any(isinstance(each, list | tuple | Mapping) for each in golds):
+        return bad_gold(
+            "the gold is structured, and this verifier compares with text, a number, or any of a list of them: name "
+            "the part that it means by data.answer, as in data.answer=answer.target"
+        )
+    if len(golds) < 2:
+        return judge(sample)
+    results = [judge(replace(sample, answer=gold_text(each, "a gold"), gold=each)) for each in golds]
+    right = [result for result in results if result.value]
+    # One that could not be judged may be the right one: without it nobody knows that the sample is wrong.
+    unknown = [result for result in results if result.value is None and result.status != "bad_gold"]
+    judged = [result for result in results if result.value is not None]
+    return (right or unknown or judged or results)[0]
+
+
+def _flat(gold: Any) -> list[Any]:
+    while isinstance(gold, list | tuple) and len(gold) == 1:
+        gold = gold[0]
+    return list(gold) if isinstance(gold, list | tuple) else [gold]
 
 
 def verdict(right: bool, answer: str) -> RewardResult:

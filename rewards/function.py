@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 import traceback
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlkit import reward
-from rlkit.errors import ConfigError, RlkitError, nearest
+from rlkit import modules, reward
+from rlkit.errors import ConfigError, RlkitError, module_of, nearest
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .http import Endpoint, Failure, checked_url
-from .styles import Adapter, Style, misfit, openrlhf_results
+from .styles import Adapter, Style, misfit, openrlhf_results, signature_of
 
 _TEXTS_PER_REQUEST = 64
 
@@ -31,13 +25,13 @@ class FunctionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     path: str | None = None
-    """A Python file, or a module that can be imported."""
+    """A Python file, or a module that can be imported or lies in the working directory."""
     name: str | None = None
     """The function in it."""
     style: Style = "trl"
     """The project whose way of calling it follows."""
     chat: bool = False
-    """Styles trl and verifiers: prompts and completions as chat messages; false: as text."""
+    """Styles trl and verifiers: prompts (the data's own) and completions as chat messages; false: as text."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments, the same for each call."""
     range: tuple[float, float] | None = None
@@ -50,7 +44,7 @@ class FunctionConfig(BaseModel):
     @field_validator("path")
     @classmethod
     def _whole(cls, path: str | None) -> str | None:
-        return str(Path(path).resolve()) if path is not None and _is_file(path) else path
+        return str(Path(path).resolve()) if path is not None and modules.is_file(path) else path
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -89,7 +83,7 @@ class Function:
         assert config.name is not None
         name = f"{config.path}:{config.name}"
         function = _find(config.path, config.name)
-        signature = inspect.signature(function)
+        signature = signature_of(function)
         if why := misfit(signature, config.style, config.kwargs):
             raise ConfigError(f"reward function {name}{signature} does not fit: {why}")
         self.range = config.range or getattr(function, "range", None)
@@ -134,43 +128,17 @@ class _Reply:
         self.json = json
 
 
-def _is_file(path: str) -> bool:
-    return path.endswith(".py") or os.sep in path
-
-
 def _find(path: str, name: str) -> Callable[..., Any]:
     try:
-        module = _load_file(Path(path)) if _is_file(path) else importlib.import_module(path)
+        module = modules.load(path, "reward function:")
     except ConfigError:
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name is not None and path.startswith(error.name):
-            raise ConfigError(
-                f"reward function: module {path!r} does not exist: give one that can be imported, or a path ending in "
-                ".py"
-            ) from error
         raise ConfigError(f"reward function: {path} failed to import:\n{traceback.format_exc()}") from error
     if not hasattr(module, name):
-        there = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        there = [n for n, v in vars(module).items() if callable(v) and module_of(v) == module.__name__]
         raise ConfigError(f"reward function: {path} has no {name!r}{nearest(name, there)}")
     function = getattr(module, name)
     if inspect.isclass(function) or not callable(function):
         raise ConfigError(f"reward function: {path}:{name} is a {type(function).__name__}; name a function")
     return function  # type: ignore[no-any-return]
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError(f"reward function: file {str(path)!r} does not exist")
-    name = f"rlkit_function_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -11,7 +11,7 @@ from rlkit.interfaces.rewards import RewardResult, Sample
 
 from . import algebra
 from .answers import Place, clean, find, find_gold
-from .common import declares
+from .common import any_gold, declares
 from .equivalence import Rules, same, same_text
 
 _SHOWN = 300
@@ -36,7 +36,7 @@ def math(
 
     It sets no deadline of its own: it runs in a worker process that can be killed.
     """
-    return [_verdict(sample, answer_in, strict, tolerance) for sample in samples]
+    return [any_gold(lambda s: _verdict(s, answer_in, strict, tolerance), sample) for sample in samples]
 
 
 math.warm_up = algebra.warm_up  # type: ignore[attr-defined]

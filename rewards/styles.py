@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rlkit.errors import RlkitError
 from rlkit.interfaces.rewards import RewardResult, Sample
+from rlkit.scoring.checks import plain
 
 Style = Literal["trl", "verl", "verl_batch", "openrlhf", "openrlhf_http", "verifiers", "areal"]
 
@@ -51,6 +52,14 @@ CONVENTIONS: dict[str, Convention] = {
         ("prompt", "completions", "prompt_ids", "completion_ids"), "completions", positional=True, columns=True
     ),
 }
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Its signature; `(*args, **kwargs)` where it has none, as some built-in functions."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def guess(signature: inspect.Signature) -> str | None:
@@ -148,7 +157,7 @@ class Adapter:
         rows = [_given(self.style, sample, self.chat) for sample in samples]
         first = {name: [row[name] for row in rows] if convention.batched else rows[0][name] for name in rows[0]}
         positional = [first.pop(name) for name in convention.gives] if convention.positional else []
-        signature = inspect.signature(self.function)
+        signature = signature_of(self.function)
         taken = list(signature.parameters)[: len(positional)]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         further = {n: v for n, v in first.items() if (open_ended or n in signature.parameters) and n not in taken}
@@ -193,17 +202,17 @@ class Adapter:
         return self.runner.run(wait())
 
     def _listed(self, returned: Any, n: int) -> list[Any]:
-        plain = _plain(returned)
-        if not isinstance(plain, list | tuple):
+        several = plain(returned)
+        if not isinstance(several, list | tuple):
             raise RlkitError(
                 f"{self.name} returned {_shown(returned)}: in style {self.style!r} it must return a list with one "
                 "reward per sample. A function that judges one response is of style verl, verifiers or areal"
             )
-        if len(plain) != n:
+        if len(several) != n:
             raise RlkitError(
-                f"{self.name} returned {len(plain)} rewards for {n} samples: it must return one per sample"
+                f"{self.name} returned {len(several)} rewards for {n} samples: it must return one per sample"
             )
-        return list(plain)
+        return list(several)
 
     def _result(self, returned: Any) -> RewardResult:
         if isinstance(returned, RewardResult):
@@ -212,7 +221,7 @@ class Adapter:
             return self._from_dict(returned)
         if returned is None:
             return RewardResult(value=None, status="abstain")
-        value = _plain(returned)
+        value = plain(returned)
         if isinstance(value, numbers.Real):
             return RewardResult(value=float(value))
         several = isinstance(value, list | tuple) and not CONVENTIONS[self.style].batched
@@ -229,7 +238,7 @@ class Adapter:
             )
         result = self._result(returned["score"])
         for key, value in returned.items():
-            value = _plain(value)
+            value = plain(value)
             if key == "score":
                 continue
             if key == "acc" and isinstance(value, numbers.Real):
@@ -246,10 +255,11 @@ def _given(style: str, sample: Sample, chat: bool) -> dict[str, Any]:
     columns = sample.columns
     prompt: Any = sample.prompt
     completion: Any = sample.response
+    gold = sample.answer if sample.gold is None else sample.gold
     if chat:
-        prompt = [{"role": "user", "content": sample.prompt}]
+        prompt = _messages(sample)
         completion = [{"role": "assistant", "content": sample.response}]
-    golds = dict.fromkeys(GOLD_NAMES, sample.answer)
+    golds = dict.fromkeys(GOLD_NAMES, gold)
     extra_info = columns.get("extra_info") or {}
     source = columns.get("data_source") or ""
     if style == "trl":
@@ -260,19 +270,27 @@ def _given(style: str, sample: Sample, chat: bool) -> dict[str, Any]:
         own = {"prompt": prompt, "completions": completion, "prompt_ids": None, "completion_ids": sample.tokens}
         return {**golds, **columns, **own}
     if style == "openrlhf":
-        return {"queries": sample.prompt + sample.response, "prompts": sample.prompt, "labels": sample.answer}
+        return {"queries": sample.prompt + sample.response, "prompts": sample.prompt, "labels": gold}
     if style == "verifiers":
         info = columns.get("info") or {}
-        own = {"prompt": prompt, "completion": completion, "answer": sample.answer, "info": info}
+        own = {"prompt": prompt, "completion": completion, "answer": gold, "info": info}
         own["task"] = columns.get("task") or "default"
         return {**golds, **own, "state": {**columns, **own}}
     own = {
         "data_source": source,
         "solution_str": sample.response,
-        "ground_truth": sample.answer,
+        "ground_truth": gold,
         "extra_info": extra_info,
     }
     return own if style == "verl" else {f"{name}s": value for name, value in own.items()}
+
+
+def _messages(sample: Sample) -> list[dict[str, Any]]:
+    """The row's own chat messages, copies that a function may change; a question as the user's. Where the data are not
+    known, the prompt as the model read it."""
+    if isinstance(sample.question, list):
+        return [dict(message) for message in sample.question]
+    return [{"role": "user", "content": sample.prompt if sample.question is None else sample.question}]
 
 
 def openrlhf_results(returned: Any, n: int, where: str) -> list[RewardResult]:
@@ -310,15 +328,10 @@ def openrlhf_results(returned: Any, n: int, where: str) -> list[RewardResult]:
 
 def _flat(values: Any) -> list[Any] | None:
     """A list, tensor or array of [n] or [n, 1] as a flat list; None for anything else."""
-    values = _plain(values)
+    values = plain(values)
     if not isinstance(values, list | tuple):
         return None
     return [v[0] if isinstance(v, list | tuple) and len(v) == 1 else v for v in values]
-
-
-def _plain(value: Any) -> Any:
-    """Tensors, arrays and numpy's numbers as Python's own."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _shown(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rlkit import reward
 from rlkit.interfaces.rewards import RewardResult, Sample
 
-from .common import declares
+from .common import any_gold, declares
 
 LONGEST_ANSWER = 300
 DEEPEST = 20
@@ -29,7 +29,7 @@ def countdown(samples: Sequence[Sample], *, nums: str = "nums", marker: str = "#
     An answer of more than 300 characters or with brackets more than 20 deep: `refused`. Division is exact, and a
     minus stands between two numbers only. An unusable target or list of numbers: `bad_gold`.
     """
-    return [_countdown(sample, nums, marker) for sample in samples]
+    return [any_gold(lambda s: _countdown(s, nums, marker), sample) for sample in samples]
 
 
 @reward("sorting")

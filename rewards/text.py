@@ -11,7 +11,7 @@ from rlkit.errors import ConfigError
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .answers import Place, clean, find
-from .common import bad_gold, declares, no_answer, verdict
+from .common import any_gold, bad_gold, declares, no_answer, verdict
 from .equivalence import number
 from .rational import value
 
@@ -29,7 +29,7 @@ def final_answer(samples: Sequence[Sample], *, marker: str = "####") -> list[Rew
     Of what follows the marker, its first line counts. A gold without the marker is used whole, so GSM8K's worked
     solutions and plain numbers both do. No marker in the response: status `no_answer`; an empty gold: `bad_gold`.
     """
-    return [_final_answer(sample, marker) for sample in samples]
+    return [any_gold(lambda s: _final_answer(s, marker), sample) for sample in samples]
 
 
 def _final_answer(sample: Sample, marker: str) -> RewardResult:
@@ -75,7 +75,7 @@ def exact(samples: Sequence[Sample], *, ignore_case: bool = False) -> list[Rewar
         right = given.casefold() == gold.casefold() if ignore_case else given == gold
         return verdict(right, given) if given else no_answer()
 
-    return [judge(sample) for sample in samples]
+    return [any_gold(judge, sample) for sample in samples]
 
 
 @reward("numeric")
@@ -100,7 +100,7 @@ def numeric(
         allowed = max(Fraction(str(tolerance)), abs(gold) * Fraction(str(relative)))
         return verdict(abs(given - gold) <= allowed, found)
 
-    return [judge(sample) for sample in samples]
+    return [any_gold(judge, sample) for sample in samples]
 
 
 @reward("regex")
@@ -119,7 +119,7 @@ class Regex:
             raise ConfigError(f"reward regex: pattern {pattern!r} is no regular expression: {error}") from error
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
-        return [self._judge(sample) for sample in samples]
+        return [any_gold(self._judge, sample) for sample in samples]
 
     def _judge(self, sample: Sample) -> RewardResult:
         if not self.pattern.groups:
@@ -151,7 +151,7 @@ def choice(samples: Sequence[Sample], *, letters: str = "ABCDE", answer_in: Plac
         given = _letter(found, letters) if found is not None else None
         return no_answer() if given is None else verdict(given == gold, given)
 
-    return [judge(sample) for sample in samples]
+    return [any_gold(judge, sample) for sample in samples]
 
 
 def _letter(text: str, letters: str) -> str | None:
@@ -180,4 +180,4 @@ def contains(samples: Sequence[Sample], *, ignore_case: bool = True) -> list[Rew
         whole = re.compile(rf"(?<!\w){re.escape(gold)}(?!\w)")
         return RewardResult(value=float(bool(whole.search(text)))) if text else no_answer()
 
-    return [judge(sample) for sample in samples]
+    return [any_gold(judge, sample) for sample in samples]

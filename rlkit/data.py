@@ -21,6 +21,7 @@ from rlkit import embedded
 from rlkit.config import DataConfig
 from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
+from rlkit.golds import gold_cell, gold_text
 
 Row = Mapping[str, Any]
 FILES = (".json", ".jsonl", ".parquet")
@@ -37,6 +38,10 @@ class Problem:
     """The gold column as text; "" where the row, or the data, has none."""
     columns: dict[str, Any]
     """The row's other columns."""
+    question: Any = None
+    """The prompt column's cell."""
+    gold: Any = None
+    """The gold column's cell; None where it holds no gold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
             tokens=tokens[i],
             answer=gold_text(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
             columns={name: value for name, value in row.items() if name not in (config.prompt, config.answer)},
+            question=prompts[i],
+            gold=gold_cell(answers[i]),
         )
         for i, row in enumerate(rows)
         if len(tokens[i]) <= config.max_prompt_tokens
@@ -285,17 +292,6 @@ def _names(row: Row, prefix: str = "") -> Iterable[str]:
         yield prefix + name
         if isinstance(value, Mapping):
             yield from _names(value, f"{prefix}{name}.")
-
-
-def gold_text(value: Any, where: str) -> str:
-    """A gold cell as text: a string, a number, a list of one of them, or nothing. ConfigError for anything else."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return ""
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise ConfigError(f"{where}: expected text or a number, got {type(value).__name__}: {str(value)[:60]}")
 
 
 def _identity(prompt: Any) -> str:

@@ -46,6 +46,15 @@ def origin(thing: Any) -> str:
         inner = inspect.unwrap(inner.func)
     inner = inner if hasattr(inner, "__qualname__") else type(inner)
     code = getattr(inner, "__code__", None)
-    file = code.co_filename if code else getattr(sys.modules.get(inner.__module__), "__file__", "?")
+    module = module_of(inner)
+    file = code.co_filename if code else getattr(sys.modules.get(module), "__file__", "?")
     line = f":{code.co_firstlineno}" if code else ""
-    return f"{inner.__module__}:{inner.__qualname__} ({file}{line})"
+    return f"{module}:{inner.__qualname__} ({file}{line})"
+
+
+def module_of(thing: Any) -> str:
+    """The name of the module in which a function, or the class of an object, was written."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    # Methods of built-in types say None, or nothing.
+    return getattr(thing, "__module__", None) or "builtins"

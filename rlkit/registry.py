@@ -16,23 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.metadata
-import importlib.util
 import inspect
-import os
 import sys
 import traceback
 import typing
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, ValidationError, create_model
 
-from rlkit.errors import ConfigError, nearest, origin
+from rlkit import modules
+from rlkit.errors import ConfigError, module_of, nearest, origin
 
 Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -49,11 +47,26 @@ class Plugin:
     """module:name and file, for messages."""
     distribution: str
     """The installed package it comes from, with its version, or the file it was loaded from."""
+    homes: tuple[str, ...]
+    """What another process loads to have it too: modules, or the file it was loaded from."""
 
     @property
     def summary(self) -> str:
         """The first line of its docstring."""
-        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
+        return (inspect.getdoc(_whole(self.factory)) or "").partition("\n")[0]
+
+    @property
+    def is_class(self) -> bool:
+        """It makes what it stands for, and is not that itself."""
+        return inspect.isclass(_whole(self.factory))
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Those of its signature; none where it has no signature, as some built-in functions."""
+        try:
+            return inspect.signature(self.factory).parameters
+        except (TypeError, ValueError):
+            return {}
 
     @functools.cached_property
     def options(self) -> type[BaseModel]:
@@ -73,9 +86,7 @@ class Plugin:
         return model
 
     def _options(self) -> type[BaseModel]:
-        signature = self.factory.__init__ if inspect.isclass(self.factory) else self.factory
-        hints = typing.get_type_hints(signature, include_extras=True)
-        config = hints.get("config")
+        config = self._hint("config") if "config" in self.parameters else None
         if inspect.isclass(config) and issubclass(config, BaseModel):
             if config.model_config.get("extra", "ignore") != "ignore":
                 return config
@@ -84,11 +95,41 @@ class Plugin:
                 config.__name__, (config,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__}
             )
         fields: dict[str, Any] = {}
-        for name, parameter in inspect.signature(self.factory).parameters.items():
+        for name, parameter in self.parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[name] = (hints.get(name, Any), default)
+                fields[name] = (self._hint(name), default)
         return create_model(f"{self.name}_options", __config__=ConfigDict(extra="forbid"), **fields)
+
+    def _hint(self, name: str) -> Any:
+        """The annotation of a parameter. No other is looked at: that of the samples may hold names which only a type
+        checker knows."""
+        annotation = self.parameters[name].annotation
+        if annotation is inspect.Parameter.empty:
+            return Any
+        function: Any = inspect.unwrap(_whole(self.factory))
+        if inspect.isclass(function):
+            function = function.__init__
+        elif not hasattr(function, "__globals__"):
+            function = vars(type(function)).get("__call__", function)
+        # No class or module: of any other object, get_type_hints takes names from where it is told to.
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        try:
+            names = getattr(inspect.unwrap(function), "__globals__", {})
+            return typing.get_type_hints(alone, globalns=names, include_extras=True)[name]
+        except (NameError, AttributeError, SyntaxError, TypeError) as error:
+            raise ConfigError(
+                f"{_singular(self.kind)} {self.name!r}, {self.origin}: the annotation of its option {name!r} "
+                f"({annotation}) cannot be resolved, so no value can be checked against it: {error}. Import what it "
+                "names at the top of the file, outside of `if TYPE_CHECKING`"
+            ) from error
+
+
+def _whole(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """What a partial is a part of; anything else as it is."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return factory
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str | int]:
@@ -104,11 +145,11 @@ _plugins: dict[tuple[Kind, str], Plugin] = {}
 _loading_from: str | None = None
 
 
-def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) -> Plugin:
-    plugin = Plugin(kind, name, factory, origin(factory), distribution)
+def _add(plugin: Plugin) -> Plugin:
+    kind, name = plugin.kind, plugin.name
     known = _plugins.get((kind, name))
     # A cell of a notebook is run again and again: there the newest counts.
-    interactive = known is not None and known.factory.__module__ == factory.__module__ == "__main__"
+    interactive = known is not None and "__main__" in known.homes and "__main__" in plugin.homes
     if known is not None and known.origin != plugin.origin and not interactive:
         raise ConfigError(
             f"{kind}: the name {name!r} is registered twice, by {known.origin} and by {plugin.origin}. "
@@ -121,16 +162,26 @@ def _add(kind: Kind, name: str, factory: Callable[..., Any], distribution: str) 
 def register(kind: Kind, name: str) -> Callable[[F], F]:
     """Decorator: make a factory known under a name. ConfigError where the name is taken."""
     if not isinstance(name, str):
-        raise ConfigError(f"{origin(name)}: give the plugin a name, as in @{_singular(kind)}({name.__name__!r})")
+        called = getattr(name, "__name__", "mine")
+        raise ConfigError(f"{origin(name)}: give the plugin a name, as in @{_singular(kind)}({called!r})")
 
     def add(factory: F) -> F:
+        here = sys._getframe(1)
+        written, registered = module_of(factory), here.f_globals.get("__name__", "__main__")
+        where = origin(factory)
+        if not (inspect.isfunction(factory) or inspect.isclass(factory)):
+            # Two objects of one class, or two partials of one function, are two.
+            where += f", registered in {here.f_code.co_filename}:{here.f_lineno}"
         for point in _entry_points(kind).get(name, ()):
-            if point.module != factory.__module__:
+            if point.module not in (written, registered):
                 raise ConfigError(
-                    f"{kind}: the name {name!r} is registered twice, by {origin(factory)} and by the entry point "
+                    f"{kind}: the name {name!r} is registered twice, by {where} and by the entry point "
                     f"{point.value} of {_distribution(point)}. Rename one of them."
                 )
-        _add(kind, name, factory, _loading_from or _distribution_of_module(kind, name))
+        homes = tuple(dict.fromkeys((written, registered)))
+        if _loading_from is not None and modules.is_file(_loading_from):
+            homes = (str(Path(_loading_from).resolve()),)
+        _add(Plugin(kind, name, factory, where, _loading_from or _distribution_of_module(kind, name), homes))
         return factory
 
     return add
@@ -185,7 +236,7 @@ def find(kind: Kind, name: str) -> Plugin:
         with _importing(f"{_singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})"):
             factory = points[0].load()
         if (kind, name) not in _plugins:
-            _add(kind, name, factory, _distribution(points[0]))
+            _add(Plugin(kind, name, factory, origin(factory), _distribution(points[0]), (points[0].module,)))
     return _plugins[kind, name]
 
 
@@ -208,22 +259,9 @@ def load(plugins: list[str]) -> None:
         _loading_from = plugin
         try:
             with _importing(f"plugin {plugin!r}"):
-                if plugin.endswith(".py") or os.sep in plugin:
-                    _load_file(Path(plugin))
-                elif _exists(plugin):
-                    importlib.import_module(plugin)
-                else:
-                    raise ConfigError(
-                        f"plugin module {plugin!r} does not exist: give a module that can be imported, or a path "
-                        "ending in .py"
-                    )
+                modules.load(plugin, "plugin")
         finally:
             _loading_from = None
-
-
-def _exists(module: str) -> bool:
-    parent = module.rpartition(".")[0]
-    return (not parent or _exists(parent)) and importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager
@@ -236,25 +274,6 @@ def _importing(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} failed to import:\n{traceback.format_exc()}") from error
 
 
-def _load_file(path: Path) -> None:
-    if not path.is_file():
-        why = "is a folder, not a Python file" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
-        raise ConfigError(f"plugin file {str(path)!r} {why}")
-    name = f"rlkit_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
 def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     """Make the thing a plugin stands for, from validated options.
 
@@ -263,11 +282,12 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     """
     plugin = find(kind, name)
     model = validate_options(plugin, options, where=_singular(kind))
-    parameters = inspect.signature(plugin.factory).parameters
-    if "config" in parameters:
+    if "config" in plugin.parameters:
         return plugin.factory(model, *context)
     values = {field: getattr(model, field) for field in type(model).model_fields}
-    if kind == "rewards" and not inspect.isclass(plugin.factory):
+    if kind == "rewards" and not plugin.is_class:
+        if not values:
+            return plugin.factory
         built = functools.partial(plugin.factory, **values)
         functools.update_wrapper(built, plugin.factory)
         return built

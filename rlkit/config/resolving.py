@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +144,9 @@ def build_algorithm(config: RunConfig) -> Algorithm:
 
 def _check_reward(kind: str) -> None:
     """ConfigError for what a reward cannot declare, as far as it can be told before it is made, which may take long."""
-    factory = registry.find("rewards", kind).factory
-    if inspect.isclass(factory) or "config" not in inspect.signature(factory).parameters:
-        reward_declaration(factory, f"reward {kind!r}")
+    plugin = registry.find("rewards", kind)
+    if plugin.is_class or "config" not in plugin.parameters:
+        reward_declaration(plugin.factory, f"reward {kind!r}")
 
 
 def _whole(path: str | None) -> str | None:

@@ -15,8 +15,9 @@ from rlkit import data, registry
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
-from rlkit.evaluation.golds import bad_golds
+from rlkit.evaluation.gold_check import bad_golds
 from rlkit.evaluation.verify import scorer
+from rlkit.golds import gold_text
 
 PROMPTS = ("prompt", "problem", "question")
 ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
@@ -55,7 +56,7 @@ def check(
     prompts = [data.column(row, prompt, "--prompt", w) for row, w in zip(rows, wheres, strict=True)]
     questions = [_text(each) for each in prompts]
     cells = data.golds(rows, None if answer == NO_GOLDS else answer, "--answer", path)
-    golds = [data.gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
+    golds = [gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
     found: dict[str, Any] = {
         "file": path,
         "rows": len(rows),
@@ -72,7 +73,7 @@ def check(
     }
     if reward is not None:
         with scorer(PluginRef(kind=reward), ScoringConfig(), plugins) as verifier:
-            bad = bad_golds(verifier, [(g, dict(r)) for g, r in zip(golds, rows, strict=True)])
+            bad = bad_golds(verifier, [(cell, dict(r)) for cell, r in zip(cells, rows, strict=True)])
         found["reward"] = reward
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
     for name in registry.names("suites"):

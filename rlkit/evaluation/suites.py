@@ -22,8 +22,9 @@ from typing import Any, Literal
 from rlkit import data, registry
 from rlkit.config import DataConfig, PluginRef, ScoringConfig
 from rlkit.errors import ConfigError, TokensUnknownError
-from rlkit.evaluation.golds import bad_golds
+from rlkit.evaluation.gold_check import bad_golds
 from rlkit.evaluation.verify import scorer
+from rlkit.golds import gold_text
 from rlkit.registry import suite
 from rlkit.scoring import Scorer
 
@@ -120,7 +121,7 @@ def opened(
         max_prompt_tokens=sys.maxsize,
     )
     problems = data.as_problems(chosen, put, tokenizer, f"suite {name!r}").problems
-    golds = [(problem.answer, problem.columns) for problem in problems]
+    golds = [(problem.gold, problem.columns) for problem in problems]
     with scorer(wanted.verifier, scoring or ScoringConfig(), plugins) as verifier:
         bad, unchecked = [], None
         try:
@@ -162,7 +163,7 @@ def table(
             question = data.column(row, prompt, "the file to one with the suite's columns", here)
             answer = data.column(row, name, "the file to one with the suite's columns", here)
             rest = {key: value for key, value in row.items() if key not in (prompt, name)}
-            loaded.append({**rest, "prompt": question, "answer": gold(data.gold_text(answer, f"{here}, {name}"))})
+            loaded.append({**rest, "prompt": question, "answer": gold(gold_text(answer, f"{here}, {name}"))})
         return loaded
 
     return load

@@ -13,6 +13,7 @@ from typing import Any
 from rlkit import data
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError
+from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.rewards import Sample, SampleKey, UnknownTokens
 from rlkit.records import samples
 from rlkit.records.folder import RunFolder
@@ -71,14 +72,14 @@ def read(
         rows = _rollouts(file, response, answer, verdict) if path.is_dir() else data.read_rows(str(file))
         for i, row in enumerate(rows, 1):
             where = f"{file}, row {i}"
-            gold = data.gold_text(data.column(row, answer, "--answer", where), f"{where}, column {answer!r}")
+            cell = data.column(row, answer, "--answer", where)
+            gold = gold_text(cell, f"{where}, column {answer!r}")
             text = data.column(row, response, "--response", where)
             if not isinstance(text, str):
                 raise ConfigError(f"{where}, column {response!r}: expected text, got {type(text).__name__}")
             said = None
             if verdict is not None:
-                cell = data.column(row, verdict, "--expected", where)
-                said = _verdict(cell, f"{where}, column {verdict!r}")
+                said = _verdict(data.column(row, verdict, "--expected", where), f"{where}, column {verdict!r}")
             rest = {key: value for key, value in row.items() if key not in (response, answer, verdict)}
             tokens = _stored(rest) if response == RESPONSE and tokenizer is None else None
             if tokens is None:
@@ -86,7 +87,10 @@ def read(
                     f"which {path} does not hold: give the model whose tokens they are, with --model"
                 )
             name = f"{file.stem} row {i}" if path.is_dir() else f"row {i}"
-            found.append(Answered(name, _sample(i - 1, text, tokens, gold, rest), said))
+            sample = _sample(i - 1, text, tokens, gold, rest)
+            if not path.is_dir():  # a run has stored texts: the prompt with its template, and its gold
+                sample.question, sample.gold = row.get("prompt"), gold_cell(cell)
+            found.append(Answered(name, sample, said))
     if tokenizer is not None and found:
         encoded = tokenizer([a.sample.response for a in found], add_special_tokens=False)["input_ids"]
         for one, ids in zip(found, encoded, strict=True):

@@ -47,6 +47,8 @@ class Sampled:
             answer=self.problem.answer,
             truncated=self.completion.truncated,
             columns=self.problem.columns,
+            question=self.problem.question,
+            gold=self.problem.gold,
         )
 
 

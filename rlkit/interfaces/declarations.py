@@ -120,6 +120,10 @@ def _read(part: object, name: str, default: Declaration) -> Declaration:
         except AttributeError:
             if each in dir(part):  # a property, which failed in itself
                 raise
+            if not isinstance(part, functools.partial):
+                continue
+            # A partial has what it is a part of declares, unless it says otherwise itself.
+            given[each] = getattr(_read(part.func, name, default), each)
             continue
         if inspect.isclass(part) and hasattr(value, "__get__"):
             continue  # a property or a method: it takes an object to say more

@@ -75,10 +75,15 @@ class Sample:
     tokens: Sequence[int]
     """Response token ids as sampled; where they are not known, `UnknownTokens`."""
     answer: str
-    """The gold answer; "" where the data has none."""
+    """The gold answer as text, JSON where it is structured; "" where the data has none."""
     truncated: bool
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of the data set's row."""
+    question: Any = None
+    """The prompt's cell as the data hold it: text or chat messages, without a template. None where it is not known."""
+    gold: Any = None
+    """The gold's cell as the data hold it: text, a number, a list, a dict. None where there is none, and where only its
+    text is known."""
 
 
 @dataclass(kw_only=True, slots=True)

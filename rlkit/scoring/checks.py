@@ -10,6 +10,7 @@ import numbers
 import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,8 @@ async def _awaited(returned: Awaitable[object]) -> object:
 
 def one_each(returned: object, name: str, samples: Sequence[Sample]) -> Sequence[object]:
     """What was returned, if it is a list as long as the samples; else RlkitError."""
+    if len(getattr(returned, "shape", ())) == 1:  # an array or a tensor of [n]
+        returned = plain(returned)
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Sequence):
         raise RlkitError(
             f"reward {name!r} returned a {type(returned).__name__} ({str(returned)[:60]!r}): it must return a list "
@@ -85,10 +88,15 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     if returned is None:
         return RewardResult(value=None, status="abstain")
     if isinstance(returned, RewardResult):
-        result = returned
-    elif isinstance(returned, numbers.Real):
+        result = dataclasses.replace(
+            returned,
+            value=plain(returned.value),
+            correct=plain(returned.correct),
+            parts={name: plain(number) for name, number in returned.parts.items()},
+        )
+    elif isinstance(number := plain(returned), numbers.Real):
         try:
-            result = RewardResult(value=float(returned))
+            result = RewardResult(value=float(number))
         except OverflowError as error:
             raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}") from error
     else:
@@ -128,11 +136,19 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
     return dataclasses.replace(result, value=value, correct=correct)
 
 
+def plain(value: Any) -> Any:
+    """Numbers, arrays and tensors of numpy's or torch's as Python's own, a Decimal as a float; the rest as it is."""
+    if isinstance(value, Decimal):
+        return float(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _token_values(given: object, value: float, tokens: int | None, where: str) -> list[float]:
     """As a list; RlkitError where they are not what they should be. `tokens` of the response; None: not known."""
-    values = given.tolist() if hasattr(given, "tolist") else given  # of numpy or torch
+    values = plain(given)
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise RlkitError(f"{where}: token_values are {_shown(given)}; give a list, one number for each token")
+    values = [plain(number) for number in values]
     if tokens is not None and len(values) != tokens:
         raise RlkitError(f"{where}: {len(values)} token_values for a response of {tokens} tokens; give one for each")
     if wrong := [number for number in values if not _finite(number)]:

@@ -71,10 +71,10 @@ class Scorer:
             function: RewardFn = registry.build("rewards", reward.kind, reward.options)
             kinds[reward.kind] += 1
             name = reward.kind if kinds[reward.kind] == 1 else f"{reward.kind}_{kinds[reward.kind]}"
-            home = registry.find("rewards", reward.kind).factory.__module__
+            found_in = registry.find("rewards", reward.kind).homes
             place: int | None = None
             declared = reward_declaration(function, f"reward {reward.kind!r}")
-            if home == "__main__" and not declared.in_process:
+            if "__main__" in found_in and not declared.in_process:
                 warnings.warn(
                     f"reward {reward.kind!r} is defined in __main__, where worker processes cannot import it: it runs "
                     "in the trainer's process, without a deadline. Move it to a file and name that under `plugins`",
@@ -83,8 +83,7 @@ class Scorer:
             elif not declared.in_process:
                 place = len(pooled)
                 pooled.append((reward.kind, reward.options))
-                if not home.startswith("rlkit_plugin_") and home not in homes:
-                    homes.append(home)
+                homes += [home for home in found_in if home not in homes]
             self._parts.append(_Part(name, reward.weight, function, declared.range, place))
         self._pool = Pool(pooled, homes, config) if pooled else None
 

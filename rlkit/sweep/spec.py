@@ -300,7 +300,8 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
         raise ConfigError(f"{text}: expected key=value, or key=value,value,... for several")
     listed = f"[{values}]"
     try:
-        nodes = yaml.compose(listed, Loader=yaml.SafeLoader).value
+        node = yaml.compose(listed, Loader=yaml.SafeLoader)
+        nodes = node.value if node is not None else []
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{text}: the values are not YAML: {error}\nPut quotes around a text with ' #', a comma or a bracket, "

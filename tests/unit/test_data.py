@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -139,9 +143,38 @@ def test_golds_become_text(tmp_path: Path, tokenizer: Any) -> None:
     golds: list[Any] = ["a", 12, 0.5, ["$8$"], None]
     path = write(tmp_path, [{"prompt": "1", "answer": gold} for gold in golds])
     assert [p.answer for p in load(tokenizer, path=path).problems] == ["a", "12", "0.5", "$8$", ""]
-    path = write(tmp_path, [{"prompt": "1", "answer": ["a", "b"]}])
-    with pytest.raises(ConfigError, match=r"row 1, column 'answer': expected text or a number, got list"):
-        load(tokenizer, path=path)
+
+
+def test_structured_golds_come_as_json_and_as_they_are(tmp_path: Path, tokenizer: Any) -> None:
+    golds: list[Any] = [{"target": 3, "numbers": [1, 2]}, ["a", "b"], [], [None], [float("nan"), "x"], float("nan")]
+    path = write(tmp_path, [{"prompt": "1", "answer": gold} for gold in golds])
+    problems = load(tokenizer, path=path).problems
+    assert [p.answer for p in problems] == ['{"target": 3, "numbers": [1, 2]}', '["a", "b"]', "", "", "x", ""]
+    assert [p.gold for p in problems[:4]] == golds[:4]
+    assert problems[5].gold is None
+
+
+def test_golds_of_a_table(tmp_path: Path, tokenizer: Any) -> None:
+    cells = [Decimal("1.50"), Decimal("-2.00")]
+    day = datetime.date(2024, 2, 29)
+    table = pa.table({"prompt": ["1", "2"], "answer": cells, "day": [day, None], "empty": [1.0, float("nan")]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    path = str(tmp_path / "rows.parquet")
+    found = load(tokenizer, path=path).problems
+    assert [(p.answer, p.gold) for p in found] == [("1.50", Decimal("1.50")), ("-2.00", Decimal("-2.00"))]
+    assert [p.answer for p in load(tokenizer, path=path, answer="day").problems] == ["2024-02-29", ""]
+    assert [(p.answer, p.gold) for p in load(tokenizer, path=path, answer="empty").problems] == [
+        ("1.0", 1.0),
+        ("", None),
+    ]
+
+
+def test_the_question_comes_as_it_is(tmp_path: Path, chat_tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    path = write(tmp_path, [{"prompt": messages, "answer": 2}, {"prompt": "2+2?", "answer": 4}])
+    problems = load(chat_tokenizer, path=path).problems
+    assert [p.question for p in problems] == [messages, "2+2?"]
+    assert problems[1].text == "<user>2+2?</user><assistant>"
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path, tokenizer: Any) -> None:

@@ -377,3 +377,55 @@ def test_it_runs_in_worker_processes(file: Path) -> None:
         got = scorer.score([sample("7"), sample("loop"), sample("8")])
     assert [(r.value, r.status) for r in got] == [(1.0, "ok"), (None, "error"), (0.0, "ok")]
     assert "own alarm" in got[1].info["error"]
+
+
+SEES = """
+    import json
+
+    def trl(prompts, completions, answer, **kwargs):
+        return [{"score": 1.0, "seen": [p, a]} for p, a in zip(prompts, answer)]
+
+    def verl(data_source, solution_str, ground_truth, extra_info=None):
+        return {"score": 1.0, "seen": ["", ground_truth]}
+
+    def openrlhf(queries, prompts, labels):
+        assert labels == [{"target": 3}], labels
+        return [1.0]
+
+    async def verifiers(prompt, completion, answer, state):
+        assert state["prompt"] == prompt and state["answer"] == answer
+        return {"score": 1.0, "seen": [prompt, answer]}
+
+    def areal(prompt, completions, prompt_ids, completion_ids, solution):
+        return {"score": 1.0, "seen": [prompt, solution]}
+"""
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "3+4?"}]
+
+
+@pytest.mark.parametrize("style", ["trl", "verl", "openrlhf", "verifiers", "areal"])
+def test_a_function_gets_the_golds_cell(tmp_path: Path, style: str) -> None:
+    (tmp_path / "sees.py").write_text(textwrap.dedent(SEES))
+    one = replace(sample("7", answer='{"target": 3}'), gold={"target": 3})
+    (result,) = results(build(tmp_path / "sees.py", style, style), [one])
+    assert result.value == 1.0
+    assert style == "openrlhf" or result.info["seen"][1] == {"target": 3}
+
+
+@pytest.mark.parametrize("style", ["trl", "verifiers"])
+@pytest.mark.parametrize(
+    ("question", "messages"),
+    [
+        (MESSAGES, MESSAGES),
+        ("3+4?", [{"role": "user", "content": "3+4?"}]),
+        (None, [{"role": "user", "content": "3+4="}]),
+    ],
+)
+def test_a_function_that_wants_messages_gets_the_rows_own(
+    tmp_path: Path, style: str, question: Any, messages: Any
+) -> None:
+    (tmp_path / "sees.py").write_text(textwrap.dedent(SEES))
+    one = replace(sample("7"), question=question)
+    (result,) = results(build(tmp_path / "sees.py", style, style, chat=True), [one])
+    assert result.info["seen"] == [messages, "7"]
+    (result,) = results(build(tmp_path / "sees.py", style, style), [one])
+    assert result.info["seen"] == ["3+4=", "7"]

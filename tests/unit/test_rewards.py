@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from rlkit import registry
 from rlkit.errors import ConfigError
+from rlkit.evaluation import datacheck
+from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -269,3 +272,46 @@ def test_linear_rewards_declare_their_range_and_stay_in_process(name: str) -> No
 def test_what_may_hang_asks_for_a_worker() -> None:
     for name, options in (("math", {}), ("regex", {"pattern": "a"}), ("json_schema", {"definition": SCHEMA})):
         assert not getattr(registry.build("rewards", name, options), "in_process", False)
+
+
+CITIES = ["London", "Greater London"]
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "gold", "value", "status"),
+    [
+        ("exact", "Greater London", CITIES, 1, "ok"),
+        ("exact", "London", CITIES, 1, "ok"),
+        ("exact", "Paris", CITIES, 0, "ok"),
+        ("exact", "", CITIES, 0, "no_answer"),
+        ("exact", "x", ["x"], 1, "ok"),
+        ("exact", "x", [["x", "y"]], 1, "ok"),
+        ("exact", "x", [float("nan"), "x"], 1, "ok"),
+        ("exact", "nan", [float("nan"), None, "x"], 0, "ok"),
+        ("exact", "x", ["", "  "], None, "bad_gold"),
+        ("contains", "It is greater london.", ("Paris", "London"), 1, "ok"),
+        ("final_answer", "#### 1/2", ["0.5", "x"], 1, "ok"),
+        ("final_answer", "#### 1.5", [Decimal("1.50"), 3], 1, "ok"),
+        ("final_answer", "#### 2", [Decimal("1.50"), 3], 0, "ok"),
+        ("numeric", "The answer is 3", ["none", 3], 1, "ok"),
+        ("numeric", "The answer is 4", ["none", 3], 0, "ok"),
+        ("choice", "(B)", ["A", "B"], 1, "ok"),
+        ("math", r"\boxed{\frac{1}{2}}", ["0.6", "0.5"], 1, "ok"),
+        ("math", r"\boxed{7}", [8, 9], 0, "ok"),
+        ("math", r"\boxed{7}", {"target": 7}, None, "bad_gold"),
+        ("exact", "x", [["x"], ["y"]], None, "bad_gold"),
+    ],
+)
+def test_a_list_means_any_of_these(name: str, response: str, gold: Any, value: float | None, status: str) -> None:
+    one = dataclasses.replace(sample(response, gold_text(gold, "")), gold=gold_cell(gold))
+    (result,) = registry.build("rewards", name, {})([one])
+    assert (result.value, result.status) == (value, status)
+    assert "data.answer" in result.info.get("error", "data.answer")
+
+
+def test_golds_that_are_lists_are_checked_by_their_first(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows: list[dict[str, Any]] = [{"prompt": "a", "answer": CITIES}, {"prompt": "b", "answer": {"a": 1}}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "c", "answer": None}]))
+    found = datacheck.check(str(file), reward="exact")
+    assert [(bad["row"], bad["status"]) for bad in found["bad_golds"]] == [(2, "bad_gold"), (3, "bad_gold")]

@@ -90,7 +90,7 @@ def test_parts_and_info_are_kept() -> None:
         (float("-inf"), r"got -inf \(float\)"),
         ("1.0", r"got 1\.0 \(str\)"),
         ({"score": 1.0}, r"got \{'score': 1\.0\} \(dict\)"),
-        (torch.tensor(1.0), r"\(Tensor\)"),
+        (torch.ones(2), r"\(Tensor\)"),
         (1j, r"\(complex\)"),
         (RewardResult(value=float("nan")), r"got nan"),
         (RewardResult(value="1"), r"got 1 \(str\)"),  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def test_a_wrong_count_is_named(values: list[float]) -> None:
         score(Returns(values), "mine", SAMPLES)
 
 
-@pytest.mark.parametrize("values", ["abc", None, 1.0, {0: 1.0}, (v for v in [1.0] * 3), torch.ones(3), np.ones(3)])
+@pytest.mark.parametrize("values", ["abc", None, 1.0, {0: 1.0}, (v for v in [1.0] * 3), torch.ones(3, 2), np.ones(())])
 def test_anything_but_a_list_is_refused(values: Any) -> None:
     with pytest.raises(RlkitError, match=r"reward 'mine' returned a \w+ .*must return a list"):
         score(Returns(values), "mine", SAMPLES)

@@ -22,7 +22,7 @@ from rlkit.commands.evaluate import verify as verify_command
 from rlkit.config import PluginRef, ScoringConfig
 from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
 from rlkit.evaluation import verify
-from rlkit.evaluation.golds import bad_golds
+from rlkit.evaluation.gold_check import bad_golds
 
 ROWS = [
     {"response": "so #### 12", "answer": "12", "expected": True},
