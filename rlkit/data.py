@@ -420,7 +420,7 @@ def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: An
                         + (" (data.system)" if config.system is not None else "")
                         + ", or write it into the user's message, as with data.template and data.chat: true"
                     )
-        if isinstance(error, jinja2.UndefinedError):
+        if isinstance(error, jinja2.UndefinedError) and str(error).endswith("is undefined"):
             hint += ". Variables of its own are given by data.chat_template_kwargs"
         roles = ", ".join(str(message["role"]) for message in messages)
         raise ConfigError(

@@ -99,7 +99,10 @@ def _named_ends(path: str, trust_remote_code: bool) -> dict[str, list[int]]:
             settings, _ = PreTrainedConfig.get_config_dict(path, _configuration_file=file)
         except OSError:  # most have no generation config
             continue
-        settings = settings.get("text_config", {}) | settings
+        # A model of several kinds of input has the language model's settings one level down.
+        settings = (settings.get("text_config") or {}) | {
+            key: value for key, value in settings.items() if value is not None
+        }
         vocabulary = settings.get("vocab_size", vocabulary)
         found[file] = _ids(settings.get("eos_token_id"))
     with contextlib.suppress(OSError, ValueError):  # a sampler can do without a tokenizer

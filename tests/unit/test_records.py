@@ -233,6 +233,9 @@ def test_a_folder_with_a_checkpoint_is_not_free_and_one_with_half_of_it_is(tmp_p
     with pytest.raises(RlkitError, match="holds no checkpoint"):
         folder.newest_model()
     checkpoints.path_of(folder.checkpoints, 4).mkdir()
+    with pytest.raises(RlkitError, match=r"step-00000004 holds no model: it could not be written.*rlkit run --resume"):
+        folder.newest_model()
+    (checkpoints.path_of(folder.checkpoints, 4) / checkpoints.MODEL).mkdir()
     assert folder.newest_model() == tmp_path / "checkpoints" / "step-00000004" / "hf"
     with pytest.raises(ConfigError, match="already holds a run"):
         RunFolder.check_free(tmp_path)

@@ -106,6 +106,13 @@ def test_end_tokens_are_all_that_any_of_the_models_files_names(
     assert generation.end_tokens(model.path) == ends
 
 
+def test_end_tokens_of_a_model_of_several_kinds_of_input(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"eos_token_id": None, "text_config": {"eos_token_id": [3, 40], "vocab_size": 30}})
+    )
+    assert generation.end_tokens(str(tmp_path)) == (3,), "40 is no token of it"
+
+
 def test_files_that_differ_in_their_end_tokens_are_warned_of_and_none_is_refused(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
