@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from rlkit import embedded
+from rlkit import embedded, hub
 from rlkit.config import DataConfig
 from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
@@ -218,6 +218,7 @@ def _parse(text: str, file: Path, line: int) -> Any:
 def _parquet(path: str) -> list[Row]:
     try:
         if path.startswith("hf://"):
+            hub.settle()
             from datasets import load_dataset
 
             return list(load_dataset("parquet", data_files=path, split="train", streaming=True))
@@ -231,6 +232,7 @@ def _parquet(path: str) -> list[Row]:
 
 
 def _hub(path: str, subset: str | None, split: str) -> list[Row]:
+    hub.settle()
     from datasets import load_dataset
 
     try:

@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlkit import hub
 from rlkit.config import LoraConfig, ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError
@@ -47,6 +48,7 @@ def positions(config: ModelConfig) -> int | None:
 
 @functools.cache
 def _shape(path: str, trust_remote_code: bool) -> tuple[int, int] | None:
+    _settle_hub(path)
     try:
         config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
     except OSError:
@@ -302,8 +304,15 @@ def _pretrained(kind: Any, config: ModelConfig) -> Any:
     return model.eval()
 
 
+def _settle_hub(path: str) -> None:
+    """Before a model that is not on this machine is asked for."""
+    if not path.startswith((".", "/", "~")) and not Path(resolve(path)).exists():
+        hub.settle()
+
+
 @contextmanager
 def _explained(config: ModelConfig) -> Iterator[None]:
+    _settle_hub(config.path)
     try:
         yield
     except (OSError, ValueError) as error:

@@ -62,8 +62,8 @@ class Warning:
 def warnings_of(metrics: Metrics, config: RunConfig | None = None) -> list[Warning]:
     """All that is wrong, the most urgent first. With the run's `config`, numbers are judged by its dtype (else as of
     bfloat16), and what it has set is not advised."""
-    gap_limits = functools.partial(sampler_gap, dtype=config.model.dtype if config else "bfloat16")
-    checks: tuple[Callable[[Metrics], Warning | None], ...] = (not_finite, skipped_updates, gap_limits, *CHECKS)
+    gap = functools.partial(sampler_gap, dtype=config.model.dtype if config else "bfloat16")
+    checks: list[Callable[[Metrics], Warning | None]] = [not_finite, skipped_updates, gap, *CHECKS]
     warnings = [warning for check in checks if (warning := check(metrics)) is not None]
     return warnings if config is None else [_for(config, each) for each in warnings]
 

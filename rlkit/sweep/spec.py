@@ -300,15 +300,15 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
         raise ConfigError(f"{text}: expected key=value, or key=value,value,... for several")
     listed = f"[{values}]"
     try:
-        node = yaml.compose(listed, Loader=yaml.SafeLoader)
-        nodes = node.value if node is not None else []
+        whole = yaml.compose(listed, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"{text}: the values are not YAML: {error}\nPut quotes around a text with ' #', a comma or a bracket, "
             "which the shell must leave there, as in -s 'data.system=\"End with #### and the number\"'"
         ) from error
+    assert isinstance(whole, yaml.SequenceNode)
     return key, [
-        _number(configs.parse_value(listed[node.start_mark.index : node.end_mark.index], text)) for node in nodes
+        _number(configs.parse_value(listed[node.start_mark.index : node.end_mark.index], text)) for node in whole.value
     ]
 
 

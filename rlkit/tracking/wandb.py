@@ -36,7 +36,7 @@ def wandb(config: WandbConfig, run: RunInfo) -> WandbTracker:
     """Weights & Biases; offline where there is no key, to be uploaded later with `wandb sync`.
 
     Where the config is silent, wandb's own variables count: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS,
-    WANDB_NAME (for a run without a `name`), WANDB_MODE.
+    WANDB_NAME, WANDB_MODE. A run's own `name` is that of its folder.
     """
     return WandbTracker(config, run)
 
@@ -47,7 +47,7 @@ class WandbTracker:
         self.run = _begin(
             config,
             run.folder,
-            name=run.config["name"] or os.environ.get("WANDB_NAME") or run.name,
+            name=os.environ.get("WANDB_NAME") or run.name,
             group=config.group or os.environ.get("WANDB_RUN_GROUP") or f"{run.algo}-{run.model}-{run.data}",
             tags=(run.algo, run.model, run.data, f"noise={noise}", f"seed={seed}", *_tags_of_environment(config)),
             # Flat: the workspace groups and filters by such keys, and cannot by a list of noises.

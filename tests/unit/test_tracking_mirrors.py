@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,8 @@ def test_where_the_config_is_silent_wandbs_variables_count(
         assert name in said
 
     settings = {"project": "mine", "group": "its own", "tags": ["c"]}
-    named = info(tmp_path / "says")
-    named = replace(named, config={**named.config, "name": "a run"})
-    registry.build("trackers", "wandb", settings, named).close()
+    monkeypatch.delenv("WANDB_NAME")
+    registry.build("trackers", "wandb", settings, info(tmp_path / "says")).close()
     run = begun(tmp_path / "says")
     assert (run.project, run.run_group, run.display_name) == ("mine", "its own", "a run")
     assert "c" in run.tags
