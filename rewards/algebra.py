@@ -95,7 +95,9 @@ def equal(given: str, gold: str) -> bool:
         if not found:
             return False
         # It compares numbers to six decimals, however small they are.
-        return not _differ(found[0], wanted[0], _CLOSE) if equal else _count_alike(found[0], wanted[0])
+        if equal:
+            return not (_differ(found[0], wanted[0], _CLOSE) or _exactly_apart(found[0], wanted[0]))
+        return _count_alike(found[0], wanted[0])
     except Exception as error:
         raise UndecidedError(repr(error)) from error
 
@@ -127,6 +129,21 @@ def _far_apart(a: Any, b: Any, point: int, share: float) -> bool:
     x, y = (complex(each.evalf(15, subs=_values(each, point))) for each in (a, b))
     finite = all(cmath.isfinite(each) for each in (x, y))
     return finite and abs(x - y) > max(share * max(abs(x), abs(y)), _NOTHING)
+
+
+def _exactly_apart(a: Any, b: Any) -> bool:
+    """Whether two expressions differ at two points, however little, where neither is a number in digits, which may be
+    meant as rounded."""
+    from sympy import Expr, Float, Integral, Limit, Product, Sum
+
+    inexact = (Float, Integral, Limit, Product, Sum)
+    if not all(isinstance(each, Expr) and not each.is_Rational and not each.has(*inexact) for each in (a, b)):
+        return False
+    try:
+        apart = [complex((a - b).evalf(15, subs=_values(a, point) | _values(b, point))) for point in (1, 2)]
+    except Exception:  # no value at a point says nothing
+        return False
+    return all(cmath.isfinite(each) and abs(each) > _NOTHING for each in apart)
 
 
 def _count_alike(a: Any, b: Any) -> bool:

@@ -35,6 +35,7 @@ _ROOT = re.compile(r"([√∛∜])\s*(\(|\{|[0-9]+(?:\.[0-9]+)?|\\?[a-zA-Z]+)?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 _EMPHASIS = re.compile(r"`+|</?(?:b|i|em|strong|code|u)>", re.IGNORECASE)
+_IN_BACKTICKS = re.compile(r"(?<!`)`([^`$\n]{1,80})`(?!`)")
 _TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:f?boxed|fbox)(?![a-zA-Z])\s*(?P<open>\{?)|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\]+|\\[a-zA-Z]+")
@@ -80,7 +81,7 @@ def clean(text: str) -> str:
     if "<|" in text:
         text = _TOKEN.sub(" ", text.split("<|im_start|>user", 1)[0])
     if "`" in text or "</" in text:
-        text = _EMPHASIS.sub(" ", text)
+        text = _EMPHASIS.sub(" ", _IN_BACKTICKS.sub(r"$\1$", text))
     if text.isascii():
         return text.replace("\0", "") if "\0" in text else text
     text = _ROOT.sub(_root, text)
@@ -223,6 +224,7 @@ def _anchored(text: str) -> str | None:
     if anchor is None or _CORRECTION.search(text, anchor.end()):
         return None
     rest = text[anchor.end() : anchor.end() + 2000].lstrip()
+    rest = _in_bold(text, anchor, rest)
     opening = _FORMULA.match(rest)
     if opening:
         end, last = opening.end(), opening
@@ -238,6 +240,16 @@ def _anchored(text: str) -> str | None:
     if option:
         return option[1]
     return _after_copula(sentence) or _last_formula(sentence) or _first_number(sentence)
+
+
+def _in_bold(text: str, anchor: re.Match[str], rest: str) -> str:
+    """What stands in bold, where the anchor opens it; else all of the rest."""
+    mark = anchor[0].rstrip()[-2:]
+    line = text[max(text.rfind("\n", 0, anchor.start()), anchor.start() - 300, 0) : anchor.end()]
+    if mark not in ("**", "__") or line.count(mark) % 2 == 0:
+        return rest
+    inside, closed, _ = rest.partition(mark)
+    return inside if closed and inside.strip() else rest
 
 
 def _bare(text: str) -> str:
