@@ -30,6 +30,10 @@ _HOSTILE = re.compile(
     )
 )
 _DEEPEST = 12
+_CLOSE = 1e-5
+"""Share by which numbers may differ that math-verify takes for equal."""
+_NOTHING = 1e-100
+"""What evaluation to 15 digits leaves of an exact zero is far below."""
 
 
 class RefusedError(Exception):
@@ -87,7 +91,13 @@ def equal(given: str, gold: str) -> bool:
         if found and _differ(found[0], wanted[0]):
             return False
         # Its own timeout is an alarm, which no C call heeds and only a main thread may set.
-        return bool(found) and bool(verify(wanted, found, timeout_seconds=None, raise_on_error=True))
+        equal = bool(found) and bool(verify(wanted, found, timeout_seconds=None, raise_on_error=True))
+        if not found:
+            return False
+        # It compares numbers to six decimals, however small they are.
+        if equal:
+            return not (_differ(found[0], wanted[0], _CLOSE) or _exactly_apart(found[0], wanted[0]))
+        return _count_alike(found[0], wanted[0])
     except Exception as error:
         raise UndecidedError(repr(error)) from error
 
@@ -101,25 +111,65 @@ def _parsed(text: str) -> list[Any]:
     return list(parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True))
 
 
-def _differ(a: Any, b: Any) -> bool:
-    """Whether two expressions differ plainly at two points: far cheaper than to simplify their difference."""
+def _differ(a: Any, b: Any, share: float = 1e-3) -> bool:
+    """Whether two expressions differ by more than that share of their size at two points: far cheaper than to simplify
+    their difference."""
     from sympy import Expr, Integral, Limit, Product, Sum
 
     slow = (Integral, Limit, Product, Sum)
     if not all(isinstance(each, Expr) and not each.has(*slow) for each in (a, b)):
         return False
     try:
-        return _far_apart(a, b, 1) and _far_apart(a, b, 2)
+        return _far_apart(a, b, 1, share) and _far_apart(a, b, 2, share)
     except Exception:  # no value at a point says nothing: math-verify decides
         return False
 
 
-def _far_apart(a: Any, b: Any, point: int) -> bool:
+def _far_apart(a: Any, b: Any, point: int, share: float) -> bool:
     x, y = (complex(each.evalf(15, subs=_values(each, point))) for each in (a, b))
     finite = all(cmath.isfinite(each) for each in (x, y))
-    return finite and abs(x - y) > 1e-3 * max(1.0, abs(x), abs(y))
+    return finite and abs(x - y) > max(share * max(abs(x), abs(y)), _NOTHING)
 
 
-def _values(expression: Any, point: int) -> dict[Any, float]:
-    """By name: parsed apart, the same letter may be two symbols to sympy."""
-    return {s: 0.37 * point + sum(map(ord, s.name)) % 97 / 50 for s in expression.free_symbols}
+def _exactly_apart(a: Any, b: Any) -> bool:
+    """Whether two expressions differ at two points, however little, where neither is a number in digits, which may be
+    meant as rounded."""
+    from sympy import Expr, Float, Integral, Limit, Product, Sum
+
+    inexact = (Float, Integral, Limit, Product, Sum)
+    if not all(isinstance(each, Expr) and not each.is_Rational and not each.has(*inexact) for each in (a, b)):
+        return False
+    try:
+        apart = [complex((a - b).evalf(15, subs=_values(a, point) | _values(b, point))) for point in (1, 2)]
+    except Exception:  # no value at a point says nothing
+        return False
+    return all(cmath.isfinite(each) and abs(each) > _NOTHING for each in apart)
+
+
+def _count_alike(a: Any, b: Any) -> bool:
+    """Whether two expressions in numbers that count something (k, m, n) agree at ten points, to all digits: there
+    sqrt(1/n) is 1/sqrt(n), which math-verify, to which n may be negative, does not say."""
+    from sympy import Expr
+
+    if not all(isinstance(each, Expr) for each in (a, b)):
+        return False
+    names = {s.name for s in a.free_symbols}
+    if names.isdisjoint("kmn") or names != {s.name for s in b.free_symbols}:
+        return False
+    try:
+        return not any(_far_apart(a, b, point, 1e-13) for point in range(-5, 6)) and all(
+            cmath.isfinite(complex(a.evalf(15, subs=_values(a, point)))) for point in range(-5, 6)
+        )
+    except Exception:  # no value at a point: math-verify's word stands
+        return False
+
+
+def _values(expression: Any, point: int) -> dict[Any, Any]:
+    """By name: parsed apart, the same letter may be two symbols to sympy. Exact, so that what cancels is nothing."""
+    from sympy import Rational
+
+    found = {}
+    for symbol in expression.free_symbols:
+        value = Rational(37 * point, 100) + Rational(sum(map(ord, symbol.name)) % 97, 50)
+        found[symbol] = abs(value) if symbol.name in "kmn" else value
+    return found

@@ -34,9 +34,14 @@ _TABLE = str.maketrans(_NAMED)
 _ROOT = re.compile(r"([√∛∜])\s*(\(|\{|[0-9]+(?:\.[0-9]+)?|\\?[a-zA-Z]+)?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
+_EMPHASIS = re.compile(r"`+|</?(?:b|i|em|strong|code|u)>", re.IGNORECASE)
+_IN_BACKTICKS = re.compile(r"(?<!`)`([^`$\n]{1,80})`(?!`)")
 _TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:f?boxed|fbox)(?![a-zA-Z])\s*(?P<open>\{?)|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[^\s${}\\]+|\\[a-zA-Z]+")
+_BLANK = re.compile(r"(?:\s|[.…?_~]|\\[ld]?dots(?![a-zA-Z])|\\q?quad(?![a-zA-Z])|\\[ ,;:!])*")
+_TALK_OF_BOXES = re.compile(r"\\{1,2}(?:f?boxed|fbox)(?![a-zA-Z])(?:\s*\{\s*\})?")
+_PLAIN_WORD = re.compile(r"\W+|[^\w\\]*[a-zA-Z]{2,}[^\w\\]*")
 _JOINT = re.compile(
     r"(?:\s|\$|\\[()\[\],; ]|\\q?quad(?![a-zA-Z]))*(?:[a-z]{1,12}(?:\s|\$|\\[()])+)?(?:\s|\$|[,;]|\\[()\[\],; ]"
     r"|\\q?quad(?![a-zA-Z])|\\(?:text|mbox|textrm)\{[\s,]*(?:and|or)\s*\}|\b(?:and|or)\b)+"
@@ -75,6 +80,8 @@ def clean(text: str) -> str:
     text = text[-LONGEST_RESPONSE:]
     if "<|" in text:
         text = _TOKEN.sub(" ", text.split("<|im_start|>user", 1)[0])
+    if "`" in text or "</" in text:
+        text = _EMPHASIS.sub(" ", _IN_BACKTICKS.sub(r"$\1$", text))
     if text.isascii():
         return text.replace("\0", "") if "\0" in text else text
     text = _ROOT.sub(_root, text)
@@ -117,8 +124,9 @@ def find(text: str, place: Place = "auto", strict: bool = False) -> str | None:
     if place == "answer_tag":
         return None
     boxed = last_box(text)
-    if boxed is not None or _opens_a_box(text):
+    if boxed is not None or _boxes(text)[1] >= 0:
         return (_final(text) if boxed is not None else None) or boxed
+    text = _TALK_OF_BOXES.sub(" ", text)
     found = _hashes(text) or _anchored(text)
     if found is not None or strict:
         return found
@@ -161,7 +169,7 @@ def _joins(between: str) -> bool:
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, int, int]], int]:
     """(command's start, content's start, end of all, content's end) of the outermost closed boxes; and where the last
-    box that never closes has its content, or -1."""
+    box that never closes has its content, or -1. A box that is empty is talk of boxes, and so is one before a word."""
     boxes: list[tuple[int, int, int, int]] = []
     stack: list[tuple[int, int] | None] = []
     for match in _BOX_OR_BRACE.finditer(text):
@@ -173,12 +181,13 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int, int]], int]:
             if box is not None:
                 while boxes and boxes[-1][0] > box[0]:
                     boxes.pop()
-                boxes.append((*box, match.end(), match.start()))
+                if not _BLANK.fullmatch(text, box[1], match.start()):
+                    boxes.append((*box, match.end(), match.start()))
         elif match["open"]:
             stack.append((match.start(), match.end()))
         elif match["open"] is not None:
             bare = _BARE_BOX.match(text, match.end())
-            if bare:
+            if bare and not _PLAIN_WORD.fullmatch(bare[0]):
                 boxes.append((match.start(), bare.start(), bare.end(), bare.end()))
     return boxes, max((box[1] for box in stack if box is not None), default=-1)
 
@@ -215,6 +224,7 @@ def _anchored(text: str) -> str | None:
     if anchor is None or _CORRECTION.search(text, anchor.end()):
         return None
     rest = text[anchor.end() : anchor.end() + 2000].lstrip()
+    rest = _in_bold(text, anchor, rest)
     opening = _FORMULA.match(rest)
     if opening:
         end, last = opening.end(), opening
@@ -225,11 +235,35 @@ def _anchored(text: str) -> str | None:
     stop = _SENTENCE_END.search(rest)
     sentence = rest[: stop.start()] if stop else rest
     if not _prose(sentence):
-        return sentence.strip(" *_") or None
+        return _bare(sentence) or None
     option = re.match(r"\(?([A-J])\)?(?=[,.:;]|\s)", sentence)
     if option:
         return option[1]
     return _after_copula(sentence) or _last_formula(sentence) or _first_number(sentence)
+
+
+def _in_bold(text: str, anchor: re.Match[str], rest: str) -> str:
+    """What stands in bold, where the anchor opens it; else all of the rest."""
+    mark = anchor[0].rstrip()[-2:]
+    line = text[max(text.rfind("\n", 0, anchor.start()), anchor.start() - 300, 0) : anchor.end()]
+    if mark not in ("**", "__") or line.count(mark) % 2 == 0:
+        return rest
+    inside, closed, _ = rest.partition(mark)
+    return inside if closed and inside.strip() else rest
+
+
+def _bare(text: str) -> str:
+    """Without what sets it off: asterisks and underscores for bold, white space, ticks and other pictures."""
+    start, end = 0, len(text)
+    while start < end and _sets_off(text[end - 1]):
+        end -= 1
+    while start < end and _sets_off(text[start]):
+        start += 1
+    return text[start:end]
+
+
+def _sets_off(character: str) -> bool:
+    return character in " *_\n" or unicodedata.category(character) in ("So", "Mn")
 
 
 def _final(text: str) -> str | None:
@@ -272,7 +306,7 @@ def _first_number(text: str) -> str | None:
 
 
 def _unmarked(text: str) -> str | None:
-    text = _LEAD.sub("", text.strip(" *_\n"))
+    text = _LEAD.sub("", _bare(text))
     if not _prose(text):
         opening = _FORMULA.search(text)
         told = opening is not None and _WORD.search(text[: opening.start()])

@@ -20,6 +20,9 @@ _OPTION_ONLY = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
 _COMPUTES = re.compile(r"\\(?:begin|cup|cap|setminus|mathbb|pm|cdot|times|[lg]e)(?![a-zA-Z])|<|>")
 _MULTIPLE = re.compile(r"(?:-?[0-9.]*\s*[a-z]\s*\^.*|-?[0-9.]+\s*[a-z]|-\s*[a-z])")  # x^2 = 9 does not say 9
 _UNDEFINED = re.compile(r"/\s*\{?0+(?![0-9.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}")
+_CLOCK = re.compile(
+    r"([0-9]{1,2}(?::[0-9]{2})?)(?:\s|\\[ ,;]|~)*(?:\\(?:text|mathrm|mbox|textrm)\s?\{\s*)?([ap])\.?\s?m\.?\s*\}?", re.I
+)
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z'-]*(?:[ ,.'-]+[a-zA-Z][a-zA-Z'-]*)*")
 _FUNCTIONS = re.compile(r"(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log|ln|exp|pi|gcd|lcm|max|min|frac)(?![a-zA-Z])")
 _QUANTITY = re.compile(
@@ -56,6 +59,11 @@ def same(given: str, gold: str, rules: Rules) -> bool:
     """Whether the answer is the gold. Raises algebra.RefusedError and algebra.BadGoldError."""
     if given.strip() == gold.strip():
         return True
+    one, other = _CLOCK.fullmatch(given.strip()), _CLOCK.fullmatch(gold.strip())
+    if one and other:
+        return one[1] == other[1] and one[2].lower() == other[2].lower()
+    # A time of day without its half is that time, as a length without its unit is.
+    given, gold = one[1] if one else given, other[1] if other else gold
     if len(given) > _LONGEST_TEXT or len(gold) > _LONGEST_TEXT:
         raise algebra.RefusedError
     a, b = normal(given), _normal_gold(gold)

@@ -140,6 +140,7 @@ def build_loop(
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
+    scorer.log_to(RunFolder(config.folder).rewards_log)
     collector = Collector(sampler, scorer, tokenizer, config.seed)
     trackers = _trackers(config, folder, quiet) if folder else []
     for tracker in trackers:

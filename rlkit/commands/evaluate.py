@@ -10,6 +10,7 @@ import click
 
 from rlkit import registry
 from rlkit.commands.options import plugins_option
+from rlkit.config.reading import set_key
 from rlkit.errors import ConfigError, nearest
 
 _data = click.option(
@@ -112,6 +113,14 @@ def _folder(model: str) -> Path:
 @click.option("--answer", default="answer", help="Column of the golds.  [answer]")
 @click.option("--expected", help="Column of verdicts to compare with.  [for a run: its own]")
 @click.option("--model", metavar="PATH|RUN", help="For a file: whose tokens rewards see that read them.")
+@click.option(
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of a reward: reward.strict=true, or, of several, math.strict=true.",
+)
 @click.option("--show", default=20, type=click.IntRange(min=0), help="Disagreements to print.  [20]")
 @_json
 @plugins_option
@@ -122,6 +131,7 @@ def verify(
     answer: str,
     expected: str | None,
     model: str | None,
+    overrides: tuple[str, ...],
     show: int,
     as_json: Path | None,
     plugins: tuple[str, ...],
@@ -135,11 +145,27 @@ def verify(
     registry.load(list(plugins))
     for reward in rewards:
         registry.find("rewards", reward)
+    options = _options(rewards, overrides)
     answered = verifying.read(path, response, answer, expected, _tokenizer(model))
     recorded = verifying.RECORDED if path.is_dir() and expected is None else expected or "expected"
-    compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded)
+    compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded, options=options)
     click.echo(verifying.report(compared, show))
     _write(as_json, compared)
+
+
+def _options(rewards: tuple[str, ...], overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Each reward's options; `reward.KEY` is of the only one. ConfigError for those that cannot be."""
+    options: dict[str, dict[str, Any]] = {name: {} for name in rewards}
+    for override in overrides:
+        name, _, option = override.partition("=")[0].partition(".")
+        name = rewards[0] if name == "reward" and len(rewards) == 1 else name
+        if not option or name not in options:
+            known = " or ".join(f"{each}.OPTION=VALUE" for each in rewards)
+            raise ConfigError(f"-s {override}: give the option of a reward, as in -s {known}")
+        set_key(options[name], override.partition(".")[2])
+    for name, chosen in options.items():
+        registry.validate_options(registry.find("rewards", name), chosen, name)
+    return options
 
 
 @click.group("data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,10 +146,12 @@ def compare(
     config: ScoringConfig | None = None,
     plugins: Sequence[str] = (),
     recorded: str = "expected",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Score every response with every reward; plain data for JSON and for `report`.
 
-    `rewards`: what each says (correct, wrong, without a value, by status). `agreement`: each pair of them, and each
+    `options` of each reward, by its name. `rewards`: what each says (correct, without a value, by status; the mean of
+    its values, where they are not all 0 or 1). `agreement`: each pair of them, and each
     with the verdicts in the data, which are called `recorded`. `disagreements`: the rows on which not all agree. No
     value counts as wrong, as in evaluation. TokensUnknownError where a reward reads tokens that the data does not hold.
     """
@@ -157,7 +160,9 @@ def compare(
     samples = [a.sample for a in answered]
     results = {}
     for name in rewards:
-        with scorer(PluginRef(kind=name), config or ScoringConfig(), plugins) as verifier:
+        with scorer(
+            PluginRef(kind=name, **(options or {}).get(name, {})), config or ScoringConfig(), plugins
+        ) as verifier:
             results[name] = verifier.score(samples)
     verdicts = {name: [bool(r.correct) for r in scored] for name, scored in results.items()}
     if answered and all(a.expected is not None for a in answered):
@@ -181,12 +186,18 @@ def compare(
                 "correct": sum(verdicts[name]),
                 "no_value": sum(r.value is None for r in scored),
                 "statuses": dict(Counter(r.status for r in scored)),
+                **_graded([r.value for r in scored if r.value is not None]),
             }
             for name, scored in results.items()
         },
         "agreement": [_agreement(a, b, verdicts) for a, b in itertools.combinations(verdicts, 2)],
         "disagreements": rows,
     }
+
+
+def _graded(values: Sequence[float]) -> dict[str, float]:
+    """The mean, of values that say more than right or wrong."""
+    return {} if set(values) <= {0.0, 1.0} else {"mean": statistics.fmean(values)}
 
 
 def _agreement(a: str, b: str, verdicts: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
@@ -209,6 +220,8 @@ def report(compared: Mapping[str, Any], show: int = 20) -> str:
         statuses = ", ".join(f"{count} {status}" for status, count in sorted(said["statuses"].items()))
         share = said["correct"] / max(compared["rows"], 1)
         lines.append(f"  {name}: {said['correct']} correct ({share:.1%}); status: {statuses}")
+        if "mean" in said:
+            lines.append(f"  {name}: {said['mean']:.4g} on average, of those with a value")
         if said["no_value"]:
             lines.append(f"  {name}: {said['no_value']} without a value, counted as wrong")
     for pair in compared["agreement"]:

@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "provenance.json"
 
     @property
+    def rewards_log(self) -> Path:
+        """What rewards print in worker processes, of all ranks."""
+        return self.path / "rewards.log"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 

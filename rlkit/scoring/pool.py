@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlkit.config import ScoringConfig
@@ -73,6 +74,8 @@ class Pool:
                 "timeout_s": config.timeout_s,
             }
         )
+        self.log: Path | None = None
+        """Where workers that start from now on put down what they print; None: nowhere."""
         self._size = MOST_SAMPLES
         self._lock = threading.Condition()
         self._queues: list[deque[_Task]] = [deque() for _ in rewards]
@@ -157,6 +160,7 @@ class Pool:
                 self._lock.notify_all()
         finally:
             for worker in self._workers:
+                worker.drain()
                 worker.kill()
             self._selector.close()
 
@@ -271,7 +275,7 @@ class Pool:
             self._lock.notify_all()
 
     def _started(self) -> WorkerProcess:
-        worker = WorkerProcess(self._setup, time.monotonic() + START_S)
+        worker = WorkerProcess(self._setup, time.monotonic() + START_S, self.log)
         self._selector.register(worker.link, selectors.EVENT_READ, worker.read)
         self._selector.register(worker.output, selectors.EVENT_READ, worker.drain)
         return worker
@@ -279,5 +283,6 @@ class Pool:
     def _replace(self, worker: WorkerProcess) -> None:
         for stream in (worker.link, worker.output):
             self._selector.unregister(stream)
+        worker.drain()
         worker.kill()
         self._workers[self._workers.index(worker)] = self._started()

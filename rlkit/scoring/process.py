@@ -18,6 +18,7 @@ from rlkit.scoring.worker import LONGEST_REPLY, OUT_OF_MEMORY, frame, unframe
 
 _KEPT_OUTPUT = 4096
 _CHUNK = 2**18
+_LARGEST_LOG = 64 * 2**20
 _MARK = "RLKIT_SCORING_WORKER"
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from rlkit.scoring.worker import main; main()"
 
@@ -25,7 +26,7 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from rlkit.sc
 class WorkerProcess:
     """A fresh interpreter in a session of its own, which inherits neither threads nor CUDA from the trainer."""
 
-    def __init__(self, setup: str, deadline: float) -> None:
+    def __init__(self, setup: str, deadline: float, log: Path | None = None) -> None:
         self.deadline = deadline
         """On time.monotonic()'s clock; it counts while the worker starts or has work."""
         self.ready = False
@@ -41,6 +42,7 @@ class WorkerProcess:
         self.output = os.fdopen(read_end, "rb", buffering=0)
         self._inbox = bytearray()
         self._tail = bytearray()
+        self._log = log
         self._mark = secrets.token_hex(8)
         environment = {"OMP_NUM_THREADS": "1", **os.environ, _MARK: self._mark}
         command = [sys.executable, "-X", "faulthandler", "-c", _START]
@@ -102,12 +104,21 @@ class WorkerProcess:
             yield message
 
     def drain(self) -> None:
-        """Take what it printed, so that it never waits, and keep the end of it."""
+        """Take what it printed, so that it never waits; keep the end of it, and the rest in the log."""
         try:
-            self._tail += self.output.read(_CHUNK) or b""
+            printed = self.output.read(_CHUNK) or b""
         except OSError:
             return
+        self._tail += printed
         del self._tail[:-_KEPT_OUTPUT]
+        if printed and self._log is not None:
+            try:
+                # A reward that never stops printing fills no disk.
+                if not self._log.is_file() or self._log.stat().st_size < _LARGEST_LOG:
+                    with self._log.open("ab") as file:
+                        file.write(printed)
+            except OSError:
+                self._log = None
 
     def last_output(self) -> str:
         """The end of what it printed on stdout and stderr."""

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -97,6 +98,11 @@ class Scorer:
             ends = [part.weight * end for end in part.range]
             low, high = low + min(ends), high + max(ends)
         return low, high
+
+    def log_to(self, file: Path) -> None:
+        """Append to that file what functions print in worker processes; to be said before the first sample."""
+        if self._pool is not None:
+            self._pool.log = file
 
     def submit(self, sample: Sample) -> None:
         """Have a sample scored; returns at once."""

@@ -484,3 +484,58 @@ def test_every_gold_verifies_against_itself(name: str, column: str, unusable: in
         [sample(rf"\boxed{{{answer}}}", gold) for answer, gold in zip(boxed, usable, strict=True)]
     )
     assert [g for g, r in zip(usable, results, strict=True) if r.value != 1] == []
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "expected"),
+    [
+        (r"\boxed{\frac{1}{e^{50}}}", r"\frac{1}{e^{51}}", False),
+        (r"\boxed{\frac{\pi}{2^{60}}}", r"\frac{\pi}{2^{61}}", False),
+        (r"\boxed{\sqrt{2}\cdot 10^{-20}}", r"\sqrt{3}\cdot 10^{-20}", False),
+        (r"\boxed{\frac{x}{e^{40}}}", r"\frac{x}{e^{41}}", False),
+        (r"\boxed{\frac{\pi}{10^{8}}}", "0", False),
+        (r"\boxed{10^{-7}\sqrt{2}}", r"1.5\cdot 10^{-7}", False),
+        (r"\boxed{\frac{2\pi}{2^{61}}}", r"\frac{\pi}{2^{60}}", True),
+        (r"\boxed{e^{-50}}", r"\frac{1}{e^{50}}", True),
+        (r"\boxed{\frac{\sqrt{12}}{2^{101}}}", r"\frac{\sqrt{3}}{2^{100}}", True),
+        (r"\boxed{1+e^{-40}}", "1+e^{-41}", False),
+        (r"\boxed{e^{-40}+i}", "e^{-41}+i", False),
+        (r"\boxed{y=x+e^{-50}}", "y=x+e^{-51}", False),
+        (r"\boxed{1+e^{-40}}", r"\frac{e^{40}+1}{e^{40}}", True),
+        (r"\boxed{\pi}", "3.14159265358979", True),
+        (r"\boxed{(\sqrt{2}-1)(\sqrt{2}+1)-1}", "0", True),
+        (r"\boxed{\sqrt{1/n}}", r"\frac{1}{\sqrt{n}}", True),
+        (r"\boxed{\sqrt{n^2 m}}", r"n\sqrt{m}", True),
+        (r"\boxed{\sqrt{n}}", r"\sqrt{m}", False),
+        (r"\boxed{\sqrt{x^2}}", "x", False),
+        (r"\boxed{(-1)^n}", "1", False),
+        (r"\boxed{10:30\text{ p.m.}}", "10:30", True),
+        (r"\boxed{10:30\text{ p.m.}}", r"10:30\text{ a.m.}", False),
+        (r"\boxed{10:30\text{ PM}}", "10:30 p.m.", True),
+        (r"\boxed{10:31\text{ p.m.}}", "10:30", False),
+        ("The answer is 10:30.", r"10:30\text{ p.m.}", True),
+        ("Add 400 and 90 to get 490. The answer is `73`.", "73", True),
+        ("Add 400 and 90 to get 490. The answer is ```73```", "73", True),
+        ("Add 400 and 90 to get 490.\nSo the answer: **73** \u2705", "73", True),
+        ("Add 400 and 90 to get 490.\n**Answer: 73** \U0001f389\ufe0f", "73", True),
+        ("Add 400 and 90 to get 490. The answer is <b>73</b>.", "73", True),
+        ("Add 400 and 90 to get 490. The answer is __73__!", "73", True),
+        ("Add 400 and 90 to get 490. The answer is **`x = 73`**.", "73", True),
+        ("Add 400 and 90 to get 490. The answer is `490`.", "73", False),
+        ("Add 400 and 90. So the final answer is `x = 73`, as wanted.", "73", True),
+        ("Add 400 and 90. So the final answer is **x = 73**, as wanted.", "73", True),
+        ("Add 400 and 90. **Final answer:** 73", "73", True),
+        ("**Add 400** and 90. The answer is **73**, not **490**.", "73", True),
+        ("Thus `73`", "73", True),
+        (r"We get \boxed{7}. I put it within \boxed{} as asked.", "7", True),
+        (r"We get \boxed{7} (marked with \boxed, as asked).", "7", True),
+        (r"We get \boxed{7}, with \boxed as you asked.", "7", True),
+        (r"We get \boxed{7}, and so $\boxed{\ldots}$ is filled. \boxed{ }", "7", True),
+        (r"Add 2 and 5. The answer is 7. \boxed{}", "7", True),
+        (r"\boxed{}", "7", False),
+        (r"We get \boxed{8}. I put it within \boxed{} as asked, 7.", "7", False),
+        (r"We get \boxed 7", "7", True),
+    ],
+)
+def test_small_differences_and_where_the_answer_stands_in_prose(response: str, gold: str, expected: bool) -> None:
+    assert (verdict(response, gold).value == 1) == expected

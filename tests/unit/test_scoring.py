@@ -656,3 +656,21 @@ def test_closing_twice_is_harmless(plugin: str) -> None:
     scorer.submit(sample(""))
     scorer.close()
     scorer.close()
+
+
+def test_what_functions_print_in_workers_is_kept_in_a_log(tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(
+        "import os, sys\nfrom rlkit import reward\n@reward('scoring_prints')\ndef prints(samples):\n"
+        "    for s in samples:\n        print('seen', s.response)\n        print('aside', file=sys.stderr)\n"
+        "        if s.response == 'dies':\n            sys.stdout.flush()\n            os._exit(3)\n"
+        "    return [1.0 for _ in samples]\n"
+    )
+    log = tmp_path / "rewards.log"
+    log.write_text("from before\n")
+    with scorer_of(str(tmp_path / "prints.py"), WeightedReward("scoring_prints"), workers=1) as scorer:
+        scorer.log_to(log)
+        scorer.score([sample("one"), sample("two"), sample("dies"), sample("z" * 100_000)])
+    text = log.read_text()
+    assert text.startswith("from before\n")
+    assert all(f"seen {said}\n" in text for said in ("one", "two", "dies", "z" * 100_000))
+    assert "aside\n" in text

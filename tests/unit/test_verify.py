@@ -245,3 +245,31 @@ def test_a_verifier_that_fails_on_all_is_an_error(tmp_path: Path) -> None:
     said = invoke(write(tmp_path, ROWS), "--reward", "text", "--plugin", plugin)
     assert isinstance(said.exception, RlkitError)
     assert "reward 'text'" in str(said.exception)
+
+
+def test_options_of_a_reward_and_the_mean_of_a_graded_one(tmp_path: Path) -> None:
+    plugin = tmp_path / "graded.py"
+    plugin.write_text(
+        "from rlkit import reward\n@reward('verify_graded')\ndef graded(samples, *, share: float = 0.5):\n"
+        "    return [1.0 if s.answer in s.response else share for s in samples]\n"
+    )
+    file = write(tmp_path, [{"response": "so 12", "answer": "12"}, {"response": "#### 1", "answer": "7"}])
+    arguments = [file, "--plugin", plugin, "--reward", "verify_graded"]
+    said = invoke(*arguments)
+    assert "verify_graded: 1 correct (50.0%)" in said.output
+    assert "verify_graded: 0.75 on average" in said.output
+    assert "0.6 on average" in invoke(*arguments, "-s", "reward.share=0.2").output
+    assert "0.6 on average" in invoke(*arguments, "--reward", "math", "-s", "verify_graded.share=0.2").output
+    assert "average" not in invoke(file, "--reward", "math").output
+    found = invoke(file, "--reward", "math", "-s", "reward.strict=true", "--json", tmp_path / "found.json")
+    assert found.exit_code == 0
+    assert json.loads((tmp_path / "found.json").read_text())["rewards"]["math"]["statuses"] == {"no_answer": 1, "ok": 1}
+    for wrong, message in (
+        ("reward.shre=1", "did you mean 'share'"),
+        ("reward.share=much", "verify_graded.share"),
+        ("share=1", "as in -s verify_graded.OPTION=VALUE"),
+        ("math.strict=true", "as in -s verify_graded.OPTION=VALUE"),
+    ):
+        refused = invoke(*arguments, "-s", wrong)
+        assert isinstance(refused.exception, ConfigError)
+        assert message in str(refused.exception)
