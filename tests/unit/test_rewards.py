@@ -313,5 +313,5 @@ def test_golds_that_are_lists_are_checked_by_their_first(tmp_path: Path) -> None
     file = tmp_path / "rows.jsonl"
     rows: list[dict[str, Any]] = [{"prompt": "a", "answer": CITIES}, {"prompt": "b", "answer": {"a": 1}}]
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "c", "answer": None}]))
-    found = datacheck.check(str(file), reward="exact")
+    found = datacheck.check(str(file), reward="exact", folder=tmp_path)
     assert [(bad["row"], bad["status"]) for bad in found["bad_golds"]] == [(2, "bad_gold"), (3, "bad_gold")]
