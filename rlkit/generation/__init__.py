@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
@@ -105,11 +106,18 @@ def _named_ends(path: str, trust_remote_code: bool) -> dict[str, list[int]]:
         }
         vocabulary = settings.get("vocab_size", vocabulary)
         found[file] = _ids(settings.get("eos_token_id"))
-    with contextlib.suppress(OSError, ValueError):  # a sampler can do without a tokenizer
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        found["the tokenizer"] = _ids(tokenizer.eos_token_id)
+    if _has_tokenizer(Path(path)):
+        with contextlib.suppress(OSError, ValueError):  # a sampler can do without a tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            found["the tokenizer"] = _ids(tokenizer.eos_token_id)
     # A tokenizer gives an end token that its vocabulary lacks a number past the model's.
     return {file: [end for end in ends if end < vocabulary] for file, ends in found.items()}
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """False for a folder without one: transformers would make up a tokenizer of the model's class, end token and all.
+    What is no folder is the hub's, which knows."""
+    return not folder.is_dir() or any(any(folder.glob(f"{name}*")) for name in ("tokenizer", "vocab", "spiece"))
 
 
 def _ids(named: Any) -> list[int]:
