@@ -14,12 +14,13 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test study setup lint unit clean help
+.PHONY: run test test-slow study setup lint unit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
 	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (three minutes)"
-	@echo "make test    formatting, types and all tests"
+	@echo "make test    formatting, types and the tests, but for the slowest"
+	@echo "make test-slow   the slowest tests: whole runs, pairs of ranks (several minutes)"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
 setup: $(READY)
@@ -60,8 +61,12 @@ lint: setup
 	@$(BIN)/mypy
 
 unit: setup
-	@echo "== tests (real DeepSpeed, real vLLM; about ten minutes on two cores)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "== tests (real DeepSpeed, real vLLM; about a quarter of an hour on two cores)"
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	@echo "== the slowest tests"
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,8 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.records.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, SAMPLES = 6, 4
 Row = dict[str, Any]
 

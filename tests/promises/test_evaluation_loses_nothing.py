@@ -13,6 +13,8 @@ import pytest
 
 from rlkit.records.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2
 SMALL = [
     "embedded_xs", "-s", f"steps={STEPS}", "-s", "batch.prompts_per_step=4", "-s", "batch.samples_per_prompt=4",

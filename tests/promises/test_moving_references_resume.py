@@ -17,6 +17,8 @@ from rlkit import registry
 from rlkit.embedded import resolve
 from rlkit.records.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4", "checkpoint.every=2", "steps=4"]
 
 

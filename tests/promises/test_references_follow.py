@@ -14,6 +14,8 @@ from rank_worker import TwoRanks, engine_of, run, settings
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.slow
+
 SEED = 13
 LORA = {"lora": {"rank": 4}}
 AVERAGE = {"kind": "average", "decay": 0.6}
