@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.wording import thousands
 
 if TYPE_CHECKING:
     from rlkit.interfaces.generation import Request
@@ -39,7 +40,7 @@ def choose(model_parameters: int | None) -> tuple[str, str]:
         return "vllm", "vLLM is installed and there is a GPU"
     if model_parameters is None:
         return "vllm", "vLLM is installed"
-    size = f"{model_parameters / 1e6:.3g} M parameters"
+    size = f"{thousands(model_parameters)} parameters"
     if model_parameters >= VLLM_PAYS_FROM:
         return "vllm", f"vLLM is installed and pays for a model of {size}"
     return "transformers", f"a model of {size} is too small for vLLM to pay"

@@ -38,8 +38,8 @@ def build(kind: str, folder: Path, context: int = 64, dtype: Any = "float32", **
     ("installed", "gpu", "parameters", "name", "why"),
     [
         (False, True, 10**9, "transformers", "not installed"),
-        (True, False, 307_000, "transformers", "0.307 M parameters is too small"),
-        (True, False, 20_000_000, "vllm", "20 M parameters"),
+        (True, False, 307_000, "transformers", "307k parameters is too small"),
+        (True, False, 20_000_000, "vllm", "20M parameters"),
         (True, True, 307_000, "vllm", "GPU"),
     ],
 )
