@@ -55,22 +55,25 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     from rlkit.engine import distributed
 
     distributed.init()
+    made: list[str] = []
     with ExitStack() as stack:
         loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet)
         if loop.finished:
-            _complete(loop, settings)
+            made = _complete(loop, settings)
         else:
             if resume and distributed.main_rank() and not quiet:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
             loop.train()
     if distributed.main_rank():
         _draw(settings.folder)
+        if made and not quiet:
+            print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
     return settings.folder
 
 
-def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
-    """Make what a run lacks that has made its steps, and was ended before all was written. ConfigError where it lacks
-    nothing."""
+def _complete(loop: SynchronousLoop, config: RunConfig) -> list[str]:
+    """Make what a run lacks that has made its steps, and was ended before all was written. Returns what it lacks, report
+    and picture among it, which are drawn at the end of every run; ConfigError where it lacks nothing."""
     from rlkit.engine import distributed
     from rlkit.records.folder import RunFolder
 
@@ -88,8 +91,7 @@ def _complete(loop: SynchronousLoop, config: RunConfig) -> None:
             f"{config.folder} has done its {loop.state.step} steps already: nothing to resume. "
             f"To go further, add -s steps={2 * loop.state.step}"
         )
-    if distributed.main_rank():
-        print(f"  {config.folder} had done its {loop.state.step} steps; made what was missing: {', '.join(lacks)}")
+    return lacks
 
 
 def build_loop(
