@@ -72,8 +72,8 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
 
 
 def _complete(loop: SynchronousLoop, config: RunConfig) -> list[str]:
-    """Make what a run lacks that has made its steps, and was ended before all was written. Returns what it lacks, report
-    and picture among it, which are drawn at the end of every run; ConfigError where it lacks nothing."""
+    """Make what a run lacks that has made its steps, and was ended before all was written. Returns what it lacks,
+    report and picture among it, which are drawn at the end of every run; ConfigError where it lacks nothing."""
     from rlkit.engine import distributed
     from rlkit.records.folder import RunFolder
 
