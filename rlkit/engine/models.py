@@ -102,10 +102,6 @@ class Policy(nn.Module):
         weight: nn.Parameter = self.lm.get_output_embeddings().weight
         return weight
 
-    @property
-    def has_adapters(self) -> bool:
-        return any(isinstance(module, BaseTunerLayer) for module in self.modules())
-
     def forward(
         self,
         input_ids: Tensor,
