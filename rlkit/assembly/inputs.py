@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.config import RunConfig
+from rlkit.config import ModelConfig, RunConfig
 from rlkit.data import Problem, ProblemSet, load_problems
-from rlkit.engine.models import load_tokenizer, positions
+from rlkit.engine.models import load_tokenizer, model_shape, positions
 from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest
+from rlkit.wording import counted
 
 
 @dataclass(frozen=True)
 class Inputs:
     tokenizer: Any
-    positions: int | None
-    """Tokens that the model has room for; None: it sets no limit."""
+    positions: dict[str, int | None]
+    """Tokens that policy and critic have room for, by their paths; None: that one sets no limit."""
     problems: ProblemSet
     held_out: ProblemSet | None
     sampling: SamplingParams
@@ -43,25 +44,49 @@ class Inputs:
         as many positions."""
         sets = [self.problems.problems, *([self.held_out.problems] if self.held_out else []), *more]
         longest = max(len(problem.tokens) for problems in sets for problem in problems)
-        if self.positions is not None and longest + config.sampling.max_tokens > self.positions:
-            raise ConfigError(
-                f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) exceed "
-                f"the {self.positions} positions of {config.model.path}: lower sampling.max_tokens or "
-                "data.max_prompt_tokens"
-            )
+        for model, room in self.positions.items():
+            if room is not None and longest + config.sampling.max_tokens > room:
+                raise ConfigError(
+                    f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) "
+                    f"exceed the {room} positions of {model}: lower sampling.max_tokens or data.max_prompt_tokens"
+                )
         return longest + config.sampling.max_tokens
 
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Of a resolved config. ConfigError for what cannot be read or does not fit together."""
     quiet_loading(config)
-    tokenizer, limit = load_tokenizer(config.model), positions(config.model)
+    tokenizer, room = load_tokenizer(config.model), {config.model.path: positions(config.model)}
+    if config.critic.path is not None and config.critic.path not in room:
+        critic = config.model.model_copy(update={"path": config.critic.path})
+        room[critic.path] = positions(critic, "critic.path")
+        _check_critic(critic, config.model, tokenizer)
     problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
     assert problems is not None
     sampling = sampling_params(config, tokenizer)
     otherwise = None if sampling.stop_token_ids else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
     ends = checked_end_tokens(config.model, otherwise)
-    return Inputs(tokenizer, limit, problems, held_out, sampling, ends)
+    return Inputs(tokenizer, room, problems, held_out, sampling, ends)
+
+
+def _check_critic(critic: ModelConfig, policy: ModelConfig, tokenizer: Any) -> None:
+    """ConfigError where the critic would read the policy's tokens as others."""
+    theirs = load_tokenizer(critic, "critic.path").get_vocab()
+    differ = sorted((token, text) for text, token in tokenizer.get_vocab().items() if theirs.get(text) != token)
+    shape = model_shape(critic)
+    if differ:
+        token, text = differ[0]
+        there = theirs.get(text, "no token")
+        raise ConfigError(
+            f"critic.path {critic.path!r} has another vocabulary than model.path {policy.path!r}: {len(differ)} tokens "
+            f"differ, {text!r} first, which is {token} to the policy and {there} to the critic. A critic must read the "
+            "policy's tokens: take one with the same tokenizer, or null, the policy's own model"
+        )
+    if shape is not None and max(tokenizer.get_vocab().values()) >= shape[1]:
+        raise ConfigError(
+            f"critic.path {critic.path!r} has embeddings for {counted(shape[1], 'token')}, too few for the "
+            f"{len(tokenizer)} of model.path {policy.path!r}"
+        )
 
 
 def check_same_data(config: RunConfig, inputs: Inputs) -> None:

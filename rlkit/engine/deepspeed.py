@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rlkit.config import OptimizerConfig, RunConfig
 from rlkit.engine import distributed
-from rlkit.engine.models import Critic, Policy
+from rlkit.engine.modules import Critic, Policy
 from rlkit.engine.passes import LOGPROBS, REFERENCE
 from rlkit.engine.reference import Compared, Reference, check_reference
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
@@ -31,6 +31,7 @@ from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
+from rlkit.ops.head import Head
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
 Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]
@@ -84,7 +85,8 @@ class Engine:
                 dist_init_required=False,
             )
         if self._stage == 3 and isinstance(module, Policy):
-            deepspeed.zero.register_external_parameter(module, module.head_weight)
+            for parameter in module.head_parameters:
+                deepspeed.zero.register_external_parameter(module, parameter)
 
     @property
     def updates(self) -> int:
@@ -148,12 +150,14 @@ class Engine:
         hidden: Tensor = self._engine(**place, hidden_only=True, adapters=adapters)["hidden"]
         return hidden
 
-    def head_weight(self) -> Tensor:
-        """The head's weight, [V, d], whole on every rank: to be kept for as long as a pass lasts."""
+    def head(self) -> Head:
+        """The model's head, whole on every rank: to be kept for as long as a pass lasts."""
         assert isinstance(self._module, Policy)
-        weight = self._module.head_weight
-        with self._gathered([weight]):
-            return weight.detach().clone() if self._stage == 3 else weight.detach()
+        with self._gathered(self._module.head_parameters):
+            head = self._module.head
+            # What ZeRO-3 has gathered goes at the end of the `with`.
+            keep = (lambda t: t.detach().clone()) if self._stage == 3 else Tensor.detach
+            return replace(head, weight=keep(head.weight), bias=None if head.bias is None else keep(head.bias))
 
     def local_weights(self, trained: bool = False) -> list[Tensor]:
         """What this rank holds of the weights (of those that learn alone, with `trained`): whole tensors, or under
@@ -329,10 +333,10 @@ class Engine:
         """
         if not isinstance(self._module, Policy):
             raise RlkitError("only a policy's weights are given out")
-        for name, parts, make in self._module.named_weights():
+        for parts, make in self._module.weight_groups():
             with self._gathered(parts), torch.no_grad():
-                weight = make().clone()
-            yield name, weight
+                weights = make()
+            yield from weights.items()
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder that `from_pretrained` and vLLM load, with the tokenizer.

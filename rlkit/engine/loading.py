@@ -8,7 +8,8 @@ from typing import Any
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
-from rlkit.engine.models import check_export, load_critic, load_policy
+from rlkit.engine.export import check_export
+from rlkit.engine.models import load_critic, load_policy
 from rlkit.engine.reference import Reference, reference_of
 from rlkit.interfaces.learning import Algorithm
 

@@ -25,6 +25,7 @@ from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.names import Stat
+from rlkit.ops.head import Head
 
 
 class Reference(Protocol):
@@ -39,8 +40,8 @@ class Reference(Protocol):
         """[N, d'] states that predict the N tokens of a micro-batch (see `place_rows`)."""
         ...
 
-    def head_weight(self) -> Tensor | None:
-        """[V, d'] whole, for as long as a pass lasts; None: it is the policy's own."""
+    def head(self) -> Head | None:
+        """Its head, whole, for as long as a pass lasts; None: it is the policy's own."""
         ...
 
     def logprobs(self, rollout: Rollout) -> Tensor:
@@ -69,7 +70,7 @@ class Model(Protocol):
 
     def hidden_states(self, place: Mapping[str, Tensor], *, adapters: bool = True) -> Tensor: ...
 
-    def head_weight(self) -> Tensor: ...
+    def head(self) -> Head: ...
 
     def own_logprobs(self, rollout: Rollout, *, adapters: bool = True) -> Tensor: ...
 
@@ -87,15 +88,15 @@ class Compared:
     """What a pass compares with."""
 
     reference: Reference
-    head: Tensor | None
-    """Its head's weight, whole; None: the policy's own."""
+    head: Head | None
+    """Its head, whole; None: the policy's own."""
 
     @classmethod
     def by(cls, reference: Reference | None, want: frozenset[Stat]) -> Compared | None:
         """None where none of the statistics needs a reference."""
         if reference is None or want.isdisjoint(COMPARED):
             return None
-        return cls(reference, reference.head_weight())
+        return cls(reference, reference.head())
 
 
 def check_reference(want: frozenset[Stat], reference: Reference | None) -> None:
@@ -114,8 +115,8 @@ class FrozenModel:
     def hidden_states(self, place: Mapping[str, Tensor]) -> Tensor:
         return self._engine.hidden_states(place)
 
-    def head_weight(self) -> Tensor | None:
-        return self._engine.head_weight()
+    def head(self) -> Head | None:
+        return self._engine.head()
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         return self._engine.own_logprobs(rollout)
@@ -139,7 +140,7 @@ class AdaptersOff(FrozenModel):
     def hidden_states(self, place: Mapping[str, Tensor]) -> Tensor:
         return self._engine.hidden_states(place, adapters=False)
 
-    def head_weight(self) -> Tensor | None:
+    def head(self) -> Head | None:
         return None
 
     def logprobs(self, rollout: Rollout) -> Tensor:
@@ -188,7 +189,7 @@ class MovingAdapters(MovingModel):
         with self._exchanged():
             return self._engine.hidden_states(place)
 
-    def head_weight(self) -> Tensor | None:
+    def head(self) -> Head | None:
         return None
 
     def logprobs(self, rollout: Rollout) -> Tensor:

@@ -34,6 +34,8 @@ class _Transformers:
     def __init__(self, config: TransformersConfig, model: ModelConfig, context: int) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
+        from rlkit.engine.weight_names import Intake
+
         path = resolve(model.path)
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self._model: Any = AutoModelForCausalLM.from_pretrained(
@@ -42,6 +44,7 @@ class _Transformers:
         self._model.to(device).eval().requires_grad_(False)
         # generate fills what it is not told from here, and a shipped repetition penalty would bend the distribution.
         self._model.generation_config = GenerationConfig()
+        self._intake = Intake(self._model)
         self._ends = end_tokens(path, model.trust_remote_code)
         self._max_batch = config.max_batch
         self._context = context
@@ -89,22 +92,9 @@ class _Transformers:
                 ids = ids[live]
                 mask = torch.nn.functional.pad(mask[live], (0, ids.shape[1] - mask.shape[1]), value=1)
 
-    @torch.no_grad()
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy the weights in. RlkitError for a name the model lacks, another shape, or a weight left old."""
-        own = self._model.state_dict()
-        old = {parameter.data_ptr(): name for name, parameter in self._model.named_parameters()}
-        for name, tensor in weights:
-            if name not in own:
-                raise RlkitError(f"sync: the sampler's model has no weight {name!r}")
-            if own[name].shape != tensor.shape:
-                raise RlkitError(f"sync: {name!r} is {list(tensor.shape)}, the sampler's is {list(own[name].shape)}")
-            own[name].copy_(tensor)
-            old.pop(own[name].data_ptr(), None)
-        if old:
-            raise RlkitError(
-                f"sync: {len(old)} weights of the sampler were not sent, {next(iter(old.values()))!r} first"
-            )
+        self._intake.load(weights)
         self._version = version
 
     def close(self) -> None:

@@ -14,12 +14,12 @@ from unittest import mock
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import check, end_tokens, vllm_cpu
+from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu
 from rlkit.interfaces.generation import Completion, Request, Sampler
 from rlkit.registry import sampler
 
@@ -58,6 +58,7 @@ class _VLLM:
             from vllm import LLM
             from vllm.platforms import current_platform
 
+            starting.enter_context(vllm_classes.of_their_own(self._model))
             self._gpu = not current_platform.is_cpu()
             if not self._gpu:
                 starting.enter_context(vllm_cpu.ready())
@@ -130,14 +131,18 @@ class _VLLM:
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Load the weights. RlkitError where some of the engine's were not sent."""
         self._wake("weights")
-        model = self._llm.llm_engine.model_executor.driver_worker.get_model()
-        with torch.no_grad():
+        model: Any = self._model()
+        with torch.no_grad(), contextlib.nullcontext() if self._gpu else vllm_cpu.plain_experts(model):
             loaded = model.load_weights(weights)
         old = {name for name, _ in model.named_parameters()} - loaded
         if old:
             raise RlkitError(f"sync: {len(old)} weights of vLLM's model were not sent, {min(old)!r} first")
         self._llm.reset_prefix_cache()
         self._version = version
+
+    def _model(self) -> nn.Module:
+        model: nn.Module = self._llm.llm_engine.model_executor.driver_worker.get_model()
+        return model
 
     def close(self) -> None:
         if self._llm is None:

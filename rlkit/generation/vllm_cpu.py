@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -23,15 +24,18 @@ def ready() -> Iterator[None]:
     """Make the engine within: its layers keep plain weights, and the process keeps its threads and memory policy."""
     import vllm._C  # noqa: F401  registers the operators
     from vllm.model_executor.layers import utils
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.v1.sample import sampler
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # For good, since it is called while sampling: compiled, it takes a C++ compiler and up to 15 s.
     sampler.batched_count_greater_than = _count_greater_or_equal
+    pack = CPUUnquantizedExperts.process_weights_after_loading
     set_num_threads = torch.set_num_threads
     with (
         mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", _keep_plain_weight),
+        mock.patch.object(CPUUnquantizedExperts, "process_weights_after_loading", _keeping_plain(pack)),
         mock.patch.object(torch.ops._C, "init_cpu_memory_env", _leave_memory_alone),
     ):
         try:
@@ -47,6 +51,30 @@ def _keep_plain_weight(layer: Any, remove_weight: bool) -> None:
     without a word.
     """
     layer.cpu_linear = torch.nn.functional.linear
+
+
+def _keeping_plain(pack: Any) -> Any:
+    """In place of the method `pack`, which packs a layer's experts for the kernel: loaded into again, they would be
+    nonsense. This one packs them as well, and keeps them for `plain_experts` as they were."""
+
+    def packed(experts: Any, layer: Any) -> None:
+        layer.rlkit_plain = {n: p for n, p in layer.named_parameters() if n in ("w13_weight", "w2_weight")}
+        layer.rlkit_pack = functools.partial(pack, experts, layer)
+        pack(experts, layer)
+
+    return packed
+
+
+@contextlib.contextmanager
+def plain_experts(model: nn.Module) -> Iterator[None]:
+    """Load weights within: layers of experts are as they were before they were packed, and are packed at the end."""
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "rlkit_plain")]
+    for layer in layers:
+        for name, parameter in layer.rlkit_plain.items():
+            setattr(layer, name, parameter)
+    yield
+    for layer in layers:
+        layer.rlkit_pack()
 
 
 def _leave_memory_alone(nodes: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +21,46 @@ def peak_bytes(tokens: int, vocabulary: int) -> int:
     return PEAK * 4 * tokens * vocabulary
 
 
+@dataclass(frozen=True)
+class Head:
+    """How a language model makes logits: of hidden states h, cap * tanh(scale * (h @ weight.T + bias) / cap)."""
+
+    weight: Tensor
+    """[V, d]"""
+    bias: Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    cap: float | None = None
+    """The soft cap, which no logit exceeds; None: there is none."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, d] -> [N, V]: the product in the weight's dtype, the rest in float32 (float64 for float64 inputs)."""
+        product = F.linear(hidden, self.weight, self.bias)
+        wide = product if product.dtype == torch.float64 else product.float()
+        if self.scale != 1.0:
+            wide = wide * self.scale
+        return wide if self.cap is None else self.cap * torch.tanh(wide / self.cap)
+
+
 def head_stats(
     hidden: Tensor,
-    weight: Tensor,
+    head: Head,
     tokens: Tensor,
     *,
     want: Set[Stat] = frozenset({"logprobs"}),
     temperature: float = 1.0,
-    reference: tuple[Tensor, Tensor] | None = None,
+    reference: tuple[Tensor, Head] | None = None,
 ) -> dict[str, Tensor]:
-    """The wanted statistics of N tokens, differentiable in `hidden` and `weight`.
-
-    Logits are `hidden @ weight.T / temperature`, the product in the weights' dtype and the softmax in float32
-    (float64 for float64 inputs).
+    """The wanted statistics of N tokens, differentiable in `hidden` and the head's weight and bias.
 
     Args:
         hidden: [N, d], the states that predict the tokens. N may be 0.
-        weight: [V, d].
+        head: of the policy, over V tokens.
         tokens: [N] int64.
         want: of "logprobs", "entropy", "ref_logprobs" and "token_kl" (exact, over all V tokens).
         temperature: of the distribution that was drawn from; applied to policy and reference.
-        reference: the reference policy's ([N, d'], [V, d']); needed for "ref_logprobs" and "token_kl". No gradient
-            flows into it.
+        reference: the reference policy's hidden states [N, d'] and head; needed for "ref_logprobs" and "token_kl". No
+            gradient flows into it.
 
     Returns:
         Each wanted statistic, [N], in nats.
@@ -54,7 +73,7 @@ def head_stats(
     compares = want & {"ref_logprobs", "token_kl"}
     if compares and reference is None:
         raise ValueError(f"{', '.join(sorted(compares))}: needs a reference")
-    logp = _log_softmax(hidden, weight, temperature)
+    logp = _log_softmax(hidden, head, temperature)
     stats: dict[str, Tensor] = {}
     if "logprobs" in want:
         stats["logprobs"] = _pick(logp, tokens)
@@ -70,10 +89,8 @@ def head_stats(
     return stats
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = F.linear(hidden, weight)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature, dim=-1)
+def _log_softmax(hidden: Tensor, head: Head, temperature: float) -> Tensor:
+    return torch.log_softmax(head.logits(hidden) / temperature, dim=-1)
 
 
 def _pick(logp: Tensor, tokens: Tensor) -> Tensor:

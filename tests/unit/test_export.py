@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from rlkit import embedded
 from rlkit.assembly import run as runs
 from rlkit.config import ModelConfig, load
-from rlkit.engine.models import Policy, check_export, load_policy
+from rlkit.engine.export import check_export
+from rlkit.engine.models import load_policy
+from rlkit.engine.modules import Policy
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.folder import RunFolder
 
@@ -70,7 +72,7 @@ def test_settings_that_cannot_be_saved_are_left_out_and_the_others_stay(
     policy = load_policy(ModelConfig(path=str(model), dtype="float32"))
     assert set(check_export(policy, AutoTokenizer.from_pretrained(model))) == left_out
     assert check_export(policy, None) == [], "said once"
-    policy.write(tmp_path / "hf", {name: make() for name, _, make in policy.named_weights()})
+    policy.write(tmp_path / "hf", {n: w for _, make in policy.weight_groups() for n, w in make().items()})
     written = GenerationConfig.from_pretrained(tmp_path / "hf")
     assert {name: getattr(written, name) for name in kept} == kept
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

@@ -1,0 +1,104 @@
+"""LoRA adapters by peft: on which layers, switched off, merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rlkit.config import LoraConfig
+from rlkit.errors import ConfigError, nearest
+
+ADAPTER = "default"
+BYPASSED = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
+"""Families whose kernels read the weights of these layers past their modules, so that adapters would do nothing."""
+BYPASSED_LAYERS = {"x_proj", "dt_proj", "out_proj"}
+
+
+def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
+    """Put adapters on layers of `model`, which stands somewhere in `module`.
+
+    ConfigError for a target that is no linear layer, or that is the output head.
+    """
+    prefix = next(name for name, part in module.named_modules() if part is model)
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=[f"{prefix}.{name}" for name in _targets(model, config.targets)],
+        bias="none",
+    )
+    # The start is the same in every run and on every rank, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Not on the model itself: of a mixture peft would take its dense layers for experts, by their names.
+        inject_adapter_in_model(settings, module, adapter_name=ADAPTER)
+
+
+def _targets(model: Any, wanted: list[str] | str) -> list[str]:
+    """Full names of the layers that get adapters."""
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head and not _bypassed(model, name)
+    ]
+    if isinstance(wanted, str):
+        return linear
+    chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
+    for target, layers in chosen.items():
+        if not layers:
+            raise ConfigError(_unfit(model, target, sorted({name.rpartition(".")[2] for name in linear})))
+    matched = {name for layers in chosen.values() for name in layers}
+    return [name for name in linear if name in matched]
+
+
+def _bypassed(model: Any, name: str) -> bool:
+    return model.config.model_type in BYPASSED and name.rpartition(".")[2] in BYPASSED_LAYERS
+
+
+def _unfit(model: Any, target: str, known: list[str]) -> str:
+    found = [(name, layer) for name, layer in model.named_modules() if f".{name}".endswith(f".{target}")]
+    listed = f"this model's linear layers are {', '.join(known)}"
+    said = f"model.lora.targets: {target!r}"
+    if not found:
+        packed = any(".experts." in name for name, _ in model.named_parameters())
+        experts = ". Its experts are packed into one tensor a layer, and get no adapters" if packed else ""
+        return f"{said} is no layer of {type(model).__name__}{nearest(target, known)}{experts}"
+    name, layer = found[0]
+    if layer is model.get_output_embeddings():
+        return f"{said}: adapters on the output head are not supported; leave it out ({listed})"
+    if _bypassed(model, name):
+        return f"{said}: {type(model).__name__} reads this layer's weights past the adapters; {listed}"
+    return f"{said} names a layer of class {type(layer).__name__}, and adapters go on linear layers; {listed}"
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def weight_of(model: Any, name: str) -> tuple[list[nn.Parameter], Callable[[], Tensor]]:
+    """The parameters that a weight or buffer is made of, and a function that makes it, adapters merged."""
+    if not name.endswith(".base_layer.weight"):
+        owner, _, attribute = name.rpartition(".")
+        tensor = getattr(model.get_submodule(owner), attribute)
+        return [tensor] if isinstance(tensor, nn.Parameter) else [], tensor.detach
+    layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+    weight = layer.base_layer.weight
+    parts = [weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    return parts, lambda: weight.detach() + layer.get_delta_weight(ADAPTER).detach()

@@ -1,0 +1,155 @@
+"""The modules that DeepSpeed wraps: a policy (a causal language model) and a critic (its body with a scalar head).
+
+Both take padded rows and answer for chosen positions only. What is said of a token is computed inside the wrapped
+forward, where ZeRO-3 has the head's weight gathered; called after it, the weight would be empty.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlkit.engine.adapters import adapters_off, weight_of
+from rlkit.engine.head_form import head_form
+from rlkit.engine.weight_names import alike, group, on_disk
+from rlkit.interfaces.names import Stat
+from rlkit.ops.head import Head, head_stats
+
+
+class Policy(nn.Module):
+    """A causal language model that says log-probs and their like of given tokens."""
+
+    role = "policy"
+
+    def __init__(self, lm: Any, path: str) -> None:
+        super().__init__()
+        self.lm = lm
+        self.path = path
+        self._scale, self._cap = head_form(lm, path)
+
+    @property
+    def head(self) -> Head:
+        """The output head; its weights are empty outside forward under ZeRO-3."""
+        layer = self.lm.get_output_embeddings()
+        return Head(layer.weight, getattr(layer, "bias", None), self._scale, self._cap)
+
+    @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.lm.get_output_embeddings().parameters())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        tokens: Tensor,
+        *,
+        want: Set[Stat] = frozenset(),
+        observe: Set[Stat] = frozenset(),
+        temperature: float = 1.0,
+        reference: tuple[Tensor, Head | None] | None = None,
+        adapters: bool = True,
+        hidden_only: bool = False,
+    ) -> dict[str, Tensor]:
+        """Statistics of N tokens: token n is predicted by the hidden state at `input_ids[rows[n], columns[n]]`.
+
+        Args:
+            input_ids: [b, L] int64, padded on the right with anything.
+            rows, columns, tokens: [N] int64; N may be 0.
+            want: statistics; see `head_stats`.
+            observe: more statistics, without gradient.
+            temperature: of the distribution that was drawn from.
+            reference: the reference's hidden states [N, d'] and head; None for the head: it is this one.
+            adapters: False switches LoRA off.
+            hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden".
+
+        Returns:
+            Each statistic, [N].
+        """
+        hidden = self._hidden(input_ids, rows, columns, adapters)
+        if hidden_only:
+            return {"hidden": hidden}
+        head = self.head
+        compared = None if reference is None else (reference[0], reference[1] or head)
+        stats = head_stats(hidden, head, tokens, want=want | observe, temperature=temperature, reference=compared)
+        return {name: values if name in want else values.detach() for name, values in stats.items()}
+
+    def _hidden(self, input_ids: Tensor, rows: Tensor, columns: Tensor, adapters: bool) -> Tensor:
+        if adapters:
+            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
+        with adapters_off(self):
+            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
+
+    def weight_groups(self) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:
+        """The weights of the model without adapters, or with them merged, tied ones once: parameters, and a function
+        that makes copies of what they hold, under the names on disk, once they are gathered."""
+        groups: dict[str, list[str]] = {}
+        for name in self._own_names():
+            groups.setdefault(name if alike(self.lm) else group(name), []).append(name)
+        for names in groups.values():
+            merged = {name.replace(".base_layer.", "."): weight_of(self.lm, name) for name in names}
+            parts = [part for parts, _ in merged.values() for part in parts]
+            yield parts, functools.partial(self._copies, {name: make for name, (_, make) in merged.items()})
+
+    def _copies(self, weights: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        return on_disk(self.lm, {name: make().clone() for name, make in weights.items()})
+
+    def _own_names(self) -> list[str]:
+        """Of the parameters, and of the buffers that are saved."""
+        saved = self.lm.state_dict().keys()
+        names = [name for name, _ in self.lm.named_parameters()] + [n for n, _ in self.lm.named_buffers() if n in saved]
+        return [name for name in names if ".lora_" not in name]
+
+    def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write `weights`, under their names on disk, as a Hugging Face folder."""
+        self.lm.save_pretrained(folder, state_dict=weights, save_original_format=False)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # written for the user alone
+
+
+class Critic(nn.Module):
+    """The value of the state before a token, from a language model's body and a scalar head."""
+
+    role = "critic"
+
+    def __init__(self, body: Any, path: str) -> None:
+        super().__init__()
+        self.body = body
+        self.head = ValueHead(_width(body), body.dtype)
+        self.path = path
+
+    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor, **_: Any) -> dict[str, Tensor]:
+        """{"values": [N]}; arguments as `Policy.forward`, of which it needs the first three."""
+        return {"values": self.head(_hidden_states(self.body, input_ids, rows, columns))}
+
+
+class ValueHead(nn.Module):
+    """A linear head, [N, d] -> [N], computed in float32. It starts at 0: the critic knows nothing yet."""
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, size, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+
+
+def _hidden_states(body: Any, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    # No attention mask: the padding is on the right, where a causal model does not look, and without a mask
+    # attention takes its fast causal path.
+    hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden[rows, columns]
+
+
+@torch.no_grad()
+def _width(body: Any) -> int:
+    """Of the body's hidden states, which some project from `hidden_size` to another width."""
+    states: Tensor = body(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).last_hidden_state
+    return states.shape[-1]

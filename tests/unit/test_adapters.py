@@ -1,0 +1,88 @@
+"""Adapters go where they are asked for, or the target is refused; merged, they are what the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, make
+from peft.tuners.lora import LoraLayer
+
+from rlkit.config import LoraConfig, ModelConfig
+from rlkit.engine.models import load_critic, load_policy
+from rlkit.errors import ConfigError
+
+
+def loaded(name: str, folder: Path, targets: Any, critic: bool = False) -> Any:
+    make(next(family for family in FAMILIES if family.name == name), folder)
+    lora = LoraConfig(rank=4, alpha=8, targets=targets)
+    config = ModelConfig(path=str(folder), dtype="float32", lora=lora)
+    return load_critic(config) if critic else load_policy(config)
+
+
+def adapted(module: Any) -> set[str]:
+    return {name for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "layers"),
+    [
+        ("Llama", ["q_proj", "1.mlp.down_proj"],
+         {"layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj"}),
+        ("Qwen3-MoE", ["o_proj"], {"layers.0.self_attn.o_proj", "layers.1.self_attn.o_proj"}),
+        # Of the dense layer and of the shared expert alone: peft would take these names for the experts'.
+        ("DeepSeek-V3", ["gate_proj"], {"layers.0.mlp.gate_proj", "layers.1.mlp.shared_experts.gate_proj"}),
+        ("GPT-2", ["c_proj"], {f"h.{i}.{part}.c_proj" for i in (0, 1) for part in ("attn", "mlp")}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("critic", [False, True])
+def test_the_named_layers_get_adapters(
+    family: str, targets: list[str], layers: set[str], critic: bool, tmp_path: Path
+) -> None:
+    prefix = "body." if critic else "lm.transformer." if family == "GPT-2" else "lm.model."
+    assert adapted(loaded(family, tmp_path, targets, critic)) == {prefix + layer for layer in layers}
+
+
+def test_all_linear_is_every_linear_layer_but_the_head(tmp_path: Path) -> None:
+    kinds = {name.rpartition(".")[2] for name in adapted(loaded("Llama", tmp_path, "all-linear"))}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "said"),
+    [
+        ("Llama", "v_prj", "is no layer of LlamaForCausalLM; did you mean 'v_proj'"),
+        ("Llama", "proj", "is no layer of LlamaForCausalLM; did you mean"),
+        ("Llama", "attention", "known: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("Llama", "embed_tokens", "a layer of class Embedding, and adapters go on linear layers"),
+        ("Llama", "self_attn", "a layer of class LlamaAttention, and adapters go on linear layers"),
+        ("Llama", "lm_head", "adapters on the output head are not supported; leave it out"),
+        ("Qwen3-MoE", "gate_proj", "Its experts are packed into one tensor a layer, and get no adapters"),
+        ("Mamba", "out_proj", "MambaForCausalLM reads this layer's weights past the adapters; .* in_proj"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(family: str, target: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"model.lora.targets: '{target}'.*{said}"):
+        loaded(family, tmp_path, ["q_proj", target] if family != "Mamba" else [target])
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT-2", "Phi", "DeepSeek-V3", "Mamba"])
+def test_merged_weights_do_what_the_adapters_did(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = loaded(family, tmp_path / "model", "all-linear")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+    policy.write(tmp_path / "merged", {n: w for _, make in policy.weight_groups() for n, w in make().items()})
+    ids = torch.randint(3, 25, (2, 9))
+    with torch.no_grad():
+        ours = policy.lm(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits
+    torch.testing.assert_close(merged, ours, rtol=1e-4, atol=1e-4)
+    assert (ours - plain).abs().max() > 1e-2
