@@ -88,6 +88,7 @@ FAMILIES = [
             n_group=1, topk_group=1, first_k_dense_replace=1, n_shared_experts=1),
     _family("Granite", hf.GraniteConfig, logits_scaling=4.0),
     _family("Cohere", hf.CohereConfig, logit_scale=0.25),
+    _family("CodeGen", hf.CodeGenConfig, **_OLD, rotary_dim=8),
     _family("Mamba", hf.MambaConfig, state_size=8, bos_token_id=1),
 ]  # fmt: skip
 

@@ -54,6 +54,11 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
         return resolve_ref("samplers", ref, "sampler"), "named in the config"
     shape = model_shape(model)
     kind, why = choose(shape[0] if shape else None)
+    if kind == "vllm" and shape is not None:
+        from rlkit.generation.vllm import refusal
+
+        if refused := refusal(model):
+            kind, why = "transformers", f"vLLM does not serve this model here: {refused}"
     return resolve_ref("samplers", PluginRef(kind=kind), "sampler"), why
 
 

@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -39,6 +40,29 @@ def vllm(config: VLLMConfig, model: ModelConfig, context: int, seed: int) -> Sam
     return _VLLM(config, model, context, seed)
 
 
+def refusal(model: ModelConfig) -> str | None:
+    """Why vLLM does not serve a model that is on this machine, as far as it says without loading it; None: it does."""
+    with _quiet():
+        from vllm.config import ModelConfig as TheirConfig
+
+        try:
+            TheirConfig(
+                model=resolve(model.path),
+                trust_remote_code=model.trust_remote_code,
+                dtype=model.dtype,
+                skip_tokenizer_init=True,
+            )
+        except Exception as error:  # of vLLM's code for a model, which may raise any
+            return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what vLLM says, without the words that pydantic puts around it."""
+    said = str(error).partition("Value error, ")[2] or str(error)
+    return re.split(r"\. | \[type=|\n", said)[0].rstrip(".") or type(error).__name__
+
+
 class _VLLM:
     def __init__(self, config: VLLMConfig, model: ModelConfig, context: int, seed: int) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -62,6 +86,7 @@ class _VLLM:
             self._gpu = not current_platform.is_cpu()
             if not self._gpu:
                 starting.enter_context(vllm_cpu.ready())
+            starting.enter_context(_refused(model))
             self._llm: Any = LLM(
                 model=path,
                 skip_tokenizer_init=True,
@@ -185,6 +210,17 @@ class _VLLM:
             torch.cuda.empty_cache()  # what training has freed but PyTorch holds is not free for vLLM
             self._llm.wake_up(tags=tags)
             self._asleep.difference_update(tags)
+
+
+@contextlib.contextmanager
+def _refused(model: ModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise RlkitError(
+            f"vLLM could not be started with model.path {model.path!r}: {type(error).__name__}: {_reason(error)}\n"
+            "If it does not serve this kind of model on this machine, take -s sampler=transformers"
+        ) from error
 
 
 @contextlib.contextmanager

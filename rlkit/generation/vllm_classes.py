@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 from torch import nn
-from transformers import PreTrainedModel
 
 _OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__"}
 
@@ -20,6 +19,7 @@ _OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__"}
 @contextlib.contextmanager
 def of_their_own(model: Callable[[], nn.Module]) -> Iterator[None]:
     """Make vLLM's model within, which `model` gives afterwards."""
+    from transformers import PreTrainedModel
     from vllm.compilation import decorators
 
     before: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}

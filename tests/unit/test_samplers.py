@@ -16,7 +16,7 @@ import torch
 from sampler_help import ask, largest_gap, random_model
 
 from rlkit import embedded, generation, registry
-from rlkit.config import ModelConfig
+from rlkit.config import ModelConfig, PluginRef
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.generation import Request, Sampler, SamplingParams
 
@@ -226,3 +226,15 @@ def test_vllm_samples_beside_a_trainers_process_group(folder: Path, ranks: int, 
     for size in tensor_parallel:
         for rank in range(ranks):
             assert f"tensor_parallel {size}: rank {rank} ok" in done.stdout
+
+
+def test_auto_leaves_vllm_where_it_does_not_serve_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from families import FAMILIES, make
+
+    monkeypatch.setattr(generation, "VLLM_PAYS_FROM", 0)
+    for name, sampler in [("Llama", "vllm"), ("CodeGen", "transformers")]:
+        family = next(family for family in FAMILIES if family.name == name)
+        make(family, tmp_path / name)
+        chosen, why = generation.resolve_sampler(PluginRef(kind="auto"), ModelConfig(path=str(tmp_path / name)))
+        assert chosen.kind == sampler, why
+        assert sampler == "vllm" or "vLLM does not serve this model here: " in why
