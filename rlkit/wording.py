@@ -102,6 +102,11 @@ def one_line(text: str, most: int = 200) -> str:
     return f"{shown[: most - end]} ... {shown[-end:]}"
 
 
+def quoted(texts: Sequence[str]) -> str:
+    """Texts in one line: "\\n", "</answer>"."""
+    return ", ".join(f'"{one_line(text)}"' for text in texts)
+
+
 def _shown(character: str) -> str:
     if character in SHOWN_AS_THEY_ARE or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character

@@ -1,17 +1,62 @@
-"""What the samplers' tests share: small random models, and the plain forward pass that samplers are held against."""
+"""What the samplers' tests share: small random models, and the plain forward pass and the plain decoding that samplers
+are held against."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 
 VOCABULARY = 40
 END, OTHER_END = 1, 2
+PIECES = [
+    *("a", "b", "c", "d", " ", "\n", "é", "ab", "ba", "aa", "bb", " a", "b ", "abc", "cab", "a\n", "\n\n", "éa", "bé"),
+    *(b"\xc3", b"\xa9", b"a\xc3", b"\xa9b", b"\xf0\x9f", b"\x98", b"\x80", b"\x80a", "😀"),
+]
+"""Of the random models' tokens: a text is spelt in many ways, and characters are cut into bytes. The last few tokens
+are the model's alone."""
+
+
+def pieces_tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<end>", "<other>", "<mark>"]
+    # ByteLevel writes each byte as a letter of its own.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    spelt = ["".join(letters[b] for b in (p.encode() if isinstance(p, str) else p)) for p in PIECES]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*special, *spelt])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
+
+
+def naive_end(tokenizer: Any, tokens: Sequence[int], stops: Sequence[str]) -> int | None:
+    """The first length at which the decoded tokens hold a stop text."""
+    texts = (tokenizer.decode(list(tokens[:n]), skip_special_tokens=False) for n in range(1, len(tokens) + 1))
+    return next((n for n, text in enumerate(texts, 1) if any(stop in text for stop in stops)), None)
+
+
+def spanning_stops(tokenizer: Any, completions: Sequence[Completion], count: int, rng: random.Random) -> list[str]:
+    """Texts that stand in some completions, most of them across tokens."""
+    found: set[str] = set()
+    while len(found) < count:
+        tokens = rng.choice(completions).tokens
+        at = rng.randrange(len(tokens))
+        text = tokenizer.decode(tokens[at : at + rng.randint(2, 4)], skip_special_tokens=False).strip("\ufffd")
+        text = text[rng.randint(0, 1) :][: rng.randint(2, 9)]
+        if len(text) > 1 and "\ufffd" not in text:
+            found.add(text)
+    return sorted(found)
 
 
 def random_model(folder: Path, tied: bool, seed: int) -> Any:
@@ -36,6 +81,7 @@ def random_model(folder: Path, tied: bool, seed: int) -> Any:
         eos_token_id=[END, OTHER_END], do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.7
     )
     model.save_pretrained(folder)
+    pieces_tokenizer().save_pretrained(folder)
     return model
 
 

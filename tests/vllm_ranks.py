@@ -3,12 +3,13 @@ one after the other."""
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed
-from sampler_help import ask, largest_gap
+from sampler_help import ask, largest_gap, naive_end, pieces_tokenizer, spanning_stops
 
 from rlkit import registry
 from rlkit.config import ModelConfig
@@ -27,6 +28,12 @@ def check(folder: Path, tensor_parallel: int) -> None:
 
     before = ask(sampler, prompts, seeds)
     assert largest_gap(model, prompts, before, 1.0) <= 1e-4
+    # Ranks that share a model end the others' responses as well.
+    stop = tuple(spanning_stops(pieces_tokenizer(), before, 3, random.Random(rank)))
+    ends = [naive_end(pieces_tokenizer(), completion.tokens, stop) for completion in before]
+    assert any(ends)
+    stopped = [completion.tokens for completion in ask(sampler, prompts, seeds, stop=stop)]
+    assert stopped == [completion.tokens[:end] for completion, end in zip(before, ends, strict=True)]
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

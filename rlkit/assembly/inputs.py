@@ -27,7 +27,7 @@ class Inputs:
     held_out: ProblemSet | None
     sampling: SamplingParams
     end_tokens: tuple[int, ...]
-    """The model's own; `sampling` has those of the config."""
+    """The model's own; `sampling` has the config's stop texts."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -63,8 +63,8 @@ def read_inputs(config: RunConfig) -> Inputs:
         _check_critic(critic, config.model, tokenizer)
     problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
     assert problems is not None
-    sampling = sampling_params(config, tokenizer)
-    otherwise = None if sampling.stop_token_ids else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
+    sampling = sampling_params(config)
+    otherwise = None if sampling.stop else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
     ends = checked_end_tokens(config.model, otherwise)
     return Inputs(tokenizer, room, problems, held_out, sampling, ends)
 
@@ -112,21 +112,13 @@ def quiet_loading(config: RunConfig) -> None:
         logging.disable_progress_bar()
 
 
-def sampling_params(config: RunConfig, tokenizer: Any) -> SamplingParams:
-    """The config's sampling settings, stop texts as token ids. ConfigError for one that is not a single token."""
-    stop = []
-    for text in config.sampling.stop:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ConfigError(
-                f"sampling.stop: {text!r} is {len(ids)} tokens in this model's vocabulary; a stop text must be one"
-            )
-        stop += ids
+def sampling_params(config: RunConfig) -> SamplingParams:
+    """The config's sampling settings."""
     wanted = config.sampling
     return SamplingParams(
         max_tokens=wanted.max_tokens,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         top_k=wanted.top_k,
-        stop_token_ids=tuple(stop),
+        stop=tuple(wanted.stop),
     )

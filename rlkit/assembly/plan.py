@@ -18,7 +18,7 @@ from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import plan_passes
 from rlkit.interfaces.learning import Algorithm
-from rlkit.wording import counted, one_line, size, thousands
+from rlkit.wording import counted, one_line, quoted, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
@@ -52,6 +52,7 @@ def make_plan(
         f"at most {sampling.max_tokens} tokens, temperature {sampling.temperature:g}{_truncation(sampling)}"
         f"{_repeats(config, inputs)}",
         **({"end tokens": _end_tokens(inputs)} if inputs else {}),
+        **({"stop texts": quoted(sampling.stop)} if sampling.stop else {}),
         **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
@@ -92,10 +93,9 @@ def _repeats(config: RunConfig, inputs: Inputs | None) -> str:
 
 
 def _end_tokens(inputs: Inputs) -> str:
-    """Whatever ends a response."""
-    ends = dict.fromkeys((*inputs.end_tokens, *inputs.sampling.stop_token_ids))
     # Not decoded: a tokenizer may decode a special token to nothing.
-    return ", ".join(f"{one_line(str(inputs.tokenizer.convert_ids_to_tokens(end)))} ({end})" for end in ends)
+    named = (f"{one_line(str(inputs.tokenizer.convert_ids_to_tokens(end)))} ({end})" for end in inputs.end_tokens)
+    return ", ".join(named) or "none"
 
 
 def _refill(config: RunConfig) -> dict[str, str]:

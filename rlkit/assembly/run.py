@@ -275,7 +275,7 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     model = config.model.model_copy(update={"path": str(folder.newest_model()), "lora": None})
     tokenizer = load_tokenizer(model)
     tokens = prompt_tokens(prompt, config.data, tokenizer)
-    params = sampling_params(config, tokenizer)
+    params = sampling_params(config)
     sampler = registry.build("samplers", "transformers", {}, model, len(tokens) + params.max_tokens, seed)
     requests = [Request(prompt_tokens=tokens, seed=seed + i, params=params) for i in range(count)]
     completions = dict(sampler.generate(requests))

@@ -62,7 +62,7 @@ def evaluate(
         "suites": wanted,
         "out": out or _folder(model),
         "plugins": list(plugins),
-        "chat_template_kwargs": _template_arguments(model),
+        **_as_in_training(model),
         **{key: value for key, value in given.items() if value is not None},
     }
     from rlkit.evaluation.on_suites import load_settings, run_evaluation
@@ -80,12 +80,15 @@ def _model(path: str) -> dict[str, Any]:
     return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
 
 
-def _template_arguments(model: str) -> dict[str, Any]:
-    """Those that a run was trained with; of any other model none."""
+def _as_in_training(model: str) -> dict[str, Any]:
+    """What an evaluation of a run takes from it; of any other model nothing."""
     from rlkit.records.folder import RunFolder
 
     run = Path(model)
-    return RunFolder(run).read_config().data.chat_template_kwargs if RunFolder.is_one(run) else {}
+    if not RunFolder.is_one(run):
+        return {}
+    config = RunFolder(run).read_config()
+    return {"chat_template_kwargs": config.data.chat_template_kwargs, "stop": config.sampling.stop}
 
 
 def _tokenizer(model: str | None) -> Any:

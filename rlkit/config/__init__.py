@@ -35,6 +35,7 @@ from rlkit.config.sections import (
     SamplingConfig,
     ScoringConfig,
     Section,
+    StopTexts,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "SamplingConfig",
     "ScoringConfig",
     "Section",
+    "StopTexts",
     "build_algorithm",
     "load",
     "parse_value",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -54,6 +54,18 @@ Rewards = Annotated[
     Field(min_length=1),
     BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward]),
 ]
+
+
+def _can_be_said(texts: list[str]) -> list[str]:
+    for text in texts:
+        if not text:
+            raise ValueError("an empty text would end every response before it begins: leave it out")
+        if "\ufffd" in text:
+            raise ValueError(f"{text!r} holds U+FFFD, which stands for bytes that are no text: leave it out")
+    return texts
+
+
+StopTexts = Annotated[list[str], AfterValidator(_can_be_said)]
 
 
 class LoraConfig(Section):
@@ -238,8 +250,8 @@ class SamplingConfig(Section):
     """1: the whole distribution. Less needs a `correction`."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0: all tokens. Less needs a `correction`."""
-    stop: list[str] = []
-    """Texts that end a response; each must be one token of the model's vocabulary."""
+    stop: StopTexts = []
+    """Texts that end a response, of any number of tokens; it keeps them."""
     check_every: Annotated[int, Field(ge=0)] = 50
     """After the first sync and every so many, the sampler's log-probs are held against the trainer's; 0: only
     the first."""

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rlkit import config as configs
 from rlkit import generation, registry
-from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section
+from rlkit.config import ModelConfig, PluginRef, Positive, Ref, ScoringConfig, Section, StopTexts
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
@@ -28,6 +28,7 @@ from rlkit.files import write_text
 from rlkit.generation.collector import Collector, Draw, Sampled
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.wording import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,8 @@ class EvaluationConfig(Section):
     """0: all."""
     max_tokens: Positive = 4096
     """Longest response."""
+    stop: StopTexts = []
+    """Texts that end a response. None given: those of the run that is evaluated."""
     chat: bool | None = None
     """Use the tokenizer's chat template; None: where it has one."""
     system: str | None = None
@@ -100,7 +103,8 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         suites.find(name)
     config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
     tokenizer = load_tokenizer(config.model)
-    generation.checked_end_tokens(config.model, "write it into its generation_config.json, as eos_token_id")
+    otherwise = "write it into its generation_config.json, as eos_token_id, or set stop to the text that ends one"
+    generation.checked_end_tokens(config.model, None if config.stop else otherwise)
     limit = positions(config.model)
     if limit is not None and config.max_tokens >= limit:
         raise ConfigError(
@@ -152,12 +156,13 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
         "top_p": config.top_p,
         "top_k": config.top_k,
         "max_tokens": config.max_tokens,
+        # None, here and below: as in the folders of evaluations that had no such setting.
+        "stop": config.stop or None,
         "seed": config.seed,
         "sampler": config.sampler.kind,
         "template": suite.suite.template,
         "chat": config.chat,
         "system": config.system,
-        # None: as in the folders of evaluations that had no such setting.
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "verifier": suite.suite.verifier.model_dump(),
         "prompts": suites.fingerprint(suite.problems),
@@ -238,7 +243,11 @@ def _answer(
     scored, _ = collector.collect(
         missing,
         SamplingParams(
-            max_tokens=config.max_tokens, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            stop=tuple(config.stop),
         ),
         f"suite/{suite.name}",
         lenient=True,
@@ -322,6 +331,7 @@ def _say_settings(loaded: Sequence[OpenSuite], config: EvaluationConfig, console
     lines = [
         f"{config.model.path} ({config.model.dtype}) by {config.sampler.kind}: temperature {config.temperature:g}, "
         f"top-p {config.top_p:g}, top-k {config.top_k or 'off'}, at most {config.max_tokens} tokens, seed {config.seed}"
+        + (f", ended by {quoted(config.stop)}" if config.stop else "")
     ]
     for suite in loaded:
         lines.append(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.errors import RlkitError
+from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Decoder, Scorer
@@ -129,7 +130,10 @@ class Collector:
             Request(prompt_tokens=draw.problem.tokens, seed=draw.key.seed(self.seed, purpose), params=params)
             for draw in mine
         ]
-        for at, completion in self.sampler.generate(requests):
+        stops = Stops(params.stop, self.tokenizer) if params.stop else None
+        for at, generated in self.sampler.generate(requests):
+            # A sampler need not know of stop texts.
+            completion = stops.cut(generated) if stops else generated
             text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
             yield Sampled(mine[at].key, mine[at].problem, completion, text)
 

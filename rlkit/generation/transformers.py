@@ -15,6 +15,7 @@ from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import RlkitError
 from rlkit.generation import check, end_tokens
+from rlkit.generation.stops import Stops, stops_of
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.registry import sampler
 
@@ -46,6 +47,7 @@ class _Transformers:
         self._model.generation_config = GenerationConfig()
         self._intake = Intake(self._model)
         self._ends = end_tokens(path, model.trust_remote_code)
+        self._stops = stops_of(model)
         self._max_batch = config.max_batch
         self._context = context
         self._version = 0
@@ -69,7 +71,8 @@ class _Transformers:
 
         device = self._model.device
         ids, mask = _pad_left([requests[i].prompt_tokens for i in rows], device)
-        draw = _Draw(params, [requests[i].seed for i in rows], (*self._ends, *params.stop_token_ids), device)
+        stops = self._stops(params.stop) if params.stop else None
+        draw = _Draw(params, [requests[i].seed for i in rows], self._ends, device, stops)
         cache = DynamicCache(config=self._model.config)
         version = self._version
         while rows:
@@ -111,7 +114,9 @@ class _Draw:
     on how requests are cut into batches, up to float noise in the logits.
     """
 
-    def __init__(self, params: SamplingParams, seeds: list[int], ends: tuple[int, ...], device: Any) -> None:
+    def __init__(
+        self, params: SamplingParams, seeds: list[int], ends: tuple[int, ...], device: Any, stops: Stops | None = None
+    ) -> None:
         from transformers import TopKLogitsWarper, TopPLogitsWarper
 
         size = (len(seeds), params.max_tokens)
@@ -120,6 +125,7 @@ class _Draw:
         """Rows that end before `enough` says so."""
         self._temperature = params.temperature
         self._ends = torch.tensor(ends, dtype=torch.long, device=device)
+        self._followers = [stops.follow() for _ in seeds] if stops else []
         self._warpers = [TopKLogitsWarper(params.top_k)] if params.top_k else []
         if params.top_p < 1:
             self._warpers.append(TopPLogitsWarper(params.top_p))
@@ -148,8 +154,11 @@ class _Draw:
         self._tokens[:, self.step] = token[:, 0]
         self._logprobs[:, self.step] = logprobs.gather(1, token)[:, 0]
         self.step += 1
-        ended = torch.isin(token[:, 0], self._ends) & (self._length == 0)
-        self._length.masked_fill_(ended, self.step)
+        ended = torch.isin(token[:, 0], self._ends)
+        if self._followers:
+            found = [f.push([t]) is not None for f, t in zip(self._followers, token[:, 0].tolist(), strict=True)]
+            ended |= torch.tensor(found, device=ended.device)
+        self._length.masked_fill_(ended & (self._length == 0), self.step)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     def enough(self, input_ids: Tensor, scores: Any) -> Tensor:
@@ -158,7 +167,7 @@ class _Draw:
         return ended.expand(len(input_ids))
 
     def completions(self, version: int) -> Iterator[tuple[int, Completion]]:
-        """The rows that have ended, by an end token or by the limit on their length."""
+        """The rows that have ended, by an end token, a stop text or the limit on their length."""
         ended = self._ended().nonzero()[:, 0]
         columns = (self._length[ended], self._tokens[ended], self._logprobs[ended])
         for row, length, tokens, logprobs in zip(ended.tolist(), *(c.tolist() for c in columns), strict=True):
@@ -174,6 +183,8 @@ class _Draw:
         self._uniforms, self._tokens, self._logprobs, self._length = (
             each[live] for each in (self._uniforms, self._tokens, self._logprobs, self._length)
         )
+        if self._followers:
+            self._followers = [self._followers[row] for row in live.tolist()]
         return live
 
     def _ended(self) -> Tensor:

@@ -21,6 +21,7 @@ from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu
+from rlkit.generation.stops import stops_of
 from rlkit.interfaces.generation import Completion, Request, Sampler
 from rlkit.registry import sampler
 
@@ -104,6 +105,7 @@ class _VLLM:
                 use_tqdm_on_load=False,
             )
         self._ends = end_tokens(path, model.trust_remote_code)
+        self._stops = stops_of(model)
         self._context = context
         self._version = 0
         self._tensor_parallel = config.tensor_parallel
@@ -117,6 +119,8 @@ class _VLLM:
 
         check(requests, self._context)
         everyones, first = self._share(requests)
+        # vLLM's own stop texts take a tokenizer in the engine, and wait for characters that a token has begun.
+        followers = {i: self._stops(r.params.stop).follow() for i, r in enumerate(everyones) if r.params.stop}
         self._wake("weights", "kv_cache")
         engine, version = self._llm.llm_engine, self._version
         for i, request in enumerate(everyones):
@@ -125,12 +129,12 @@ class _VLLM:
                 temperature=request.params.temperature,
                 top_p=request.params.top_p,
                 top_k=request.params.top_k,
-                stop_token_ids=[*self._ends, *request.params.stop_token_ids],
+                stop_token_ids=list(self._ends),
                 seed=request.seed,
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=RequestOutputKind.CUMULATIVE if request.params.stop else RequestOutputKind.FINAL_ONLY,
             )
             engine.add_request(str(i), {"prompt_token_ids": list(request.prompt_tokens)}, params)
         waiting = set(range(len(everyones)))
@@ -138,14 +142,21 @@ class _VLLM:
             while waiting:
                 for output in engine.step():
                     index, result = int(output.request_id), output.outputs[0]
+                    end = None
+                    if (follower := followers.get(index)) is not None:
+                        end = follower.push(result.token_ids[follower.length :])
+                    if end is None and not output.finished:
+                        continue
+                    if not output.finished:
+                        engine.abort_request([output.request_id])
                     waiting.discard(index)
                     if first <= index < first + len(requests):
                         yield (
                             index - first,
                             Completion(
-                                tokens=list(result.token_ids),
-                                logprobs=list(result.logprobs.logprobs),
-                                truncated=result.finish_reason == "length",
+                                tokens=list(result.token_ids)[:end],
+                                logprobs=list(result.logprobs.logprobs)[:end],
+                                truncated=end is None and result.finish_reason == "length",
                                 version=version,
                             ),
                         )

@@ -18,8 +18,10 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     """0: all."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Besides the model's own end tokens. The stop token is kept in the completion."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, besides the model's own end tokens: at the first token after which the decoded
+    completion, special tokens by their names, holds one of them. That token is kept. A sampler may go on past it, which
+    costs time alone: the collector cuts off what comes after."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

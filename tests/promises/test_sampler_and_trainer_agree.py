@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sampler_help import ask, forward, largest_gap, random_model
+from random_batches import fresh_seed
+from sampler_help import ask, forward, largest_gap, naive_end, random_model, spanning_stops
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from rlkit import registry
 from rlkit.config import ModelConfig
@@ -189,22 +192,35 @@ def test_end_tokens_end_a_sample_and_stay_in_it(sampler: Sampler, model: Any, fo
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     own = set(ends if isinstance(ends, list) else [ends])
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(200)]
-    plain = ask(sampler, prompts, list(range(200)))
-    common = torch.bincount(torch.tensor([c.tokens[0] for c in plain])).argmax().item()
-    stopped = ask(sampler, prompts, list(range(200)), stop_token_ids=(common,))
-    for completions, stop in ((plain, own), (stopped, own | {common})):
-        assert not all(completion.truncated for completion in completions)
-        for completion in completions:
-            assert stop.isdisjoint(completion.tokens[:-1])
-            assert completion.truncated == (completion.tokens[-1] not in stop)
-            assert len(completion.tokens) == 24 or not completion.truncated
-    for one, other in zip(plain, stopped, strict=True):
-        assert one.tokens[: len(other.tokens)] == other.tokens
+    completions = ask(sampler, prompts, list(range(200)))
+    assert not all(completion.truncated for completion in completions)
+    for completion in completions:
+        assert own.isdisjoint(completion.tokens[:-1])
+        assert completion.truncated == (completion.tokens[-1] not in own)
+        assert len(completion.tokens) == 24 or not completion.truncated
+
+
+def test_a_stop_text_ends_a_sample_with_the_token_that_completes_it(sampler: Sampler, model: Any, folder: Path) -> None:
+    """Whatever samples: what it says without stop texts is cut where decoding all of it first shows one."""
+    rng = random.Random(fresh_seed())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts, seeds = [PROMPTS[i % len(PROMPTS)] for i in range(120)], list(range(120))
+    plain = ask(sampler, prompts, seeds)
+    for stop in (tuple(spanning_stops(tokenizer, plain, 3, rng)), ("never said",)):
+        ends = [naive_end(tokenizer, completion.tokens, stop) for completion in plain]
+        assert any(ends) == (stop != ("never said",))
+        for completion, whole, end in zip(ask(sampler, prompts, seeds, stop=stop), plain, ends, strict=True):
+            assert completion.tokens == whole.tokens[:end], stop
+            assert completion.logprobs == pytest.approx(whole.logprobs[:end], abs=GAP)
+            assert completion.truncated == (end is None and whole.truncated)
 
 
 def test_requests_of_several_kinds_may_be_mixed(sampler: Sampler, model: Any) -> None:
-    kinds = [SamplingParams(max_tokens=3), SamplingParams(max_tokens=9, temperature=0.0), SamplingParams(max_tokens=5)]
-    requests = [Request(prompt_tokens=PROMPTS[i % 4], seed=i, params=kinds[i % 3]) for i in range(12)]
+    kinds = [
+        *(SamplingParams(max_tokens=3), SamplingParams(max_tokens=9, temperature=0.0), SamplingParams(max_tokens=5)),
+        *(SamplingParams(max_tokens=20, stop=stop) for stop in (("1", "aa"), ("2",))),
+    ]
+    requests = [Request(prompt_tokens=PROMPTS[i % 4], seed=i, params=kinds[i % 5]) for i in range(20)]
     completions = dict(sampler.generate(requests))
     for i, request in enumerate(requests):
         alone = dict(sampler.generate([request]))[0]

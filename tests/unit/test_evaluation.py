@@ -259,6 +259,7 @@ def test_settings_that_differ_are_refused(tmp_path: Path, plugin: str) -> None:
         ({"samples": 2}, "samples was 1 and is now 2"),
         ({"limit": 2}, "problems was 1 and is now 2"),
         ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"stop": ["# "]}, r"stop was None and is now \['# '\]"),
     ]
     for change, said in changes:
         with pytest.raises(ConfigError, match=f"drawn with other settings: .*{said}"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rlkit import config as configs
+from rlkit import embedded
 from rlkit.assembly import run as runs
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
+from rlkit.errors import ConfigError
+from rlkit.evaluation.on_suites import load_settings, run_evaluation
 from rlkit.ops.head import peak_bytes
 
 
@@ -50,6 +54,30 @@ def test_the_plan_says_when_checkpoints_are_made_and_what_they_take() -> None:
     config = configs.resolve(configs.load("embedded_xs"))
     plain = checkpoint_bytes(config, needs_reference=True, has_critic=False)
     assert checkpoint_bytes(config, needs_reference=True, has_critic=True) == 2 * plain
+
+
+def test_what_ends_a_response_is_said(tmp_path: Path) -> None:
+    stops = 'sampling.stop=["\\n", "</answer>"]'
+    assert line([stops], "end tokens").split(maxsplit=2)[2] == "<eos> (1)"
+    assert line([stops], "stop texts").split(maxsplit=2)[2] == '"\\n", "</answer>"'
+    assert "stop texts" not in runs.plan(configs.load("embedded_xs"))
+
+    endless = tmp_path / "endless"
+    shutil.copytree(embedded.resolve("embedded:xs"), endless)
+    for name, key in [
+        ("generation_config", "eos_token_id"),
+        ("config", "eos_token_id"),
+        ("tokenizer_config", "eos_token"),
+    ]:
+        file = endless / f"{name}.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != key}))
+    model = f"model.path={endless}"
+    assert line([model, stops], "end tokens").split(maxsplit=2)[2] == "none"
+    with pytest.raises(ConfigError, match=r"every response would run to its limit: set sampling\.stop to the text"):
+        runs.plan(configs.load("embedded_xs", [model]))
+    ask = {"model": {"path": str(endless)}, "suites": ["gsm8k"], "out": tmp_path, "sampler": "transformers"}
+    with pytest.raises(ConfigError, match=r"would run to its limit: .* or set stop to the text that ends one"):
+        run_evaluation(load_settings(ask), quiet=True)
 
 
 def test_prompts_that_repeat_within_a_step_are_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlkit.wording import counted, decimals, duration, number, percent, ranges, size, thousands, visible
+from rlkit.wording import counted, decimals, duration, number, percent, quoted, ranges, size, thousands, visible
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,15 @@ from rlkit.wording import counted, decimals, duration, number, percent, ranges, 
         (counted(0, "arm"), "0 arms"),
         (counted(1, "minibatch", "es"), "1 minibatch"),
         (counted(2, "minibatch", "es"), "2 minibatches"),
+        (quoted(["\n", "</answer>"]), '"\\n", "</answer>"'),
+        (quoted([]), ""),
         (decimals(0.05, 3), 4),
         (decimals(12.3, 3), 1),
         (decimals(5000, 2), 0),
         (decimals(0, 2), 0),
     ],
 )
-def test_numbers_for_people(said: object, expected: object) -> None:
+def test_numbers_and_texts_for_people(said: object, expected: object) -> None:
     assert said == expected
 
 
