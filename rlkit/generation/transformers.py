@@ -70,7 +70,7 @@ class _Transformers:
         cache = DynamicCache(config=self._model.config)
         version = self._version
         while rows:
-            draw.patience = max(8, len(rows) // 4) if _can_drop_rows(cache) else len(rows)
+            draw.patience = min(len(rows), max(8, len(rows) // 4)) if _can_drop_rows(cache) else len(rows)
             ids = self._model.generate(
                 ids,
                 attention_mask=mask,
