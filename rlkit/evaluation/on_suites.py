@@ -452,10 +452,7 @@ def _say_settings(
         verifier = " + ".join(ref.kind for ref in suite.suite.rewards)
         lines.append(f"{suite.name}: {problems} x {samples} of at most {own.max_tokens} tokens, verifier {verifier}")
         lines += [f"  {said}" for said in (*_about_data(suite), *_about_room(suite, own, config, limit))]
-        lines += [f"  gold does not verify against itself: {bad}" for bad in suite.bad_golds[:SHOWN]]
-        if len(suite.bad_golds) > SHOWN:
-            lines.append(f"  and {len(suite.bad_golds) - SHOWN} more, of {len(suite.problems)}")
-        lines += [f"  golds are not checked: {suite.unchecked}"] if suite.unchecked else []
+        lines += [f"  {said}" for said in _about_golds(suite)]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -469,6 +466,18 @@ def _about_data(suite: OpenSuite) -> Iterator[str]:
         yield f"the first {len(suite.problems)} of a local copy with {suite.rows} rows; the suite has {made.count}"
     elif len(suite.problems) < suite.rows:
         yield f"the first {len(suite.problems)} of {suite.rows}"
+
+
+def _about_golds(suite: OpenSuite) -> Iterator[str]:
+    if suite.unchecked is not None:
+        yield f"golds are not checked: {suite.unchecked}"
+    elif suite.suite.file is not None and len(suite.bad_golds) == len(suite.problems):
+        first = suite.bad_golds[0]
+        yield f"no gold verifies against itself, not even {first}. Where the reward reads none: --answer null"
+    else:
+        yield from (f"gold does not verify against itself: {bad}" for bad in suite.bad_golds[:SHOWN])
+        if len(suite.bad_golds) > SHOWN:
+            yield f"and {len(suite.bad_golds) - SHOWN} more, of {len(suite.problems)}"
 
 
 def _about_room(suite: OpenSuite, own: EvaluationConfig, config: EvaluationConfig, limit: int | None) -> Iterator[str]:

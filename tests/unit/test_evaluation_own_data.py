@@ -217,6 +217,14 @@ def test_golds_that_do_not_verify_are_named_and_many_are_counted() -> None:
     assert len(results("many")["bad_golds"]) == 17
 
 
+def test_golds_that_the_reward_does_not_read_are_said_to_be_such_once() -> None:
+    output = said("--data", "test.jsonl", "--reward", "format", *SHORT)
+    assert output.count("against itself") == 1
+    assert (
+        "  no gold verifies against itself, not even row 1: 37 (wrong). Where the reward reads none: --answer" in output
+    )
+
+
 def test_data_without_golds_suit_rewards_that_read_none() -> None:
     write([{"question": row["question"]} for row in ROWS])
     asked = ("--data", "test.jsonl", *SHORT)
@@ -354,7 +362,8 @@ ANY_LENGTH = ("--data", "test.jsonl", "--reward", "final_answer")
 
 
 def test_responses_get_the_room_there_is_beside_the_longest_prompt() -> None:
-    write([*ROWS, prompt(1500)])
+    answered = {"question": "#### 37" * 500, "answer": "37", "level": 0}  # 1500 tokens, and nothing more to say
+    write([*ROWS, answered])
     output = said(*ANY_LENGTH)
     assert "x 1 sample of at most 548 tokens," in output
     assert "  embedded:xs has 2048 positions: beside the prompts there is room for 548 tokens, not for 4096\n" in output
