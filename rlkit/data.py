@@ -26,6 +26,13 @@ from rlkit.golds import gold_cell, gold_text
 Row = Mapping[str, Any]
 FILES = (".json", ".jsonl", ".parquet")
 
+PROMPTS = ("prompt", "problem", "question")
+ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
+"""Where questions and golds stand in the data sets people have, the first that is there counts."""
+
+NO_GOLDS = "null"
+"""In place of the gold's column: there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -270,6 +277,16 @@ def cell(row: Row, name: str) -> Any:
             return MISSING
         here = here[part]
     return here
+
+
+def present(rows: Sequence[Row], names: Sequence[str], key: str, path: str) -> str:
+    """The first of these columns that some row has something in. ConfigError, which tells to set `key`, for none."""
+    for name in names:
+        if any(cell(row, name) not in (None, MISSING) for row in rows):
+            return name
+    raise ConfigError(
+        f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(rows[0])}). Set {key}"
+    )
 
 
 def golds(rows: Sequence[Row], name: str | None, key: str, path: str) -> list[Any]:

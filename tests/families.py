@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -83,12 +82,12 @@ FAMILIES = [
     _family("StarCoder2", hf.Starcoder2Config),
     _family("SmolLM3", hf.SmolLM3Config),
     _family("GLM-4", hf.Glm4Config, **_HEADS),
-    _family("DeepSeek-V3", hf.DeepseekV3Config, **_EXPERTS, num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16,
-            qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32, n_routed_experts=4, moe_intermediate_size=32,
-            n_group=1, topk_group=1, first_k_dense_replace=1, n_shared_experts=1),
+    _family("DeepSeek-V3", hf.DeepseekV3Config, **_EXPERTS, num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=512,
+            qk_rope_head_dim=64, qk_nope_head_dim=16, v_head_dim=32, n_routed_experts=4, moe_intermediate_size=32,
+            n_group=1, topk_group=1, first_k_dense_replace=1, n_shared_experts=1, topk_method="noaux_tc"),
     _family("Granite", hf.GraniteConfig, logits_scaling=4.0),
     _family("Cohere", hf.CohereConfig, logit_scale=0.25),
-    _family("CodeGen", hf.CodeGenConfig, **_OLD, rotary_dim=8),
+    _family("CodeGen", hf.CodeGenConfig, **_OLD, num_attention_heads=4, rotary_dim=8),
     _family("Mamba", hf.MambaConfig, state_size=8, bos_token_id=1),
 ]  # fmt: skip
 
@@ -100,7 +99,7 @@ def make(family: Family, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(3.0)
+                parameter.mul_(2.0)
     model.generation_config = hf.GenerationConfig(eos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     hf.AutoTokenizer.from_pretrained(resolve("embedded:xs")).save_pretrained(folder)
@@ -127,7 +126,7 @@ def outcome(family: Family, weights: str, sampler: str, folder: Path) -> str:
             loop.train()
             trained = dict(loop.learner.policy.weights())
     except RlkitError as error:
-        return f"refused: {str(error).replace(str(folder), '...')}"
+        return _sentence(error, folder)
     run = folder / "run"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     gaps = [line["sampler/gap_max"] for line in metrics if "sampler/gap_max" in line]
@@ -151,36 +150,59 @@ def outcome(family: Family, weights: str, sampler: str, folder: Path) -> str:
     return "trains"
 
 
+def _sentence(error: RlkitError, folder: Path) -> str:
+    """Without what differs from one run to the next."""
+    first = str(error).splitlines()[0].replace(f"{folder}/model", "...")
+    return re.sub(r"\d\.\d{3,}", "x", first)
+
+
+BEGIN, END = "<!-- families -->", "<!-- end -->"
+COLUMNS = [(sampler, weights) for sampler in SAMPLERS for weights in WEIGHTS]
+
+
 def expected() -> dict[tuple[str, str, str], str]:
-    """What docs/models.md says, by family, weights and sampler."""
-    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in PAGE.read_text().splitlines()]
-    notes = dict(re.findall(r"^(\[\d+\]) (.*)$", PAGE.read_text(), re.MULTILINE))
-    columns = [(weights, sampler) for sampler in SAMPLERS for weights in WEIGHTS]
+    """What docs/models.md says of each family, sampler and kind of weights."""
+    page = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")
+    ]
     return {
-        (row[0], *column): notes.get(cell, cell)
-        for row in rows
-        if row[0] in {family.name for family in FAMILIES}
-        for column, cell in zip(columns, row[1:], strict=True)
+        (row[0], *column): notes.get(cell.removeprefix("refused, "), cell)
+        for row in rows[1:]
+        for column, cell in zip(COLUMNS, row[1:], strict=True)
     }
 
 
-def main(names: list[str]) -> None:
-    for family in FAMILIES:
-        for sampler in SAMPLERS:
-            for weights in WEIGHTS:
-                if names and family.name not in names:
-                    continue
-                folder = Path(tempfile.mkdtemp())
-                try:
-                    found = outcome(family, weights, sampler, folder)
-                except Exception as error:
-                    import traceback
+def table(found: dict[tuple[str, str, str], str]) -> str:
+    notes: list[str] = []
+    lines = [
+        "| family | " + " | ".join(f"{sampler}, {weights}" for sampler, weights in COLUMNS) + " |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
+    for family in dict.fromkeys(name for name, *_ in found):
+        cells = []
+        for column in COLUMNS:
+            said = found[family, *column]
+            if said != "trains" and said not in notes:
+                notes.append(said)
+            cells.append(said if said == "trains" else f"refused, {notes.index(said) + 1}")
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))])
 
-                    traceback.print_exc(limit=-5)
-                    found = f"{type(error).__name__}: {str(error)[:600]}"
-                print(f"RESULT {family.name} | {sampler} | {weights} | {found}", flush=True)
-                shutil.rmtree(folder)
+
+def main() -> None:
+    """Try all, and write the page's table."""
+    found = {}
+    for family in FAMILIES:
+        for sampler, weights in COLUMNS:
+            folder = Path(tempfile.mkdtemp())
+            found[family.name, sampler, weights] = outcome(family, weights, sampler, folder)
+            shutil.rmtree(folder)
+            print(family.name, sampler, weights, found[family.name, sampler, weights], sep=" | ", flush=True)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

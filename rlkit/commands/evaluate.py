@@ -11,7 +11,7 @@ import click
 from rlkit import registry
 from rlkit.commands.options import plugins_option
 from rlkit.config.reading import set_key
-from rlkit.errors import ConfigError, nearest
+from rlkit.errors import ConfigError, RlkitError, nearest
 
 _data = click.option(
     "--data",
@@ -24,28 +24,51 @@ _json = click.option("--json", "as_json", type=click.Path(dir_okay=False, path_t
 
 @click.command("eval")
 @click.option("--model", required=True, metavar="PATH|RUN", help="A model's folder or hub id, or a run's folder.")
-@click.option("--suite", "names", required=True, help="Names with commas between; see `rlkit list suites`.")
+@click.option("--suite", "names", default="", help="Names with commas between; see `rlkit list suites`.")
+@click.option(
+    "--data",
+    metavar="FILE|ID|FOLDER",
+    help="Problems of your own: a .json, .jsonl or .parquet file, or a data set's hub id. With --suite: a folder of "
+    "local copies (math500.jsonl, ...).  [the hub]",
+)
+@click.option("--prompt", help="Your data's column of questions.  [a run's; or prompt, problem or question]")
+@click.option("--answer", help="Its column of golds; dots go into nested columns; null: there are none.  [likewise]")
+@click.option("--reward", metavar="NAME|FILE.py:FUNCTION", help="What judges the answers.  [a run's]")
 @click.option("--n", "samples", type=click.IntRange(min=1), help="Samples of each problem.  [32 for AIME, else 1]")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many problems of each suite.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest response.  [4096]")
-@_data
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many problems.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="Longest response.  [4096, or what the model has room for]"
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of responses and results.")
-@click.option("-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: top_p=0.95.")
+@click.option(
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting: top_p=0.95, reward.strict=true.",
+)
 @plugins_option
 def evaluate(
     model: str,
     names: str,
+    data: str | None,
+    prompt: str | None,
+    answer: str | None,
+    reward: str | None,
     samples: int | None,
     limit: int | None,
     max_tokens: int | None,
-    folder: Path | None,
     out: Path | None,
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
 ) -> None:
-    """Measure a model on benchmark suites; the same command goes on where it stopped.
+    """Measure a model on benchmark suites, or on problems of your own; the same command goes on where it stopped.
 
-    For example: rlkit eval --model runs/vimpo-s-seed0 --suite math500,aime24
+    \b
+    rlkit eval --model runs/vimpo-s-seed0 --suite math500,aime24
+    rlkit eval --model runs/vimpo-s-seed0 --data test.jsonl
+    rlkit eval --model embedded:s --data test.jsonl --prompt question --reward final_answer
     """
     from rlkit.assembly.run import prepare_environment
 
@@ -56,18 +79,31 @@ def evaluate(
         if name not in known:
             raise ConfigError(f"unknown suite {name!r}{nearest(name, known)}")
     prepare_environment()
-    given = {"samples": samples, "limit": limit, "max_tokens": max_tokens, "data": folder}
+    given = {
+        "data": data,
+        "prompt": prompt,
+        "answer": answer,
+        "reward": reward,
+        "samples": samples,
+        "limit": limit,
+        "max_tokens": max_tokens,
+    }
     settings: dict[str, Any] = {
         "model": _model(model),
         "suites": wanted,
         "out": out or _folder(model),
-        "plugins": list(plugins),
-        **_as_in_training(model),
+        "plugins": [],
+        **_as_in_training(model, own_data=not wanted),
         **{key: value for key, value in given.items() if value is not None},
     }
+    settings["plugins"] = list(dict.fromkeys([*settings["plugins"], *plugins]))
     from rlkit.evaluation.on_suites import load_settings, run_evaluation
 
-    run_evaluation(load_settings(settings, overrides))
+    config = load_settings(settings, overrides)
+    try:
+        run_evaluation(config)
+    except KeyboardInterrupt as stopped:
+        raise RlkitError(f"stopped. The same command goes on from the responses in {config.out}") from stopped
 
 
 def _model(path: str) -> dict[str, Any]:
@@ -80,15 +116,19 @@ def _model(path: str) -> dict[str, Any]:
     return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
 
 
-def _as_in_training(model: str) -> dict[str, Any]:
-    """What an evaluation of a run takes from it; of any other model nothing."""
+def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
+    """How a run puts questions, ends responses and judges answers, where the model is one's: of suites, which have that
+    themselves, the chat template's arguments and the stop texts alone."""
     from rlkit.records.folder import RunFolder
 
-    run = Path(model)
-    if not RunFolder.is_one(run):
+    if not RunFolder.is_one(Path(model)):
         return {}
-    config = RunFolder(run).read_config()
-    return {"chat_template_kwargs": config.data.chat_template_kwargs, "stop": config.sampling.stop}
+    run = RunFolder(Path(model)).read_config()
+    keys = ["chat_template_kwargs", *(("prompt", "answer", "template", "system", "chat") if own_data else ())]
+    settings = {key: getattr(run.data, key) for key in keys} | {"stop": run.sampling.stop}
+    if own_data:
+        settings |= {"reward": [ref.model_dump() for ref in run.reward], "plugins": run.plugins}
+    return settings
 
 
 def _tokenizer(model: str | None) -> Any:

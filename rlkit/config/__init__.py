@@ -7,7 +7,7 @@ default, reading.py takes them from files and the command line, resolving.py hol
 from __future__ import annotations
 
 from rlkit.config.reading import load, parse_value, parse_yaml, presets, set_key
-from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_with_algorithm
+from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
 from rlkit.config.sections import (
     AverageReference,
     BatchConfig,
@@ -73,6 +73,7 @@ __all__ = [
     "presets",
     "resolve",
     "resolve_ref",
+    "resolve_rewards",
     "resolve_with_algorithm",
     "set_key",
 ]

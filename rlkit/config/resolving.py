@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,7 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
         "data": config.data.model_copy(update=places),
         "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
         "algo": resolve_ref("algorithms", config.algo, "algo"),
-        "reward": [
-            RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in config.reward
-        ],
+        "reward": resolve_rewards(config.reward),
         "noise": [resolve_ref("noise", ref, "noise") for ref in config.noise],
         "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
     }
@@ -152,6 +151,11 @@ def _check_reward(kind: str) -> None:
 def _whole(path: str | None) -> str | None:
     """The absolute path of what is here on disk; anything else as it is."""
     return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def resolve_rewards(rewards: Sequence[RewardRef]) -> list[RewardRef]:
+    """Rewards with all their options, as `resolve_ref`."""
+    return [RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in rewards]
 
 
 def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:

@@ -6,6 +6,7 @@ and are held against the plugin's own model by `resolve`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,8 +45,19 @@ class RewardRef(PluginRef):
     weight: float = 1.0
 
 
+_FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
+
+
+def _as_reward(value: Any) -> Any:
+    """A reward's name, or FILE.py:FUNCTION, as a section."""
+    section = as_ref(value)
+    if isinstance(section, dict) and (function := _FUNCTION.fullmatch(str(section.get("kind")))):
+        return {**function.groupdict(), **section, "kind": "function"}
+    return section
+
+
 def _as_refs(value: Any) -> Any:
-    return [as_ref(each) for each in value] if isinstance(value, list) else [as_ref(value)]
+    return [_as_reward(each) for each in value] if isinstance(value, list) else [_as_reward(value)]
 
 
 _OneReward = str | RewardRef
@@ -318,7 +330,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     reward: Rewards
-    """`rlkit list rewards`."""
+    """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project."""
     noise: list[Ref] = []
     """Disturbs rewards in training, on purpose and reproducibly: `[{kind: group_flip, prob: 0.25}]`."""
     scoring: ScoringConfig = ScoringConfig()

@@ -61,7 +61,9 @@ class Intake:
             if key is None:
                 raise RlkitError(f"sync: the sampler's model has no weight {name!r}")
             if tensor.shape != self._shapes[key][name]:
-                raise RlkitError(f"sync: {name!r} is {list(tensor.shape)}, not {list(self._shapes[key][name])}")
+                raise RlkitError(
+                    f"sync: {name!r} is {list(tensor.shape)}, the sampler's is {list(self._shapes[key][name])}"
+                )
             come.setdefault(key, {})[name] = tensor
             if come[key].keys() == self._shapes[key].keys():
                 self._take(key, come.pop(key))

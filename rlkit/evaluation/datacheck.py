@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 
 from rlkit import data, registry
-from rlkit.config import PluginRef, ScoringConfig
+from rlkit.config import RewardRef, ScoringConfig
+from rlkit.data import ANSWERS, NO_GOLDS, PROMPTS
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
 from rlkit.evaluation.gold_check import bad_golds
 from rlkit.evaluation.verify import scorer
 from rlkit.golds import gold_text
-
-PROMPTS = ("prompt", "problem", "question")
-ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "solution", "label")
-"""Where questions and golds stand in the data sets people have, the first that is there counts."""
-
-NO_GOLDS = "null"
-"""In place of the gold's column: there is none."""
 
 _OPENING = 8
 """Words by which a suite's question is looked for inside longer prompts."""
@@ -49,9 +43,9 @@ def check(
     rows = data.read_rows(path)
     if not rows:
         raise ConfigError(f"{path} holds no rows")
-    prompt = prompt or _present(rows, PROMPTS, "--prompt", path)
+    prompt = prompt or data.present(rows, PROMPTS, "--prompt", path)
     if answer != NO_GOLDS:
-        answer = answer or _present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
+        answer = answer or data.present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
     wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
     prompts = [data.column(row, prompt, "--prompt", w) for row, w in zip(rows, wheres, strict=True)]
     questions = [_text(each) for each in prompts]
@@ -72,7 +66,7 @@ def check(
         "suites_not_read": {},
     }
     if reward is not None:
-        with scorer(PluginRef(kind=reward), ScoringConfig(), plugins) as verifier:
+        with scorer([RewardRef(kind=reward)], ScoringConfig(), plugins) as verifier:
             bad = bad_golds(verifier, [(cell, dict(r)) for cell, r in zip(cells, rows, strict=True)])
         found["reward"] = reward
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
@@ -84,15 +78,6 @@ def check(
             continue
         found["overlap"][name] = [{"row": i + 1, "problem": j + 1} for i, j in overlap(questions, theirs)]
     return found
-
-
-def _present(rows: Sequence[Mapping[str, Any]], names: Sequence[str], option: str, path: str) -> str:
-    for name in names:
-        if any(data.cell(row, name) not in (None, data.MISSING) for row in rows):
-            return name
-    raise ConfigError(
-        f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(rows[0])}). Set {option}"
-    )
 
 
 def _text(prompt: Any) -> str:

@@ -14,6 +14,9 @@ from typing import Any
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.files import write_text
 
+FINGERPRINTS = {"prompts": "the prompts or golds have changed", "columns": "other columns of the data have changed"}
+"""Settings whose values tell nobody anything. They change with others, and are named where nothing else is."""
+
 Key = tuple[int, int]
 """(problem, sample), both from 0."""
 
@@ -70,7 +73,9 @@ class Responses:
 def _must_match(there: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     differ = [key for key in sorted(there.keys() | wanted.keys()) if there.get(key) != wanted.get(key)]
     if differ:
-        said = "; ".join(f"{key} was {there.get(key)!r} and is now {wanted.get(key)!r}" for key in differ)
+        named = [key for key in differ if key not in FINGERPRINTS]
+        said = "; ".join(f"{key} was {there.get(key)!r} and is now {wanted.get(key)!r}" for key in named)
+        said = said or "; ".join(FINGERPRINTS[key] for key in differ)
         raise ConfigError(
             f"{folder} holds responses drawn with other settings: {said}. Give the same settings to go on, or another "
             "folder with --out"

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkit import data, registry
-from rlkit.config import DataConfig, PluginRef, ScoringConfig
+from rlkit import data, embedded, registry
+from rlkit.config import DataConfig, RewardRef, ScoringConfig
 from rlkit.errors import ConfigError, TokensUnknownError
-from rlkit.evaluation.gold_check import bad_golds
+from rlkit.evaluation.gold_check import BadGold, bad_golds
 from rlkit.evaluation.verify import scorer
 from rlkit.golds import gold_text
 from rlkit.registry import suite
@@ -37,22 +37,29 @@ gets too. Its argument is the folder of local copies; None: read from the hub.""
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     load: Loader
-    template: str
-    """Text around the question, with {prompt} for it. Chat models read it as the user's message."""
-    reward: str
-    """The verifier: a reward's name."""
+    template: str | None
+    """Text around the question, with {prompt} for it; None: the bare question. Chat models read it as the user's
+    message."""
+    reward: str | Sequence[RewardRef]
+    """The verifier: a reward's name; or rewards that are summed up, of which the first one gives the verdict."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The verifier's."""
+    """The verifier's, where it is given by its name."""
+    prompt: str = "prompt"
+    """The rows' column of the question."""
+    answer: str | None = "answer"
+    """The rows' column of the gold; None: they have none."""
     samples: int = 1
     """Responses to each problem, unless asked otherwise."""
     metric: Literal["mean", "pass", "maj"] = "mean"
     """The one the suite is quoted by."""
     count: int | None = None
     """Problems there must be; None: any number."""
+    file: str | None = None
+    """The user's own data that it was made of; None: it is a plugin."""
 
     @property
-    def verifier(self) -> PluginRef:
-        return PluginRef(kind=self.reward, **self.options)
+    def rewards(self) -> list[RewardRef]:
+        return [RewardRef(kind=self.reward, **self.options)] if isinstance(self.reward, str) else list(self.reward)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class OpenSuite:
     name: str
     suite: Suite
     problems: list[data.Problem]
+    rows: int
+    """That there are, of which the problems are the first."""
     verifier: Scorer
     bad_golds: list[str]
     """Those that do not verify against themselves, as "row 12: \\emptyset (bad_gold)"."""
@@ -79,15 +88,23 @@ def find(name: str) -> Suite:
 
 def rows(name: str, folder: Path | None = None) -> list[Row]:
     """A suite's rows. ConfigError for a missing file or column, and for another number of problems than it has."""
-    wanted = find(name)
+    return _rows(name, find(name), folder, None)
+
+
+def _rows(name: str, wanted: Suite, folder: Path | None, limit: int | None) -> list[Row]:
+    """All there are; of a local copy that has only part of the suite, where its first `limit` are wanted."""
     loaded = list(wanted.load(folder))
-    if wanted.count is not None and len(loaded) != wanted.count:
-        raise ConfigError(
-            f"suite {name!r} has {wanted.count} problems, but {len(loaded)} were read"
-            + (f" from {folder}" if folder else "")
-            + ": this is another data set, or part of it, and its figures could not be compared"
-        )
-    return loaded
+    if wanted.count is None or len(loaded) == wanted.count:
+        return loaded
+    part = folder is not None and 0 < len(loaded) < wanted.count
+    if part and limit is not None and limit <= len(loaded):
+        return loaded
+    raise ConfigError(
+        f"suite {name!r} has {wanted.count} problems, but {len(loaded)} were read"
+        + (f" from {folder}" if folder else "")
+        + ": this is another data set, or part of it, and its figures could not be compared"
+        + (f". `rlkit eval --limit {len(loaded)}`, or less, measures on the first of them alone" if part else "")
+    )
 
 
 @contextmanager
@@ -95,6 +112,7 @@ def opened(
     name: str,
     tokenizer: Any,
     *,
+    wanted: Suite | None = None,
     folder: Path | None = None,
     limit: int | None = None,
     chat: bool | None = None,
@@ -106,35 +124,93 @@ def opened(
     """The suite's problems (its first `limit`) as `tokenizer`'s model reads them, their golds checked by the verifier
     that scores the responses; it is closed at the end of the `with`.
 
-    `chat`: whether prompts go through the tokenizer's chat template; None: where it has one. Raises ConfigError.
+    `wanted`: the suite itself; None: the one that is registered by that name. `chat`: whether prompts go through the
+    tokenizer's chat template; None: where it has one. Raises ConfigError.
     """
-    wanted = find(name)
-    chosen = rows(name, folder)[:limit]
+    wanted = wanted or find(name)
+    loaded = _rows(name, wanted, folder, limit)
     if chat is None:
         chat = getattr(tokenizer, "chat_template", None) is not None
     put = DataConfig(
         path=name,
+        prompt=wanted.prompt,
+        answer=wanted.answer,
         template=wanted.template,
         chat=chat,
         system=system,
         chat_template_kwargs=dict(chat_template_kwargs or {}),
         max_prompt_tokens=sys.maxsize,
     )
-    problems = data.as_problems(chosen, put, tokenizer, f"suite {name!r}").problems
-    golds = [(problem.gold, problem.columns) for problem in problems]
-    with scorer(wanted.verifier, scoring or ScoringConfig(), plugins) as verifier:
-        bad, unchecked = [], None
-        try:
-            bad = [str(b) for b in bad_golds(verifier, golds)]
-        except TokensUnknownError as error:
-            unchecked = str(error)
-        yield OpenSuite(name, wanted, problems, verifier, bad, unchecked)
+    problems = data.as_problems(loaded[:limit], put, tokenizer, wanted.file or f"suite {name!r}").problems
+    with scorer(wanted.rewards, scoring or ScoringConfig(), plugins) as verifier:
+        bad, unchecked = _checked_golds(wanted, problems, verifier)
+        yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked)
+
+
+def _checked_golds(wanted: Suite, problems: Sequence[data.Problem], verifier: Scorer) -> tuple[list[str], str | None]:
+    """The bad golds, and why they could not be checked, or None.
+
+    ConfigError where the user's own data have no gold that the verifier could use: nothing could be right.
+    """
+    # Data without golds are asked once whether the verifier reads any.
+    golds = [(problem.gold, problem.columns) for problem in problems[: 1 if wanted.answer is None else None]]
+    try:
+        bad = bad_golds(verifier, golds)
+    except TokensUnknownError as error:
+        return [], str(error)
+    if wanted.file is not None and len(bad) == len(golds) and all(each.status == "bad_gold" for each in bad):
+        raise ConfigError(_no_gold(wanted, bad[0]))
+    return ([], "there are none") if wanted.answer is None else ([str(each) for each in bad], None)
+
+
+def _no_gold(wanted: Suite, first: BadGold) -> str:
+    said = f"reward {wanted.rewards[0].kind!r} needs golds, and {wanted.file} has none"
+    if wanted.answer is not None:
+        said += f" in its column {wanted.answer!r} that it can use ({first})"
+    return f"{said}: give the column of the golds with --answer, or another reward with --reward"
 
 
 def fingerprint(problems: Sequence[data.Problem]) -> str:
     """Changes with any prompt, as the model reads it, and any gold."""
-    text = json.dumps([[problem.tokens, problem.answer] for problem in problems])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _digest([[problem.tokens, problem.answer] for problem in problems])
+
+
+def fingerprint_of_columns(problems: Sequence[data.Problem]) -> str:
+    """Changes with anything in the rows' other columns, which verifiers read too."""
+    return _digest([problem.columns for problem in problems])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=8).hexdigest()
+
+
+def of_data(
+    path: str,
+    *,
+    reward: Sequence[RewardRef],
+    prompt: str | None = None,
+    answer: str | None = None,
+    template: str | None = None,
+    subset: str | None = None,
+    split: str = "test",
+) -> tuple[str, Suite]:
+    """A suite of the user's own problems, and its name: a file (its stem), or a hub or embedded data set's split.
+
+    `prompt`, `answer`: columns; None: looked for under the usual names; `answer` NO_GOLDS: there are none. Raises
+    ConfigError for what cannot be read, is empty or lacks a column.
+    """
+    rows = data.read_rows(path, subset, split)
+    if not rows:
+        raise ConfigError(f"{path} holds no problems: it is empty")
+    prompt = prompt or data.present(rows, data.PROMPTS, "--prompt", path)
+    answer = answer or data.present(rows, data.ANSWERS, f"--answer ({data.NO_GOLDS}: the data has no golds)", path)
+    gold = None if answer == data.NO_GOLDS else answer
+    for i, row in enumerate(rows, 1):
+        data.column(row, prompt, "--prompt", f"{path}, row {i}")
+    data.golds(rows, gold, "--answer", path)
+    name = Path(path.removeprefix(embedded.PREFIX))
+    made = Suite(load=lambda _: rows, template=template, reward=reward, prompt=prompt, answer=gold, file=path)
+    return name.stem if name.suffix in data.FILES else name.name, made
 
 
 def table(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import data
-from rlkit.config import PluginRef, ScoringConfig
+from rlkit.config import RewardRef, ScoringConfig
 from rlkit.errors import ConfigError
 from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.rewards import Sample, SampleKey, UnknownTokens
@@ -28,13 +28,16 @@ RESPONSE, TOKENS = "response", "tokens"
 """Where a run, and `rlkit eval`, put down a response and its token ids."""
 
 
-def scorer(reward: PluginRef, config: ScoringConfig, plugins: Sequence[str] = ()) -> Scorer:
-    """Runs one verifier in worker processes; close it when done. Samples without a value never stop it.
+def scorer(rewards: Sequence[RewardRef], config: ScoringConfig, plugins: Sequence[str] = ()) -> Scorer:
+    """Runs a verifier, or a sum of several, in worker processes; close it when done. Samples without a value never
+    stop it.
 
     Raises ConfigError for an unknown reward.
     """
     return Scorer(
-        [WeightedReward(reward.kind, reward.options)], plugins, config.model_copy(update={"max_no_value": 1.0})
+        [WeightedReward(reward.kind, reward.options, reward.weight) for reward in rewards],
+        plugins,
+        config.model_copy(update={"max_no_value": 1.0}),
     )
 
 
@@ -161,7 +164,7 @@ def compare(
     results = {}
     for name in rewards:
         with scorer(
-            PluginRef(kind=name, **(options or {}).get(name, {})), config or ScoringConfig(), plugins
+            [RewardRef(kind=name, **(options or {}).get(name, {}))], config or ScoringConfig(), plugins
         ) as verifier:
             results[name] = verifier.score(samples)
     verdicts = {name: [bool(r.correct) for r in scored] for name, scored in results.items()}

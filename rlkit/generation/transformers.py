@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ class _Transformers:
         self._model.to(device).eval().requires_grad_(False)
         # generate fills what it is not told from here, and a shipped repetition penalty would bend the distribution.
         self._model.generation_config = GenerationConfig()
-        self._intake = Intake(self._model)
+        self._intake: Any = Intake(self._model)
         self._ends = end_tokens(path, model.trust_remote_code)
         self._stops = stops_of(model)
         self._max_batch = config.max_batch
@@ -73,14 +74,16 @@ class _Transformers:
         ids, mask = _pad_left([requests[i].prompt_tokens for i in rows], device)
         stops = self._stops(params.stop) if params.stop else None
         draw = _Draw(params, [requests[i].seed for i in rows], self._ends, device, stops)
-        cache = DynamicCache(config=self._model.config)
+        # Models that are recurrent throughout, as Mamba, keep a cache of their own kind.
+        own_cache = "past_key_values" not in inspect.signature(self._model.forward).parameters
+        cache = None if own_cache else DynamicCache(config=self._model.config)
         version = self._version
         while rows:
-            draw.patience = max(8, len(rows) // 4) if _can_drop_rows(cache) else len(rows)
+            draw.patience = min(len(rows), max(8, len(rows) // 4)) if _can_drop_rows(cache) else len(rows)
             ids = self._model.generate(
                 ids,
                 attention_mask=mask,
-                past_key_values=cache,
+                **({} if cache is None else {"past_key_values": cache}),
                 generation_config=GenerationConfig(max_new_tokens=params.max_tokens - draw.step, do_sample=False),
                 logits_processor=LogitsProcessorList([draw]),
                 stopping_criteria=StoppingCriteriaList([draw.enough]),
@@ -91,6 +94,7 @@ class _Transformers:
             live = draw.drop_ended()
             rows = [rows[i] for i in live.tolist()]
             if rows:
+                assert cache is not None
                 cache.batch_select_indices(live)
                 ids = ids[live]
                 mask = torch.nn.functional.pad(mask[live], (0, ids.shape[1] - mask.shape[1]), value=1)
@@ -101,7 +105,7 @@ class _Transformers:
         self._version = version
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._intake = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -207,4 +211,4 @@ def _pad_left(prompts: list[Sequence[int]], device: Any) -> tuple[Tensor, Tensor
 
 def _can_drop_rows(cache: Any) -> bool:
     """False for caches of recurrent layers, which cannot be cut by rows: then all rows go on to the end."""
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+    return cache is not None and all(hasattr(layer, "batch_select_indices") for layer in cache.layers)

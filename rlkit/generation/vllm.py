@@ -87,7 +87,7 @@ class _VLLM:
             self._gpu = not current_platform.is_cpu()
             if not self._gpu:
                 starting.enter_context(vllm_cpu.ready())
-            starting.enter_context(_refused(model))
+            starting.enter_context(_refused(model.path))
             self._llm: Any = LLM(
                 model=path,
                 skip_tokenizer_init=True,
@@ -107,6 +107,7 @@ class _VLLM:
         self._ends = end_tokens(path, model.trust_remote_code)
         self._stops = stops_of(model)
         self._context = context
+        self._path = model.path
         self._version = 0
         self._tensor_parallel = config.tensor_parallel
         self._owns_process_group = not distributed
@@ -140,7 +141,9 @@ class _VLLM:
         waiting = set(range(len(everyones)))
         try:
             while waiting:
-                for output in engine.step():
+                with _refused(self._path):
+                    outputs = engine.step()
+                for output in outputs:
                     index, result = int(output.request_id), output.outputs[0]
                     end = None
                     if (follower := followers.get(index)) is not None:
@@ -169,12 +172,22 @@ class _VLLM:
         self._wake("weights")
         model: Any = self._model()
         with torch.no_grad(), contextlib.nullcontext() if self._gpu else vllm_cpu.plain_experts(model):
-            loaded = model.load_weights(weights)
-        old = {name for name, _ in model.named_parameters()} - loaded
+            new = set(model.load_weights(weights))
+        new |= self._made_of_others(model)
+        old = {name for name, _ in model.named_parameters()} - new
         if old:
             raise RlkitError(f"sync: {len(old)} weights of vLLM's model were not sent, {min(old)!r} first")
         self._llm.reset_prefix_cache()
         self._version = version
+
+    def _made_of_others(self, model: Any) -> set[str]:
+        """Make again what latent attention (DeepSeek) has computed from the old weights. Returns its names."""
+        from vllm.model_executor.layers.attention.mla_attention import MLAAttention
+
+        latent = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MLAAttention)]
+        for _, layer in latent:
+            layer.process_weights_after_loading(self._llm.llm_engine.model_config.dtype)
+        return {f"{name}.{made}" for name, layer in latent for made in ("W_UV", "W_UK_T") if hasattr(layer, made)}
 
     def _model(self) -> nn.Module:
         model: nn.Module = self._llm.llm_engine.model_executor.driver_worker.get_model()
@@ -224,12 +237,12 @@ class _VLLM:
 
 
 @contextlib.contextmanager
-def _refused(model: ModelConfig) -> Iterator[None]:
+def _refused(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         raise RlkitError(
-            f"vLLM could not be started with model.path {model.path!r}: {type(error).__name__}: {_reason(error)}\n"
+            f"vLLM failed with model.path {path!r}: {type(error).__name__}: {_reason(error)}\n"
             "If it does not serve this kind of model on this machine, take -s sampler=transformers"
         ) from error
 

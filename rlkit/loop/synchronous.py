@@ -232,8 +232,9 @@ class SynchronousLoop:
         if not found <= allowed:
             raise RlkitError(
                 f"step {step}: after the sync the sampler's log-probs are {found:.3g} nats from the trainer's on "
-                f"average (at most {allowed} is allowed): it does not hold the trainer's weights. Training on would be "
-                "off-policy unseen. Try `-s sampler=transformers`, and report it with the output of `rlkit doctor`"
+                f"average (at most {allowed} is allowed): it does not hold the trainer's weights, or does not compute "
+                "with them what the trainer does. Training on would be off-policy unseen. Try "
+                "`-s sampler=transformers`, and report it with the output of `rlkit doctor`"
             )
 
     def _evaluated(self) -> bool:

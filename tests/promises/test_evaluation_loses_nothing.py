@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,10 +47,10 @@ def late(samples, *, how: str):
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlkit.cli", "run", *arguments]
+def start(*arguments: str, command: str = "run") -> subprocess.Popen[str]:
+    command_line = [sys.executable, "-m", "rlkit.cli", command, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command_line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def with_reward(folder: Path, how: str) -> list[str]:
@@ -105,6 +106,36 @@ def test_a_run_that_is_killed_in_its_last_evaluation_makes_it_when_resumed(tmp_p
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 2
     assert "nothing to resume" in said
+
+
+def test_an_evaluation_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(10, 13) for b in (25, 38, 47)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["--model", "embedded:xs", "--data", str(tmp_path / "test.jsonl"), "--reward", "final_answer"]
+    asked += ["--n", "64", "--max-tokens", "64", "--out"]
+    done, _ = (whole := start(*asked, str(tmp_path / "whole"), command="eval")).communicate(timeout=240)
+    assert whole.returncode == 0, done
+
+    out = tmp_path / "stopped"
+    responses = out / "test" / "responses.jsonl"
+    process = start(*asked, str(out), command="eval")
+    deadline = time.monotonic() + 120
+    while not (responses.is_file() and responses.stat().st_size > 0):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == f"rlkit: stopped. The same command goes on from the responses in {out}"
+    assert "Traceback" not in said
+    assert 0 < responses.read_text().count("\n") < 9 * 64
+    assert not (out / "results.json").exists()
+
+    done, _ = (process := start(*asked, str(out), command="eval")).communicate(timeout=240)
+    assert process.returncode == 0, done
+    for name in ("results.json", "test/responses.jsonl"):
+        assert (out / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
 FAILING_TRACKER = """

@@ -147,6 +147,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "around-the-algorithm.md",
         "reading-a-run.md",
         "configuration.md",
+        "evaluation.md",
         "sweeps.md",
         "writing-a-reward.md",
         "writing-an-algorithm.md",

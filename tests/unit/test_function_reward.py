@@ -12,6 +12,7 @@ import pytest
 from local_server import serving
 from rlkit_rewards import function as function_module
 
+from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
@@ -310,6 +311,25 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], message: s
     with pytest.raises(ConfigError) as error:
         registry.build("rewards", "function", options)
     assert message in str(error.value)
+
+
+def test_file_and_function_are_short_for_it(file: Path) -> None:
+    short = configs.load("embedded_xs", [f"reward={file / 'trl.py'}:right"])
+    whole = configs.load("embedded_xs", [f"reward={{kind: function, path: {file / 'trl.py'}, name: right}}"])
+    assert configs.resolve(short).reward == configs.resolve(whole).reward
+    several = configs.load(
+        "embedded_xs", [f"reward=[{{kind: '{file / 'trl.py'}:named', weight: 0.5, range: [0, 1]}}, final_answer]"]
+    )
+    first, second = configs.resolve(several).reward
+    assert (first.kind, first.weight, first.options["name"], first.options["range"]) == (
+        "function",
+        0.5,
+        "named",
+        [0, 1],
+    )
+    assert second.kind == "final_answer"
+    styled = configs.load("embedded_xs", [f"reward={file / 'verl.py'}:compute_score", "reward.style=verl"])
+    assert configs.resolve(styled).reward[0].options["style"] == "verl"
 
 
 def test_a_file_that_fails_to_import_shows_where(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from sampler_help import ask, largest_gap, pieces_tokenizer, random_model
+from transformers import AutoTokenizer
 
 from rlkit import embedded, generation, registry
 from rlkit.config import ModelConfig, PluginRef
@@ -162,6 +163,19 @@ def test_what_ends_early_is_handed_out_early(folder: Path) -> None:
     lengths = [len(completion.tokens) for _, completion in sampler.generate(requests)]
     assert lengths.index(max(lengths)) >= 32
     assert lengths[:32] == [1] * 32
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 11])
+def test_nothing_is_generated_past_the_last_end(count: int) -> None:
+    model = ModelConfig(path="embedded:xs", dtype="float32")
+    sampler: Any = registry.build("samplers", "transformers", {}, model, 128, 0)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.resolve("embedded:xs"))
+    steps = []
+    sampler._model.register_forward_hook(lambda *_: steps.append(1))
+    prompts = [tokenizer(f"{a}+25=")["input_ids"] for a in range(10, 10 + count)]
+    done = ask(sampler, prompts, list(range(count)), max_tokens=120)
+    assert not any(completion.truncated for completion in done)
+    assert len(steps) == max(len(completion.tokens) for completion in done)
 
 
 def test_generate_leaves_gradients_on_between_completions(folder: Path) -> None:

@@ -19,7 +19,7 @@ from rlkit import embedded
 from rlkit.cli import main
 from rlkit.commands.evaluate import evaluate as eval_command
 from rlkit.commands.evaluate import verify as verify_command
-from rlkit.config import PluginRef, ScoringConfig
+from rlkit.config import RewardRef, ScoringConfig
 from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
 from rlkit.evaluation import verify
 from rlkit.evaluation.gold_check import bad_golds
@@ -115,9 +115,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_gold_is_sound_in_one_form_or_another() -> None:
     golds: list[tuple[str, dict[str, Any]]] = [("12", {}), ("worked out: #### 12", {}), ("", {}), (r"\frac{1}{2}", {})]
     one_worker = ScoringConfig(workers=1)
-    with verify.scorer(PluginRef(kind="final_answer"), one_worker) as verifier:
+    with verify.scorer([RewardRef(kind="final_answer")], one_worker) as verifier:
         assert [str(b) for b in bad_golds(verifier, golds)] == ["row 3: empty (bad_gold)"]
-    with verify.scorer(PluginRef(kind="math"), one_worker) as verifier:
+    with verify.scorer([RewardRef(kind="math")], one_worker) as verifier:
         assert [b.row for b in bad_golds(verifier, golds)] == [3]
 
 

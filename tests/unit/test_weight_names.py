@@ -66,5 +66,5 @@ def test_what_does_not_fit_is_an_error(folder: Path) -> None:
     name = next(iter(weights))
     with pytest.raises(RlkitError, match="has no weight 'elsewhere'"):
         Intake(model).load([("elsewhere", weights[name])])
-    with pytest.raises(RlkitError, match=rf"'{name}' is \[3\], not \[\d+"):
+    with pytest.raises(RlkitError, match=rf"'{name}' is \[3\], the sampler's is \[\d+"):
         Intake(model).load([(name, torch.zeros(3))])

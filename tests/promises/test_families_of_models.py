@@ -1,0 +1,35 @@
+"""docs/models.md says which families of models train, with which sampler and which weights, and it is so."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from families import COLUMNS, FAMILIES, Family, expected, outcome
+
+SOME = {"Granite", "Gemma 2", "Qwen3-MoE", "GPT-J"}
+"""One of each kind that needs care, tried with the others' slow half left for `make test-slow`."""
+
+
+def test_the_page_has_every_family() -> None:
+    assert set(expected()) == {(family.name, *column) for family in FAMILIES for column in COLUMNS}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weights", "family"),
+    [
+        pytest.param(
+            sampler, weights, family, id=f"{family.name}, {sampler}, {weights}",
+            marks=() if family.name in SOME and (sampler, weights) == COLUMNS[0] else pytest.mark.slow,
+        )
+        for sampler, weights in COLUMNS
+        for family in FAMILIES
+    ],
+)  # fmt: skip
+def test_a_family_trains_or_is_refused_as_the_page_says(
+    sampler: str, weights: str, family: Family, tmp_path: Path
+) -> None:
+    if sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    assert outcome(family, weights, sampler, tmp_path) == expected()[family.name, sampler, weights]
