@@ -25,7 +25,7 @@ BYPASSED_LAYERS = {"x_proj", "dt_proj", "out_proj"}
 def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
     """Put adapters on layers of `model`, which stands somewhere in `module`.
 
-    ConfigError for a target that is no linear layer, or that is the output head.
+    ConfigError for a target that is no linear layer, or that is an output head tied to the embedding.
     """
     prefix = next(name for name, part in module.named_modules() if part is model)
     settings = PeftLoraConfig(
@@ -44,11 +44,14 @@ def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
 
 def _targets(model: Any, wanted: list[str] | str) -> list[str]:
     """Full names of the layers that get adapters."""
-    head = model.get_output_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
     linear = [
         name
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head and not _bypassed(model, name)
+        if isinstance(layer, nn.Linear | Conv1D)
+        and not _bypassed(model, name)
+        and not (layer is head and (tied or isinstance(wanted, str)))
     ]
     if isinstance(wanted, str):
         return linear
@@ -74,7 +77,7 @@ def _unfit(model: Any, target: str, known: list[str]) -> str:
         return f"{said} is no layer of {type(model).__name__}{nearest(target, known)}{experts}"
     name, layer = found[0]
     if layer is model.get_output_embeddings():
-        return f"{said}: adapters on the output head are not supported; leave it out ({listed})"
+        return f"{said}: this model's output head is its embedding too, and adapters would change one alone; {listed}"
     if _bypassed(model, name):
         return f"{said}: {type(model).__name__} reads this layer's weights past the adapters; {listed}"
     return f"{said} names a layer of class {type(layer).__name__}, and adapters go on linear layers; {listed}"

@@ -84,7 +84,7 @@ class Engine:
                 config=deepspeed_config(config, optimizer, self._stage),
                 dist_init_required=False,
             )
-        if self._stage == 3 and isinstance(module, Policy):
+        if self._stage == 3 and isinstance(module, Policy) and module.form is not None:
             for parameter in module.head_parameters:
                 deepspeed.zero.register_external_parameter(module, parameter)
 
@@ -150,14 +150,22 @@ class Engine:
         hidden: Tensor = self._engine(**place, hidden_only=True, adapters=adapters)["hidden"]
         return hidden
 
-    def head(self) -> Head:
+    def head(self, *, adapters: bool = True) -> Head:
         """The model's head, whole on every rank: to be kept for as long as a pass lasts."""
         assert isinstance(self._module, Policy)
-        with self._gathered(self._module.head_parameters):
-            head = self._module.head
-            # What ZeRO-3 has gathered goes at the end of the `with`.
-            keep = (lambda t: t.detach().clone()) if self._stage == 3 else Tensor.detach
-            return replace(head, weight=keep(head.weight), bias=None if head.bias is None else keep(head.bias))
+        with self._gathered(self._module.head_parameters), torch.no_grad():
+            head = self._module.head(adapters)
+            return replace(head, weight=self._kept(head.weight), bias=self._kept(head.bias))
+
+    def _kept(self, weight: Tensor | None) -> Tensor | None:
+        """What ZeRO-3 has gathered goes at the end of the `with`."""
+        if weight is None:
+            return None
+        return weight.detach().clone() if self._stage == 3 else weight.detach()
+
+    @property
+    def head_has_adapters(self) -> bool:
+        return isinstance(self._module, Policy) and self._module.head_has_adapters
 
     def local_weights(self, trained: bool = False) -> list[Tensor]:
         """What this rank holds of the weights (of those that learn alone, with `trained`): whole tensors, or under

@@ -19,10 +19,10 @@ _PROBES = torch.cat([-torch.logspace(4, -3, 29), torch.logspace(-3, 4, 29)])
 
 
 @torch.no_grad()
-def head_form(lm: Any, path: str) -> tuple[float, float | None]:
+def head_form(lm: Any, path: str) -> tuple[float, float | None] | None:
     """The scale of the logits and their soft cap (None: there is none), as `Head` has them.
 
-    ConfigError for a model without a head, and for one that does anything else to get logits.
+    None for a model that does anything else to get its logits. ConfigError for one without a head.
     """
     head = lm.get_output_embeddings()
     if head is None:
@@ -42,25 +42,32 @@ def head_form(lm: Any, path: str) -> tuple[float, float | None]:
         heard = lm(input_ids=tokens, use_cache=False).logits.flatten()[: len(_PROBES)].double()
     finally:
         hook.remove()
-    unknown = ConfigError(
-        f"model.path {path!r}: {type(lm).__name__} does more than a scale and a soft cap to get logits from its head, "
-        "and rlkit, which computes log-probs itself, does not know what: this model cannot be trained"
-    )
     if not read or lm.base_model is lm:
-        raise unknown
-    probes, largest = _PROBES.double(), float(heard[-1])
-    scale = float(heard[-1] / probes[-1])
-    cap = None
-    if not torch.allclose(heard, scale * probes, rtol=1e-4, atol=0):
-        cap, scale = largest, float(heard[len(probes) // 2] / probes[len(probes) // 2])
-        if not torch.allclose(heard, cap * torch.tanh(scale * probes / cap), rtol=1e-4, atol=0):
-            raise unknown
-    states = lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    before = float((read[-1].double() * states.double()).sum() / states.double().square().sum())
-    if not torch.allclose(read[-1].double(), before * states.double(), rtol=1e-2, atol=1e-3):
-        raise unknown
-    if abs(before - 1) < 1e-3:  # as far as bfloat16 tells
-        before = 1.0
-    elif getattr(head, "bias", None) is not None:
-        raise unknown
+        return None
+    form = _after(heard)
+    before = _before(lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state.double(), read[-1].double())
+    if form is None or before is None or (before != 1.0 and getattr(head, "bias", None) is not None):
+        return None
+    scale, cap = form
     return float(f"{scale * before:.6g}"), cap  # float32 knows no more digits
+
+
+def _after(heard: Tensor) -> tuple[float, float | None] | None:
+    """Scale and cap that make of the probes what was heard."""
+    probes, small = _PROBES.double(), len(_PROBES) // 2
+    scale = float(heard[-1] / probes[-1])
+    if torch.allclose(heard, scale * probes, rtol=1e-4, atol=0):
+        return scale, None
+    cap, scale = float(heard[-1]), float(heard[small] / probes[small])
+    capped = cap > 0 and torch.allclose(heard, cap * torch.tanh(scale * probes / cap), rtol=1e-4, atol=0)
+    return (scale, cap) if capped else None
+
+
+def _before(states: Tensor, read: Tensor) -> float | None:
+    """The factor between the body's states and those that the head read."""
+    if states.shape != read.shape:
+        return None
+    factor = float((read * states).sum() / states.square().sum())
+    if not torch.allclose(read, factor * states, rtol=1e-2, atol=1e-3):
+        return None
+    return 1.0 if abs(factor - 1) < 1e-3 else factor  # as far as bfloat16 tells

@@ -22,6 +22,13 @@ def load_engines(
     updates = config.steps * config.updates_per_step
     learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
     module = load_policy(config.model)
+    if module.form is None and distributed.main_rank():
+        warnings.warn(
+            f"{config.model.path}: {type(module.lm).__name__} does more than a scale and a soft cap to get its logits, "
+            "and rlkit does not know what. So the model makes them itself, and those of a whole micro-batch are in "
+            "memory at once: lower batch.tokens_per_microbatch where there is not enough",
+            stacklevel=2,
+        )
     dropped = check_export(module, tokenizer)
     if dropped and distributed.main_rank():
         warnings.warn(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from rlkit.config import RunConfig
 from rlkit.engine.models import model_shape
 from rlkit.ops.head import peak_bytes
@@ -21,7 +23,7 @@ class Memory:
     host: float
     """In host memory: a moving reference's average, where it is kept there."""
     head: float
-    """The head's logits and what is made of them, in one micro-batch."""
+    """The head's logits and what is made of them, as many as are in memory at once."""
 
     @property
     def engines(self) -> float:
@@ -52,7 +54,7 @@ def estimate(config: RunConfig, ranks: int, *, longest: int, needs_reference: bo
         reference=reference,
         critic=learning if has_critic else 0.0,
         host=host,
-        head=peak_bytes(_largest_microbatch(config, ranks, longest), vocabulary),
+        head=peak_bytes(_largest_microbatch(config, ranks, longest), vocabulary, on_gpu=torch.cuda.is_available()),
     )
 
 

@@ -54,8 +54,7 @@ def model_shape(config: ModelConfig) -> tuple[int, int] | None:
 def load_policy(config: ModelConfig) -> Policy:
     """A causal language model on the CPU, dropout off, with LoRA adapters where the config asks for them.
 
-    Raises ConfigError for what cannot be loaded, for models whose logits rlkit cannot compute from hidden states, and
-    for adapters where there can be none.
+    Raises ConfigError for what cannot be loaded, and for adapters where there can be none.
     """
     policy = Policy(_pretrained(AutoModelForCausalLM, config), config.path)
     if config.lora is not None:

@@ -6,6 +6,7 @@ forward, where ZeRO-3 has the head's weight gathered; called after it, the weigh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlkit.engine.adapters import adapters_off, weight_of
+from rlkit.engine.adapters import ADAPTER, adapters_off, weight_of
 from rlkit.engine.head_form import head_form
 from rlkit.engine.weight_names import alike, group, on_disk
 from rlkit.interfaces.names import Stat
@@ -31,13 +33,22 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.path = path
-        self._scale, self._cap = head_form(lm, path)
+        self.form = head_form(lm, path)
+        """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
+
+    def head(self, adapters: bool = True) -> Head:
+        """The output head, with its adapters where it has any; its weights are empty outside forward under ZeRO-3."""
+        if self.form is None:
+            return Head(None)
+        layer = self.lm.get_output_embeddings()
+        weight = layer.weight
+        if isinstance(layer, BaseTunerLayer) and adapters:
+            weight = weight + layer.get_delta_weight(ADAPTER)
+        return Head(weight, getattr(layer, "bias", None), *self.form)
 
     @property
-    def head(self) -> Head:
-        """The output head; its weights are empty outside forward under ZeRO-3."""
-        layer = self.lm.get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None), self._scale, self._cap)
+    def head_has_adapters(self) -> bool:
+        return isinstance(self.lm.get_output_embeddings(), BaseTunerLayer)
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
@@ -67,7 +78,7 @@ class Policy(nn.Module):
             temperature: of the distribution that was drawn from.
             reference: the reference's hidden states [N, d'] and head; None for the head: it is this one.
             adapters: False switches LoRA off.
-            hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden".
+            hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden" (see `form`).
 
         Returns:
             Each statistic, [N].
@@ -75,15 +86,15 @@ class Policy(nn.Module):
         hidden = self._hidden(input_ids, rows, columns, adapters)
         if hidden_only:
             return {"hidden": hidden}
-        head = self.head
+        head = self.head(adapters)
         compared = None if reference is None else (reference[0], reference[1] or head)
-        stats = head_stats(hidden, head, tokens, want=want | observe, temperature=temperature, reference=compared)
-        return {name: values if name in want else values.detach() for name, values in stats.items()}
+        return head_stats(hidden, head, tokens, want=want, observe=observe, temperature=temperature, reference=compared)
 
     def _hidden(self, input_ids: Tensor, rows: Tensor, columns: Tensor, adapters: bool) -> Tensor:
-        if adapters:
-            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
-        with adapters_off(self):
+        with contextlib.nullcontext() if adapters else adapters_off(self):
+            if self.form is None:
+                logits: Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
+                return logits[rows, columns]
             return _hidden_states(self.lm.base_model, input_ids, rows, columns)
 
     def weight_groups(self) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:

@@ -70,7 +70,10 @@ class Model(Protocol):
 
     def hidden_states(self, place: Mapping[str, Tensor], *, adapters: bool = True) -> Tensor: ...
 
-    def head(self) -> Head: ...
+    def head(self, *, adapters: bool = True) -> Head: ...
+
+    @property
+    def head_has_adapters(self) -> bool: ...
 
     def own_logprobs(self, rollout: Rollout, *, adapters: bool = True) -> Tensor: ...
 
@@ -141,7 +144,7 @@ class AdaptersOff(FrozenModel):
         return self._engine.hidden_states(place, adapters=False)
 
     def head(self) -> Head | None:
-        return None
+        return self._engine.head(adapters=False) if self._engine.head_has_adapters else None
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         return self._engine.own_logprobs(rollout, adapters=False)
@@ -190,7 +193,10 @@ class MovingAdapters(MovingModel):
             return self._engine.hidden_states(place)
 
     def head(self) -> Head | None:
-        return None
+        if not self._engine.head_has_adapters:
+            return None
+        with self._exchanged():
+            return self._engine.head()
 
     def logprobs(self, rollout: Rollout) -> Tensor:
         with self._exchanged():

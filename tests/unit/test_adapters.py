@@ -31,6 +31,7 @@ def adapted(module: Any) -> set[str]:
     [
         ("Llama", ["q_proj", "1.mlp.down_proj"],
          {"layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj", "layers.1.mlp.down_proj"}),
+        ("Llama", ["0.self_attn.v_proj", "lm_head"], {"layers.0.self_attn.v_proj", "lm_head"}),
         ("Qwen3-MoE", ["o_proj"], {"layers.0.self_attn.o_proj", "layers.1.self_attn.o_proj"}),
         # Of the dense layer and of the shared expert alone: peft would take these names for the experts'.
         ("DeepSeek-V3", ["gate_proj"], {"layers.0.mlp.gate_proj", "layers.1.mlp.shared_experts.gate_proj"}),
@@ -41,8 +42,11 @@ def adapted(module: Any) -> set[str]:
 def test_the_named_layers_get_adapters(
     family: str, targets: list[str], layers: set[str], critic: bool, tmp_path: Path
 ) -> None:
+    if critic and "lm_head" in targets:
+        pytest.skip("a critic has no output head")
     prefix = "body." if critic else "lm.transformer." if family == "GPT-2" else "lm.model."
-    assert adapted(loaded(family, tmp_path, targets, critic)) == {prefix + layer for layer in layers}
+    expected = {"lm.lm_head" if layer == "lm_head" else prefix + layer for layer in layers}
+    assert adapted(loaded(family, tmp_path, targets, critic)) == expected
 
 
 def test_all_linear_is_every_linear_layer_but_the_head(tmp_path: Path) -> None:
@@ -55,10 +59,14 @@ def test_all_linear_is_every_linear_layer_but_the_head(tmp_path: Path) -> None:
     [
         ("Llama", "v_prj", "is no layer of LlamaForCausalLM; did you mean 'v_proj'"),
         ("Llama", "proj", "is no layer of LlamaForCausalLM; did you mean"),
-        ("Llama", "attention", "known: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("Llama", "attention", "known: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"),
         ("Llama", "embed_tokens", "a layer of class Embedding, and adapters go on linear layers"),
         ("Llama", "self_attn", "a layer of class LlamaAttention, and adapters go on linear layers"),
-        ("Llama", "lm_head", "adapters on the output head are not supported; leave it out"),
+        (
+            "Qwen2, tied",
+            "lm_head",
+            "this model's output head is its embedding too, and adapters would change one alone",
+        ),
         ("Qwen3-MoE", "gate_proj", "Its experts are packed into one tensor a layer, and get no adapters"),
         ("Mamba", "out_proj", "MambaForCausalLM reads this layer's weights past the adapters; .* in_proj"),
     ],
@@ -68,11 +76,17 @@ def test_a_target_that_cannot_be_is_refused(family: str, target: str, said: str,
         loaded(family, tmp_path, ["q_proj", target] if family != "Mamba" else [target])
 
 
-@pytest.mark.parametrize("family", ["Llama", "GPT-2", "Phi", "DeepSeek-V3", "Mamba"])
-def test_merged_weights_do_what_the_adapters_did(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("Llama", "all-linear"), ("Llama", ["lm_head"]), ("Phi", ["lm_head", "dense"]), ("GPT-2", "all-linear"),
+        ("Phi", "all-linear"), ("DeepSeek-V3", "all-linear"), ("Mamba", "all-linear"),
+    ],
+)  # fmt: skip
+def test_merged_weights_do_what_the_adapters_did(family: str, targets: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    policy = loaded(family, tmp_path / "model", "all-linear")
+    policy = loaded(family, tmp_path / "model", targets)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -85,4 +99,27 @@ def test_merged_weights_do_what_the_adapters_did(family: str, tmp_path: Path) ->
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits
     torch.testing.assert_close(merged, ours, rtol=1e-4, atol=1e-4)
+    n, tokens = torch.arange(8), ids[0, 1:]
+    place = (ids[:1], torch.zeros(8, dtype=torch.long), n, tokens)
+    for adapters, logits in ((True, ours), (False, plain)):
+        found = policy(*place, want={"logprobs"}, adapters=adapters)["logprobs"]
+        expected = logits[0, :-1].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-4)
     assert (ours - plain).abs().max() > 1e-2
+
+
+def test_adapters_on_the_head_learn_what_a_plain_forward_pass_would(tmp_path: Path) -> None:
+    policy = loaded("Llama", tmp_path, ["lm_head", "q_proj"])
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+    ids, columns, rows = torch.randint(3, 25, (1, 9)), torch.arange(8), torch.zeros(8, dtype=torch.long)
+    learnt = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert any("lm_head.lora_A" in name for name in learnt)
+    ours = torch.autograd.grad(
+        policy(ids, rows, columns, ids[0, 1:], want={"logprobs"})["logprobs"].sum(), learnt.values()
+    )
+    plain = policy.lm(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
+    for one, other in zip(ours, torch.autograd.grad(plain, learnt.values()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

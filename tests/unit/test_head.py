@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlkit.interfaces.names import Stat
-from rlkit.ops.head import Head, head_stats
+from rlkit.ops.head import ALIVE, Head, head_stats
 
 EVERY: frozenset[Stat] = frozenset({"logprobs", "ref_logprobs", "token_kl", "entropy"})
 
@@ -46,22 +51,160 @@ def test_every_statistic_is_its_definition(temperature: float) -> None:
         )
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    hidden, weight, tokens, ref_hidden, ref_weight = random_inputs(3, 4, 6)
+def by_definition(
+    hidden: Tensor, head: Head, tokens: Tensor, reference: tuple[Tensor, Head], temperature: float
+) -> dict[str, Tensor]:
+    """With all logits in memory, in float64; differentiable."""
 
-    def stats(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        wanted: list[Stat] = ["logprobs", "token_kl", "entropy"]
-        found = head_stats(
-            hidden,
-            Head(weight),
-            tokens,
-            want=frozenset(wanted),
-            temperature=0.7,
-            reference=(ref_hidden, Head(ref_weight)),
+    def log_softmax(hidden: Tensor, head: Head) -> Tensor:
+        logits = hidden if head.weight is None else hidden @ head.weight.T
+        logits = head.scale * (logits if head.bias is None else logits + head.bias)
+        logits = logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
+        return torch.log_softmax(logits / temperature, -1)
+
+    p, q = log_softmax(hidden, head), log_softmax(*reference)
+    return {
+        "logprobs": p.gather(1, tokens[:, None])[:, 0],
+        "entropy": -(p.exp() * p).sum(1),
+        "ref_logprobs": q.gather(1, tokens[:, None])[:, 0],
+        "token_kl": (p.exp() * (p - q)).sum(1),
+    }
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "n": draw(st.sampled_from([0, 1, 2, 17, 40])),
+        "width": draw(st.sampled_from([1, 5, 8])),
+        "vocabulary": draw(st.sampled_from([1, 2, 7, 33, 100])),
+        "tile": draw(st.sampled_from([1, 3, 50, 1000, 10**6])),
+        "temperature": draw(st.sampled_from([1.0, 0.6, 1.7])),
+        "scale": draw(st.sampled_from([1.0, 0.25, 3.0])),
+        "cap": draw(st.sampled_from([None, 2.0, 30.0])),
+        "bias": draw(st.booleans()),
+        "known": draw(st.booleans()),
+        "size": draw(st.sampled_from([1.0, 30.0, 1e4])),
+        "want": frozenset(draw(st.sets(st.sampled_from(sorted(EVERY)), min_size=1))),
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases())
+def test_tiles_change_nothing_and_gradients_are_those_of_the_definition(case: dict[str, Any]) -> None:
+    n, width, vocabulary = case["n"], case["width"], case["vocabulary"]
+    # Under a soft cap logits far past it have no gradient that could be compared.
+    size = case["size"] if case["cap"] is None else min(case["size"], case["cap"])
+    weight, bias = torch.randn(vocabulary, width).double().requires_grad_(), None
+    if case["bias"]:
+        bias = torch.randn(vocabulary).double().requires_grad_()
+    hidden = (torch.randn(n, width if case["known"] else vocabulary).double() * size).requires_grad_()
+    head = Head(weight, bias, case["scale"], case["cap"]) if case["known"] else Head(None)
+    reference = (torch.randn(n, 4).double(), Head(torch.randn(vocabulary, 4).double(), None, 1.0, case["cap"]))
+    tokens = torch.randint(vocabulary, (n,))
+    found = head_stats(
+        hidden, head, tokens, want=case["want"], temperature=case["temperature"], reference=reference, tile=case["tile"]
+    )
+    expected = by_definition(hidden, head, tokens, reference, case["temperature"])
+    assert found.keys() == case["want"]
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-8, atol=1e-8)
+    factors = {name: torch.randn(n).double() for name in case["want"] - {"ref_logprobs"}}
+    if factors:
+        learnt = [part for part in (hidden, head.weight, head.bias) if part is not None]
+        ours, theirs = (
+            torch.autograd.grad(torch.stack([(stats[name] * f).sum() for name, f in factors.items()]).sum(), learnt)
+            for stats in (found, expected)
         )
-        return tuple(found[name] for name in wanted)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7 * max(1.0, size))
 
-    assert torch.autograd.gradcheck(stats, (hidden, weight))
+
+@pytest.mark.parametrize("vocabulary", [1, 151_936])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_vocabularies_and_extreme_logits_in_the_dtypes_of_models(
+    dtype: torch.dtype, size: float, vocabulary: int
+) -> None:
+    hidden = (torch.randn(5, 8) * size).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 8).to(dtype).requires_grad_()
+    tokens = torch.randint(vocabulary, (5,))
+    reference = (hidden.detach() + 0.1 * size * torch.randn(5, 8).to(dtype), Head(weight.detach()))
+    wide = [part.detach().double().requires_grad_() for part in (hidden, weight)]
+    # The product is in the weights' dtype, so bfloat16's logits are those of bfloat16.
+    logits = torch.nn.functional.linear(hidden.detach(), weight.detach())
+    found = head_stats(hidden, Head(weight), tokens, want=EVERY, reference=reference)
+    ref_logits = torch.nn.functional.linear(reference[0], weight.detach()).double()
+    expected = by_definition(logits.double(), Head(None), tokens, (ref_logits, Head(None)), 1.0)
+    for name, values in found.items():
+        torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5 * size)
+    found["logprobs"].sum().backward()
+    true = torch.log_softmax(wide[0] @ wide[1].T, -1).gather(1, tokens[:, None]).sum()
+    true.backward()
+    for part, exact in zip((hidden, weight), wide, strict=True):
+        assert part.grad is not None
+        assert exact.grad is not None
+        assert part.grad.dtype == dtype
+        tolerance = (2e-2 if dtype == torch.bfloat16 else 1e-4) * max(1.0, float(exact.grad.abs().max()))
+        if size == 1.0:  # rounded logits of 1e4 decide which tokens have a gradient at all
+            assert (part.grad.double() - exact.grad).abs().max() <= tolerance
+        assert part.grad.isfinite().all()
+
+
+def test_gradients_of_low_precision_are_summed_in_float32() -> None:
+    """Over many tiles: rounded to bfloat16 after each, a sum of equal parts would stop growing."""
+    hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    found = head_stats(hidden, Head(weight), torch.zeros(4096, dtype=torch.long), tile=2)
+    found["logprobs"].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == [2048.0, -2048.0]
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that exist at once, beside those that were there before."""
+
+    def __init__(self, *before: Tensor) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        return found
+
+    def _watch(self, storage: Any) -> None:
+        if storage.data_ptr() in self._known or not storage.nbytes():
+            return
+        key, size = storage.data_ptr(), storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("want", [{"logprobs"}, {"logprobs", "entropy"}, EVERY], ids=["log-probs", "entropy", "all"])
+@pytest.mark.parametrize(("n", "vocabulary"), [(64, 512), (2048, 512), (64, 32768), (2048, 4096)])
+def test_memory_does_not_grow_with_tokens_times_vocabulary(n: int, vocabulary: int, want: set[Stat]) -> None:
+    tile, width = 1 << 14, 8
+    hidden, weight = torch.randn(n, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
+    ref_weight = torch.randn(vocabulary, width)
+    reference, tokens = (torch.randn(n, width), Head(ref_weight)), torch.randint(vocabulary, (n,))
+    with Alive(hidden, weight, tokens, reference[0], ref_weight) as alive:
+        found = head_stats(hidden, Head(weight), tokens, want=want, reference=reference, tile=tile)
+        loss = torch.stack([values.sum() for name, values in found.items() if name != "ref_logprobs"]).sum()
+        loss.backward()
+    assert hidden.grad is not None
+    # The gradients themselves, and some numbers a token.
+    left = 4 * width * (n + vocabulary) + 40 * 4 * n
+    assert alive.peak <= ALIVE * 4 * tile + left
+    assert alive.peak > 4 * tile, "nothing was watched"
 
 
 def test_no_gradient_flows_into_the_reference() -> None:
@@ -100,5 +243,7 @@ def test_what_cannot_be_said_is_refused() -> None:
     hidden, weight, tokens, *_ = random_inputs()
     with pytest.raises(ValueError, match="token_kl: needs a reference"):
         head_stats(hidden, Head(weight), tokens, want=frozenset({"token_kl"}))
+    with pytest.raises(ValueError, match="tile 0: at least one logit must fit"):
+        head_stats(hidden, Head(weight), tokens, tile=0)
     with pytest.raises(ValueError, match="the critic's"):
         head_stats(hidden, Head(weight), tokens, want=frozenset({"values"}))

@@ -1,4 +1,4 @@
-"""What a model does around its head is found out whatever its weights are, or the model is refused."""
+"""What a model does around its head is found out whatever its weights are, or left to the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from rlkit.engine.head_form import head_form
 from rlkit.engine.modules import Policy
 from rlkit.errors import ConfigError
+from rlkit.ops.head import Head
 
 SHAPE = {
     "vocab_size": 30, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -96,17 +97,31 @@ def test_the_policy_says_what_the_model_says(model: Any) -> None:
     "model",
     [
         lambda: odd(after=lambda logits: logits.clamp(-50, 50)),
-        lambda: odd(after=lambda logits: logits + 1.0),
+        lambda: odd(after=lambda logits: logits + torch.arange(30) / 10),
         lambda: odd(after=lambda logits: logits - logits.mean(-1, keepdim=True) * 0.5),
         lambda: odd(before=lambda hidden: hidden.flip(-1)),
         lambda: odd(before=lambda hidden: torch.nn.functional.layer_norm(hidden + 1, (32,))),
     ],
     ids=["clamped", "shifted", "centred", "states turned", "states normed"],
 )
-def test_what_else_a_model_may_do_is_refused_by_name(model: Any) -> None:
+def test_what_else_a_model_may_do_is_left_to_the_model(model: Any) -> None:
     torch.manual_seed(0)
-    with pytest.raises(ConfigError, match=r"model\.path 'here': Odd does more .* cannot be trained"):
-        head_form(model(), "here")
+    made = model()
+    assert head_form(made, "here") is None
+    policy = Policy(made, "here")
+    ids, columns, rows = torch.randint(30, (1, 9)), torch.arange(8), torch.zeros(8, dtype=torch.long)
+    other = torch.randn(8, 30)
+    found = policy(ids, rows, columns, ids[0, 1:], want={"logprobs", "token_kl"}, reference=(other, Head(None)))
+    logp = made(ids).logits[0, :-1].log_softmax(-1)
+    expected = logp.gather(1, ids[0, 1:, None])[:, 0]
+    kl = (logp.exp() * (logp - other.log_softmax(-1))).sum(1)
+    torch.testing.assert_close(found["logprobs"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["token_kl"], kl, rtol=1e-4, atol=1e-5)
+    learnt = list(made.parameters())
+    ours = torch.autograd.grad((found["logprobs"] + found["token_kl"]).sum(), learnt)
+    for one, theirs in zip(ours, torch.autograd.grad((expected + kl).sum(), learnt), strict=True):
+        torch.testing.assert_close(one, theirs, rtol=1e-3, atol=1e-4)
+    assert torch.equal(policy(ids, rows, columns, ids[0, 1:], hidden_only=True)["hidden"], made(ids).logits[0, :-1])
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:

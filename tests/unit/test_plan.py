@@ -109,3 +109,8 @@ def test_logits_are_of_the_largest_microbatch_that_there_can_be(
     assert vocabulary is not None
     assert memory.head / vocabulary.head * min(budget, prompts * 4) == tokens
     assert vocabulary.head % peak_bytes(1, 1) == 0
+
+
+def test_logits_past_those_that_are_in_memory_at_once_cost_nothing() -> None:
+    assert peak_bytes(16384, 151_936) == peak_bytes(1024, 32_768) < 64 * 2**20
+    assert peak_bytes(16384, 151_936, on_gpu=True) < 2**30
