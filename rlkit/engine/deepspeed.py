@@ -278,7 +278,7 @@ class Engine:
         adapters: bool = True,
     ) -> TokenStats:
         """One micro-batch: its statistics, [b, T], 0 outside the mask. `observe` comes without gradient."""
-        place = place_rows(rollout, distributed.device())
+        place = place_rows(rollout, distributed.device(), self._module.packs)
         reference = None
         if compared is not None:
             reference = (compared.reference.hidden_states(place), compared.head)
@@ -296,7 +296,7 @@ class Engine:
         """[rank][micro-batch] -> rows with a token in `mask`."""
         learnt = [int(row) for row in rollout.mask.any(1).nonzero().flatten()]
         lengths = [len(rollout.prompt_tokens[row]) + int(rollout.length[row]) for row in learnt]
-        plan = plan_microbatches(lengths, self._budget, distributed.world_size())
+        plan = plan_microbatches(lengths, self._budget, distributed.world_size(), self._module.packs)
         return [[[learnt[at] for at in part] for part in share] for share in plan]
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rlkit.engine.adapters import ADAPTER, adapters_off, weight_of
+from rlkit.engine.attention import use_packing
 from rlkit.engine.head_form import head_form
 from rlkit.engine.weight_names import alike, group, on_disk
 from rlkit.interfaces.names import Stat
@@ -35,6 +36,8 @@ class Policy(nn.Module):
         self.path = path
         self.form = head_form(lm, path)
         """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
+        self.packs = use_packing(lm.base_model)
+        """Rows go behind each other, without padding."""
 
     def head(self, adapters: bool = True) -> Head:
         """The output head, with its adapters where it has any; its weights are empty outside forward under ZeRO-3."""
@@ -67,11 +70,12 @@ class Policy(nn.Module):
         reference: tuple[Tensor, Head | None] | None = None,
         adapters: bool = True,
         hidden_only: bool = False,
+        **bounds: Tensor,
     ) -> dict[str, Tensor]:
         """Statistics of N tokens: token n is predicted by the hidden state at `input_ids[rows[n], columns[n]]`.
 
         Args:
-            input_ids: [b, L] int64, padded on the right with anything.
+            input_ids: [b, L] int64, padded on the right with anything; or packed, [1, all tokens].
             rows, columns, tokens: [N] int64; N may be 0.
             want: statistics; see `head_stats`.
             observe: more statistics, without gradient.
@@ -79,23 +83,24 @@ class Policy(nn.Module):
             reference: the reference's hidden states [N, d'] and head; None for the head: it is this one.
             adapters: False switches LoRA off.
             hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden" (see `form`).
+            bounds: of packed sequences: `position_ids` and `cu_seq_lens_q` (see `place_rows`).
 
         Returns:
             Each statistic, [N].
         """
-        hidden = self._hidden(input_ids, rows, columns, adapters)
+        hidden = self._hidden({"input_ids": input_ids, **bounds}, adapters)[rows, columns]
         if hidden_only:
             return {"hidden": hidden}
         head = self.head(adapters)
         compared = None if reference is None else (reference[0], reference[1] or head)
         return head_stats(hidden, head, tokens, want=want, observe=observe, temperature=temperature, reference=compared)
 
-    def _hidden(self, input_ids: Tensor, rows: Tensor, columns: Tensor, adapters: bool) -> Tensor:
+    def _hidden(self, sequences: dict[str, Tensor], adapters: bool) -> Tensor:
         with contextlib.nullcontext() if adapters else adapters_off(self):
             if self.form is None:
-                logits: Tensor = self.lm(input_ids=input_ids, use_cache=False).logits
-                return logits[rows, columns]
-            return _hidden_states(self.lm.base_model, input_ids, rows, columns)
+                logits: Tensor = self.lm(**sequences, use_cache=False).logits
+                return logits
+            return _hidden_states(self.lm.base_model, sequences)
 
     def weight_groups(self) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:
         """The weights of the model without adapters, or with them merged, tied ones once: parameters, and a function
@@ -133,11 +138,23 @@ class Critic(nn.Module):
         super().__init__()
         self.body = body
         self.head = ValueHead(_width(body), body.dtype)
+        self.packs = use_packing(body)
         self.path = path
 
-    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, tokens: Tensor, **_: Any) -> dict[str, Tensor]:
-        """{"values": [N]}; arguments as `Policy.forward`, of which it needs the first three."""
-        return {"values": self.head(_hidden_states(self.body, input_ids, rows, columns))}
+    def forward(
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        tokens: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """{"values": [N]}; arguments as `Policy.forward`, of which it needs those of the sequences."""
+        bounds = {} if cu_seq_lens_q is None else {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
+        return {"values": self.head(_hidden_states(self.body, {"input_ids": input_ids, **bounds})[rows, columns])}
 
 
 class ValueHead(nn.Module):
@@ -152,11 +169,11 @@ class ValueHead(nn.Module):
         return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
 
-def _hidden_states(body: Any, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _hidden_states(body: Any, sequences: Mapping[str, Tensor | None]) -> Tensor:
     # No attention mask: the padding is on the right, where a causal model does not look, and without a mask
     # attention takes its fast causal path.
-    hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
-    return hidden[rows, columns]
+    hidden: Tensor = body(**sequences, use_cache=False).last_hidden_state
+    return hidden
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ TILE_ON_GPU = 1 << 24
 ROWS = 1024
 """Tokens in a tile, at most where the vocabulary is larger than a tile has room for."""
 ALIVE = 8
-"""Tiles alive at the peak, in float32: measured 2.3 (log-probs) to 6.8 (all statistics, in bfloat16), and one more under
+"""Tiles alive at the peak, in float32: measured 2.3 (log-probs) to 6.8 (all statistics, bfloat16), and one more under
 a soft cap."""
 
 

@@ -200,14 +200,21 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
     assert rates("cosine")[4:] == pytest.approx([1 + math.cos(math.pi * update / 8) for update in range(9)])
 
 
-@given(st.lists(st.integers(1, 50)), st.integers(1, 120), st.integers(1, 5))
-def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(lengths: list[int], budget: int, ranks: int) -> None:
-    plan = plan_microbatches(lengths, budget, ranks)
+@given(st.lists(st.integers(1, 50)), st.integers(1, 120), st.integers(1, 5), st.booleans())
+def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(
+    lengths: list[int], budget: int, ranks: int, packed: bool
+) -> None:
+    plan = plan_microbatches(lengths, budget, ranks, packed)
     assert len(plan) == ranks
     assert len({len(share) for share in plan}) == 1
     parts = [part for share in plan for part in share]
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
-    assert all(len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget for part in parts if part)
+    of_each = [[lengths[row] for row in part] for part in parts if part]
+    size = sum if packed else (lambda part: len(part) * max(part))
+    assert all(len(part) == 1 or size(part) <= budget for part in of_each)
+    if packed:
+        # First come, first served, in the same order, needs at least as many.
+        assert max(map(len, plan), default=0) <= max(1, 2 * sum(lengths) // budget + 1)
     if lengths:
         loads = [sum(lengths[row] for part in share for row in part) for share in plan]
         assert max(loads) - min(loads) <= max(lengths)

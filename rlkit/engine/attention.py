@@ -1,0 +1,150 @@
+"""Attention over sequences packed into one row, which never look at each other.
+
+It is registered with transformers under a name, so it serves every family whose attention goes through transformers'
+interface; the sequences' bounds arrive as `cu_seq_lens_q`, the name that flash attention has for them. Without bounds
+each row is a sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "rlkit"
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence.
+
+    Args:
+        query: [b, heads, T, d]; key and value may have fewer heads, of which each serves several of the query's.
+        attention_mask: not read.
+        scaling: of the scores; None: 1 / sqrt(d).
+        softcap: a bound that scores approach and do not pass.
+        sliding_window: each token sees itself and so many before it, less one; None: all.
+        s_aux: [heads], a score that every token gives to nothing (GPT-OSS's sinks).
+        cu_seq_lens_q: [n + 1], on the CPU: where the n sequences of the only row begin, and the end.
+
+    Returns:
+        [b, T, heads, d]
+    """
+    if cu_seq_lens_q is None:
+        out = _causal(query, key, value, scaling, softcap, sliding_window, s_aux)
+    else:
+        bounds = cu_seq_lens_q.tolist()
+        parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
+        out = torch.cat(
+            [
+                _causal(query[:, :, p], key[:, :, p], value[:, :, p], scaling, softcap, sliding_window, s_aux)
+                for p in parts
+            ],
+            dim=2,
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    length, shared = query.shape[2], query.shape[1] != key.shape[1]
+    narrow = window is not None and window < length
+    if softcap is None and sinks is None:
+        mask = _mask(length, window, query.device) if narrow else None
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
+        )
+    if shared:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~_mask(length, window if narrow else None, query.device), -torch.inf)
+    if sinks is not None:
+        nothing = sinks.reshape(1, -1, 1, 1).expand(len(scores), -1, length, 1).to(scores.dtype)
+        weights = torch.cat([scores, nothing], -1).softmax(-1, dtype=torch.float32)[..., :-1]
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(length: int, window: int | None, device: torch.device) -> Tensor:
+    """[length, length] bool: what each token sees."""
+    back = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (back >= 0) & (back < (length if window is None else window))
+
+
+def use_packing(model: Any) -> bool:
+    """Give the model this attention, if with it packed sequences have the hidden states that they have alone.
+
+    False, and the model is as it was, where they have not: its attention is of its own making, or it is recurrent.
+    """
+    config = model.config.get_text_config()
+    before = model.config._attn_implementation
+    if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
+        return False
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    first, *rest = (torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (2, 11)))
+    alone = torch.cat([_states(model, input_ids=tokens[None])[0] for tokens in (first, *rest)])
+    try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation == NAME:
+            together = _states(model, **pack([first, *rest]))[0]
+            behind_another = _states(model, **pack([first.flip(0), *rest]))[0]
+            size, exact = alone.abs().max(), alone.dtype == torch.float32
+            as_alone = (together - alone).abs().max() <= (1e-3 if exact else 0.1) * size
+            # What stands before a sequence must not matter; a mixture's experts may round otherwise in other company.
+            apart = (together - behind_another)[len(first) :].abs().max() <= (1e-6 if exact else 1e-2) * size
+            if as_alone and apart:
+                return True
+    except Exception:  # of a model's own code, which may not know the arguments
+        pass
+    model.set_attn_implementation(before)
+    return False
+
+
+def pack(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A model's arguments for sequences in one row."""
+    lengths = [len(tokens) for tokens in sequences]
+    device = sequences[0].device
+    return {
+        "input_ids": torch.cat(list(sequences))[None],
+        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0),
+    }
+
+
+@torch.no_grad()
+def _states(model: Any, **inputs: Tensor) -> Tensor:
+    states: Tensor = model(**inputs, use_cache=False).last_hidden_state
+    return states
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
