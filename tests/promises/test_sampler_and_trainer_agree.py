@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,13 @@ def test_requests_of_several_kinds_may_be_mixed(sampler: Sampler, model: Any) ->
         alone = dict(sampler.generate([request]))[0]
         assert completions[i].tokens == alone.tokens
         assert len(alone.tokens) <= request.params.max_tokens
+
+
+def test_prompts_may_be_more_than_one_pass_takes(sampler: Sampler, model: Any) -> None:
+    """vLLM takes 4,096 tokens at a time on a CPU, and knows no prompt's beginning here from another."""
+    rng = random.Random(0)
+    prompts = [rng.choices(range(3, 20), k=150) for _ in range(40)]
+    assert largest_gap(model, prompts, ask(sampler, prompts, list(range(40)), max_tokens=4), 1.0) <= GAP
 
 
 def test_a_caller_who_stops_listening_leaves_nothing_behind(sampler: Sampler, model: Any) -> None:
