@@ -109,3 +109,8 @@ def test_logits_are_of_the_largest_microbatch_that_there_can_be(
     assert vocabulary is not None
     assert memory.head / vocabulary.head * min(budget, prompts * 4) == tokens
     assert vocabulary.head % peak_bytes(1, 1) == 0
+
+
+def test_one_of_a_thing_is_said_as_one() -> None:
+    assert line(["steps=1"], "updates").endswith("; 1 step = 1 update")
+    assert line(["steps=3", "batch.epochs=2"], "updates").endswith("; 3 steps = 6 updates")
