@@ -68,12 +68,15 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
 
     Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
     """
-    path, split = config.path, config.split
+    path, split, setting = config.path, config.split, "data.path"
     if held_out:
         if config.eval_path is None and not config.path.startswith(embedded.PREFIX):
             return None
-        path, split = config.eval_path or config.path, config.eval_split
-    rows = read_rows(path, config.subset, split)
+        path, split, setting = config.eval_path or config.path, config.eval_split, "data.eval_path"
+    try:
+        rows = read_rows(path, config.subset, split)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
     return as_problems(rows, config, tokenizer, path)

@@ -55,8 +55,8 @@ def make_plan(
         **({"stop texts": quoted(sampling.stop)} if sampling.stop else {}),
         **_refill(config),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
-        f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; {config.steps} steps = "
-        f"{config.steps * config.updates_per_step} updates",
+        f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; "
+        f"{counted(config.steps, 'step')} = {counted(config.steps * config.updates_per_step, 'update')}",
         "passes": _passes(algorithm, config),
         **({"reference": _reference(config)} if algorithm.needs.reference else {}),
         **({"correction": _correction(config.correction)} if config.correction else {}),
@@ -150,7 +150,7 @@ def _prompts(inputs: Inputs) -> dict[str, str]:
     tokens = inputs.problems.problems[0].tokens
     first = inputs.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     put = inputs.problems.put
-    return ({"prompts": "; ".join(put)} if put else {}) | {"first prompt": one_line(first)}
+    return ({"prompts": "; ".join(put)} if put else {}) | {"first prompt": one_line(first, most=600)}
 
 
 def _left_out(problems: ProblemSet) -> str:

@@ -8,7 +8,6 @@ each row is a sequence.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,15 +50,10 @@ def packed_attention(
     if cu_seq_lens_q is None:
         out = _causal(query, key, value, scaling, softcap, sliding_window, s_aux)
     else:
-        bounds = cu_seq_lens_q.tolist()
-        parts = [slice(start, end) for start, end in itertools.pairwise(bounds)]
-        out = torch.cat(
-            [
-                _causal(query[:, :, p], key[:, :, p], value[:, :, p], scaling, softcap, sliding_window, s_aux)
-                for p in parts
-            ],
-            dim=2,
-        )
+        lengths = cu_seq_lens_q.diff().tolist()
+        # Slices would each have a gradient of the whole row's size.
+        parts = zip(*(whole.split(lengths, 2) for whole in (query, key, value)), strict=True)
+        out = torch.cat([_causal(q, k, v, scaling, softcap, sliding_window, s_aux) for q, k, v in parts], 2)
     return out.transpose(1, 2).contiguous(), None
 
 

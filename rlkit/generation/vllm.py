@@ -100,6 +100,8 @@ class _VLLM:
                 gpu_memory_utilization=config.gpu_memory,
                 enforce_eager=config.enforce_eager or not self._gpu,
                 enable_prefix_caching=True,
+                # Where a prompt is cut in two, vLLM winds the request's generator back, which a CPU's cannot do.
+                enable_chunked_prefill=None if self._gpu else False,
                 enable_sleep_mode=self._gpu,
                 logprobs_mode="processed_logprobs",
                 use_tqdm_on_load=False,

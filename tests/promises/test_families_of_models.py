@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from families import COLUMNS, FAMILIES, Family, expected, outcome
 
 SOME = {"Granite", "Gemma 2", "Qwen3-MoE", "GPT-J"}
@@ -32,4 +33,6 @@ def test_a_family_trains_or_is_refused_as_the_page_says(
 ) -> None:
     if sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("the page tells what happens on a CPU")
     assert outcome(family, weights, sampler, tmp_path) == expected()[family.name, sampler, weights]

@@ -228,6 +228,13 @@ def test_requests_of_several_kinds_may_be_mixed(sampler: Sampler, model: Any) ->
         assert len(alone.tokens) <= request.params.max_tokens
 
 
+def test_prompts_may_be_more_than_one_pass_takes(sampler: Sampler, model: Any) -> None:
+    """vLLM takes 4,096 tokens at a time on a CPU, and knows no prompt's beginning here from another."""
+    rng = random.Random(0)
+    prompts = [rng.choices(range(3, 20), k=150) for _ in range(40)]
+    assert largest_gap(model, prompts, ask(sampler, prompts, list(range(40)), max_tokens=4), 1.0) <= GAP
+
+
 def test_a_caller_who_stops_listening_leaves_nothing_behind(sampler: Sampler, model: Any) -> None:
     requests = [Request(prompt_tokens=PROMPTS[0], seed=i, params=SamplingParams(max_tokens=24)) for i in range(16)]
     for _ in sampler.generate(requests):

@@ -179,11 +179,18 @@ def test_the_question_comes_as_it_is(tmp_path: Path, chat_tokenizer: Any) -> Non
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path, [{}], "gsm8k_train.jsonl")
-    with pytest.raises(ConfigError, match=r"does not exist; did you mean 'gsm8k_train.jsonl'\?") as caught:
+    said = r"^data\.path: data file '.*' does not exist; did you mean 'gsm8k_train.jsonl'\?"
+    with pytest.raises(ConfigError, match=said) as caught:
         load(tokenizer, path=str(tmp_path / "gsm8k_trian.jsonl"))
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match="there is no folder"):
         load(tokenizer, path=str(tmp_path / "nowhere" / "rows.jsonl"))
+
+
+def test_missing_held_out_problems_name_their_setting(tokenizer: Any) -> None:
+    config = DataConfig(path="embedded:arithmetic", eval_path="nowhere.jsonl")
+    with pytest.raises(ConfigError, match=r"^data\.eval_path: data file 'nowhere\.jsonl' does not exist"):
+        load_problems(config, tokenizer, held_out=True)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
     shutil.copytree(embedded.resolve("embedded:xs"), "my-base-model")
+    shutil.copytree(embedded.resolve("embedded:xs"), "smollm2")
+    Path("smollm2", "chat_template.jinja").write_text("{{ messages[-1].content }}")
     Path("words.txt").write_text("1 2 3\n")
     rows = [{"question": f"{a}+{b}", "answer": str(a + b)} for a in range(10, 13) for b in range(20, 23)]
     for name in ("train", "test"):
@@ -181,7 +183,7 @@ def run(arguments: list[str]) -> None:
         if "--resume" in arguments:
             arguments += ["-s", "steps=3"]
         # What needs a hub, a server or a second process is planned only: other tests do it.
-        if re.search(r"mine\.yaml|vllm|wandb|--nproc", " ".join(arguments)):
+        if re.search(r"(mine|small)\.yaml|vllm|wandb|--nproc", " ".join(arguments)):
             arguments.append("--dry-run")
     if arguments[0] == "sweep" and "--wandb-sweep" not in arguments:
         arguments.append("--dry-run")

@@ -24,7 +24,7 @@ def python(code: str) -> str:
 
 
 def test_the_promised_presets_ship() -> None:
-    assert {"embedded", "embedded_xs", "gsm8k_qwen3", "math_qwen3", *PAPERS} <= PRESETS.keys()
+    assert {"embedded", "embedded_xs", "gsm8k_qwen3", "gsm8k_smollm2", "math_qwen3", *PAPERS} <= PRESETS.keys()
 
 
 @pytest.mark.parametrize("name", PRESETS)
