@@ -24,6 +24,7 @@ from rlkit import registry
 from rlkit.assembly.run import build_loop
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
+from rlkit.engine.attention import heed_soft_cap
 from rlkit.errors import RlkitError
 
 GAP = 1e-4
@@ -63,7 +64,8 @@ FAMILIES = [
             linear_key_head_dim=32, linear_value_head_dim=32, linear_num_key_heads=2, linear_num_value_heads=2),
     _family("Mixtral", hf.MixtralConfig, **_EXPERTS, num_local_experts=4),
     _family("Gemma", hf.GemmaConfig, **_HEADS),
-    _family("Gemma 2", hf.Gemma2Config, **_HEADS, query_pre_attn_scalar=32, sliding_window=8),
+    _family("Gemma 2", hf.Gemma2Config, **_HEADS, query_pre_attn_scalar=32, sliding_window=8,
+            attn_logit_softcapping=0.1, final_logit_softcapping=2.0),
     _family("Gemma 3", hf.Gemma3TextConfig, **_HEADS, query_pre_attn_scalar=32, sliding_window=8),
     _family("Phi", hf.PhiConfig, num_key_value_heads=2),
     _family("Phi-3", hf.Phi3Config),
@@ -145,6 +147,7 @@ def outcome(family: Family, weights: str, sampler: str, folder: Path) -> str:
         completions = ask(again, prompts, [1, 2, 3])
     finally:
         again.close()
+    heed_soft_cap(model)
     gap = largest_gap(model.eval(), prompts, completions, 1.0)
     assert gap < GAP, gap
     return "trains"

@@ -143,7 +143,8 @@ class BatchConfig(Section):
     epochs: Positive = 1
     """Times each rollout is gone through."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens, prompts included, of one forward pass on one rank: lower it where memory runs out."""
+    """Tokens, prompts included, of one forward pass on one rank: lower it where memory runs out. A response that is
+    longer with its prompt goes alone. Padding counts, where a model cannot do without."""
     refill: RefillConfig | None = None
     """Replace groups that teach nothing, such as those whose rewards are all equal. None: as the algorithm's paper has
     it (dapo: limit 3, others: off)."""

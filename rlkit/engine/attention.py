@@ -52,7 +52,7 @@ def packed_attention(
     else:
         lengths = cu_seq_lens_q.diff().tolist()
         # Slices would each have a gradient of the whole row's size.
-        parts = zip(*(whole.split(lengths, 2) for whole in (query, key, value)), strict=True)
+        parts = zip(*(torch.split(whole, lengths, 2) for whole in (query, key, value)), strict=True)
         out = torch.cat([_causal(q, k, v, scaling, softcap, sliding_window, s_aux) for q, k, v in parts], 2)
     return out.transpose(1, 2).contiguous(), None
 
@@ -99,6 +99,7 @@ def use_packing(model: Any) -> bool:
 
     False, and the model is as it was, where they have not: its attention is of its own making, or it is recurrent.
     """
+    heed_soft_cap(model)
     config = model.config.get_text_config()
     before = model.config._attn_implementation
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
@@ -121,6 +122,12 @@ def use_packing(model: Any) -> bool:
         pass
     model.set_attn_implementation(before)
     return False
+
+
+def heed_soft_cap(model: Any) -> None:
+    """Have a model cap its attention scores where it should: transformers' faster ways leave the cap out in silence."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
 
 
 def pack(sequences: Sequence[Tensor]) -> dict[str, Tensor]:

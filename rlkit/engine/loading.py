@@ -10,6 +10,7 @@ from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.export import check_export
 from rlkit.engine.models import load_critic, load_policy
+from rlkit.engine.modules import Policy
 from rlkit.engine.reference import Reference, reference_of
 from rlkit.interfaces.learning import Algorithm
 
@@ -22,13 +23,9 @@ def load_engines(
     updates = config.steps * config.updates_per_step
     learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
     module = load_policy(config.model)
-    if module.form is None and distributed.main_rank():
-        warnings.warn(
-            f"{config.model.path}: {type(module.lm).__name__} does more than a scale and a soft cap to get its logits, "
-            "and rlkit does not know what. So the model makes them itself, and those of a whole micro-batch are in "
-            "memory at once: lower batch.tokens_per_microbatch where there is not enough",
-            stacklevel=2,
-        )
+    if distributed.main_rank():
+        for said in _does_without(module):
+            warnings.warn(f"{config.model.path}: {said}", stacklevel=2)
     dropped = check_export(module, tokenizer)
     if dropped and distributed.main_rank():
         warnings.warn(
@@ -44,3 +41,20 @@ def load_engines(
         model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
         critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
     return policy, reference, critic
+
+
+def _does_without(policy: Policy) -> list[str]:
+    """What costs more with this model than with others, in sentences."""
+    found, name = [], type(policy.lm).__name__
+    if policy.form is None:
+        found.append(
+            f"{name} does more than a scale and a soft cap to get its logits, and rlkit does not know what. So the "
+            "model makes them itself, and those of a whole micro-batch are in memory at once: lower "
+            "batch.tokens_per_microbatch where there is not enough"
+        )
+    if not policy.packs:
+        found.append(
+            f"{name} does not keep sequences apart that stand in one row, so they are padded to the longest of their "
+            "micro-batch: training takes more time and memory where lengths differ"
+        )
+    return found

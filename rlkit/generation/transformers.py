@@ -36,6 +36,7 @@ class _Transformers:
     def __init__(self, config: TransformersConfig, model: ModelConfig, context: int) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
+        from rlkit.engine.attention import heed_soft_cap
         from rlkit.engine.weight_names import Intake
 
         path = resolve(model.path)
@@ -43,6 +44,7 @@ class _Transformers:
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )
+        heed_soft_cap(self._model)
         self._model.to(device).eval().requires_grad_(False)
         # generate fills what it is not told from here, and a shipped repetition penalty would bend the distribution.
         self._model.generation_config = GenerationConfig()

@@ -79,7 +79,10 @@ def test_a_run_is_named_after_algorithm_model_and_seed() -> None:
 
 def test_every_field_says_what_is_not_plain_from_its_name() -> None:
     schema = configs.RunConfig.model_json_schema()
-    assert "Padded tokens" in schema["$defs"]["BatchConfig"]["properties"]["tokens_per_microbatch"]["description"]
+    assert (
+        "Tokens, prompts included"
+        in schema["$defs"]["BatchConfig"]["properties"]["tokens_per_microbatch"]["description"]
+    )
 
 
 def test_not_yaml(tmp_path: Path) -> None:

@@ -111,12 +111,11 @@ def test_logits_are_of_the_largest_microbatch_that_there_can_be(
     assert vocabulary.head % peak_bytes(1, 1) == 0
 
 
-<<<<<<< HEAD
 def test_logits_past_those_that_are_in_memory_at_once_cost_nothing() -> None:
     assert peak_bytes(16384, 151_936) == peak_bytes(1024, 32_768) < 64 * 2**20
     assert peak_bytes(16384, 151_936, on_gpu=True) < 2**30
-=======
+
+
 def test_one_of_a_thing_is_said_as_one() -> None:
     assert line(["steps=1"], "updates").endswith("; 1 step = 1 update")
     assert line(["steps=3", "batch.epochs=2"], "updates").endswith("; 3 steps = 6 updates")
->>>>>>> main

@@ -1,0 +1,128 @@
+"""Rows that stand behind each other without padding say and learn what each says and learns alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlkit.engine.attention import packed_attention, use_packing
+from rlkit.engine.modules import Critic, Policy
+from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.names import Stat
+from rlkit.interfaces.rewards import SampleKey
+from rlkit.ops.packing import place_rows
+
+PACKED = [
+    "Llama", "Mistral, windowed", "Qwen2, tied", "Qwen3", "Qwen3-MoE", "Mixtral", "Gemma", "Gemma 2", "Gemma 3", "Phi",
+    "Phi-3", "GPT-2", "GPT-NeoX (Pythia)", "GPT-OSS", "OPT", "OLMo 2", "StarCoder2", "SmolLM3", "GLM-4", "DeepSeek-V3",
+    "Granite", "Cohere",
+]  # fmt: skip
+PADDED = ["Qwen3.5, hybrid", "GPT-J", "Bloom", "Falcon", "StableLM", "CodeGen", "Mamba"]
+STATS: frozenset[Stat] = frozenset({"logprobs", "entropy"})
+
+
+def model(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+    family = next(family for family in FAMILIES if family.name == name)
+    made = AutoModelForCausalLM.from_config(family.config(**family.settings, **more))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return made.to(dtype).eval()
+
+
+def rollout() -> Rollout:
+    """Prompts of 1 to 9 tokens, responses of 1 to 20, some longer than a window; one masked in its middle."""
+    count, longest = 7, 20
+    length = torch.tensor([20, 1, 13, 5, 5, 17, 2])
+    mask = torch.arange(longest)[None] < length[:, None]
+    mask[2, 4:7] = False
+    return Rollout(
+        keys=[SampleKey(f"p{i}", 0, 0, 0) for i in range(count)],
+        prompt_tokens=[torch.randint(3, 25, (int(n),)) for n in torch.randint(1, 10, (count,))],
+        tokens=torch.randint(3, 25, (count, longest)),
+        length=length,
+        mask=mask,
+        valid=torch.ones(count, dtype=torch.bool),
+        group=torch.zeros(count, dtype=torch.long),
+        reward=torch.zeros(count),
+        clean_reward=torch.zeros(count),
+        sampler_logprobs=torch.zeros(count, longest),
+        version=torch.zeros(count, dtype=torch.long),
+        truncated=torch.zeros(count, dtype=torch.bool),
+    )
+
+
+def said_and_learnt(module: Any, batch: Rollout, packed: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    module.zero_grad()
+    found = module(**place_rows(batch, torch.device("cpu"), packed), want=STATS)
+    values = torch.stack(list(found.values()))
+    (values * torch.linspace(-1, 1, values.numel()).view_as(values)).sum().backward()
+    return values.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("critic", [False, True], ids=["policy", "critic"])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_is_padded_and_alone(name: str, critic: bool) -> None:
+    made = model(name)
+    module = Critic(made.base_model, "here") if critic else Policy(made, "here")
+    if critic:
+        torch.nn.init.normal_(module.head.weight)
+    assert module.packs
+    batch = rollout()
+    packed, gradients = said_and_learnt(module, batch, True)
+    padded, others = said_and_learnt(module, batch, False)
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == others.keys()
+    for weight, gradient in gradients.items():
+        assert (gradient - others[weight]).norm() <= 1e-3 * others[weight].norm() + 1e-6, weight
+    with torch.no_grad():
+        one_by_one = [
+            torch.stack(list(module(**place_rows(batch.rows([row]), torch.device("cpu"), True), want=STATS).values()))
+            for row in range(len(batch.prompt_tokens))
+        ]
+    torch.testing.assert_close(packed, torch.cat(one_by_one, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PADDED)
+def test_a_model_that_does_not_keep_sequences_apart_is_padded(name: str, dtype: torch.dtype) -> None:
+    made = model(name, dtype)
+    before = made.config._attn_implementation
+    assert not use_packing(made.base_model)
+    assert made.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_attention_is_its_definition(softcap: float | None, window: int | None, sinks: bool, key_heads: int) -> None:
+    lengths, heads, width = [5, 1, 9], 4, 8
+    query = torch.randn(1, heads, sum(lengths), width).double()
+    key, value = torch.randn(2, 1, key_heads, sum(lengths), width).double().unbind(0)
+    sink = torch.randn(heads).double() if sinks else None
+    found, _ = packed_attention(
+        None, query, key, value, None, scaling=0.3, softcap=softcap, sliding_window=window, s_aux=sink,
+        cu_seq_lens_q=torch.tensor([0, 5, 6, 15]),
+    )  # fmt: skip
+    start = 0
+    for length in lengths:
+        for head in range(heads):
+            theirs = head // (heads // key_heads)
+            for at in range(length):
+                seen = range(0 if window is None else max(0, at - window + 1), at + 1)
+                scores = [0.3 * float(query[0, head, start + at] @ key[0, theirs, start + i]) for i in seen]
+                if softcap is not None:
+                    scores = [softcap * float(torch.tanh(torch.tensor(s / softcap).double())) for s in scores]
+                if sink is not None:
+                    scores.append(float(sink[head]))
+                weights = torch.tensor(scores).double().softmax(0)
+                expected = sum(w * value[0, theirs, start + i] for w, i in zip(weights, seen, strict=False))
+                torch.testing.assert_close(found[0, start + at, head], expected, rtol=1e-5, atol=1e-5)
+        start += length
