@@ -256,6 +256,8 @@ def test_inspect_says_that_no_pass_has_measured_a_credit(change: str, tmp_path: 
     folder = RunFolder.open(rlkit.train(configs.load("embedded_xs", [*small, f"algo.{change}"], "vimpo"), quiet=True))
     result = CliRunner().invoke(main, ["inspect", str(folder.path)])
     assert result.exit_code == 0, result.output
-    assert "nothing is kept of what these tokens were credited" in result.output
+    said = " ".join(result.output.split())
+    assert f"vimpo, as set in {folder.path.name}, has measured nothing of the tokens before the update" in said
+    assert "nothing is kept of what these tokens were credited" in said
     assert list((folder.path / "inspection").glob("*.html"))
     assert len(rlkit.load_run(folder.path).credit())
