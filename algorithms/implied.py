@@ -18,10 +18,14 @@ from torch import Tensor
 
 from rlkit.config import Section
 from rlkit.interfaces.declarations import Needs
-from rlkit.interfaces.learning import Batch, TokenStats
+from rlkit.interfaces.learning import TokenStats
 from rlkit.interfaces.names import Stat
 
 from .losses import reference_kl
+
+Measured = Literal["old", "now", "new"]
+"""Where KL and reference come from: a pass at the weights that sampled; one at those about to be updated; or, at the
+same weights, the update's own forward, which spares a pass."""
 
 
 class ImpliedConfig(Section):
@@ -31,6 +35,10 @@ class ImpliedConfig(Section):
     """Of the KL in kappa: exact over the whole vocabulary, or k3 from the token that was drawn."""
     value: Literal["mean", "soft"] = "mean"
     """mean: as above. soft: sum rho against R_i - mean_group[R - beta sum KL_old]; the actor part is off."""
+
+    @property
+    def measured(self) -> Measured:
+        return "old" if self.value == "soft" else "now"
 
     @field_validator("estimator", mode="before")
     @classmethod
@@ -57,22 +65,23 @@ class Implied(Generic[C]):
         wanted: set[Stat] = {"logprobs", "ref_logprobs"}
         if self.config.estimator == "exact":
             wanted.add("token_kl")
-        return Needs(old=frozenset(wanted)) if self.config.value == "soft" else Needs(now=frozenset(wanted))
+        match self.config.measured:
+            case "old":
+                return Needs(old=frozenset(wanted))
+            case "now":
+                return Needs(now=frozenset(wanted))
+            case "new":
+                return Needs(observe=frozenset(wanted - {"logprobs"}))
 
-    def measured(self, batch: Batch) -> TokenStats:
-        """Where KL and reference come from: the weights about to be updated, or for soft those that sampled."""
-        return batch.old if self.config.value == "soft" else batch.now
+    def kl(self, stats: TokenStats, mask: Tensor) -> Tensor:
+        """KL_t, [b, T], detached, 0 outside the mask. `stats`: see `Measured`."""
+        return reference_kl(self.config.estimator, stats, stats, mask).detach()
 
-    def kl(self, batch: Batch) -> Tensor:
-        """KL_t, [b, T], detached, 0 outside the mask."""
-        stats = self.measured(batch)
-        return reference_kl(self.config.estimator, stats, stats, batch.rollout.mask).detach()
-
-    def rewards(self, logprobs: Tensor, batch: Batch) -> Tensor:
-        """rho_t - sg[kappa_t] (soft: rho_t), [b, T], 0 outside the rollout's mask: of whole responses, whatever a
-        correction leaves to the surrogate."""
-        log_ratio = torch.where(batch.rollout.mask, logprobs - self.measured(batch).get("ref_logprobs"), 0.0)
-        return self.config.beta * (log_ratio if self.config.value == "soft" else log_ratio - self.kl(batch))
+    def rewards(self, logprobs: Tensor, stats: TokenStats, mask: Tensor) -> Tensor:
+        """rho_t - sg[kappa_t] (soft: rho_t), [b, T], 0 outside the mask, which is the rollout's: of whole responses,
+        whatever a correction leaves to the surrogate."""
+        log_ratio = torch.where(mask, logprobs - stats.get("ref_logprobs"), 0.0)
+        return self.config.beta * (log_ratio if self.config.value == "soft" else log_ratio - self.kl(stats, mask))
 
 
 def credit(implied: Tensor, start: Tensor, mask: Tensor) -> dict[str, Tensor]:

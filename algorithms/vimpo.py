@@ -7,7 +7,10 @@
     L     = L_V + c_A L_A
 
 The reward enters through L_V alone. At pi = pi_ref every A_t is 0, and the floor under the whitening keeps it
-so. `value: soft` is the other reading: sum_t rho_t against R_i - mean_group[R - beta sum_t KL_old], no actor part.
+so. Its mean and var are the batch's, for which the policy passes over the batch before the update; or, with
+`whiten: running`, a running average of those of former updates. All else is known within the update's own forward, so
+then, as with c_A = 0, there is no such pass. `value: soft` is the other reading: sum_t rho_t against
+R_i - mean_group[R - beta sum_t KL_old], no actor part.
 rho and kappa are in implied.py, the surrogate in losses.py.
 """
 
@@ -15,23 +18,31 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, State, Targets, TokenStats
-from rlkit.ops.gae import gae
+from rlkit.ops.gae import suffix_sum
 from rlkit.ops.masked import group_mean, masked_mean, masked_sum, whiten
 from rlkit.registry import algorithm
 
-from .implied import Implied, ImpliedConfig, credit
+from .implied import Implied, ImpliedConfig, Measured, credit
 from .losses import NonNegative, Share, aggregate, clipped_surrogate, log_ratios, token_metric
 
 ACTOR = "vimpo/actor_coef"
 """c_A, among the update's coefficients."""
+MEAN, SCALE = "vimpo/running_mean", "vimpo/running_scale"
+"""What `whiten: running` takes off A_t and divides by, among them too."""
+WHITENED, SQUARE = "vimpo/whitened_mean", "vimpo/whitened_square"
+"""What that has made of the batch, among the metrics: 0 and 1 where the batch is like those before it."""
+MEMORY = 0.5
+"""Weight of the past in that mean and spread. Both follow the policy as it leaves the reference, and a batch's tokens
+are many: there is more trend to keep up with than chance to even out."""
 RATIO_LIMIT = 0.2
 """Above it the actor part has been seen to run away."""
 
@@ -51,6 +62,28 @@ class VimpoConfig(ImpliedConfig):
     """The ratio is clipped above at 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 10.0
     """Where A < 0, a token's loss is at most this times -A; None: unbounded."""
+    whiten: Literal["batch", "running"] = "batch"
+    """A_t is whitened by its mean and spread over the batch, which takes a pass of the policy before each update; or by
+    a running average of those of former updates, which spares it. Without an actor part there is no such pass."""
+
+    @property
+    def has_actor(self) -> bool:
+        """False: c_A is 0, whatever the batch."""
+        return self.value == "mean" and bool(self.actor_coef if self.actor_coef is not None else self.actor_ratio)
+
+    @property
+    def runs(self) -> bool:
+        """The whitening is by a running average."""
+        return self.has_actor and self.whiten == "running"
+
+    @property
+    def floor(self) -> float:
+        """Added to A_t's spread, as a square: what is well below it is noise."""
+        return 0.2 * self.beta
+
+    @property
+    def measured(self) -> Measured:
+        return "new" if self.value == "mean" and (self.runs or not self.has_actor) else super().measured
 
     @model_validator(mode="after")
     def _one_actor_weight(self) -> Self:
@@ -58,6 +91,11 @@ class VimpoConfig(ImpliedConfig):
             if self.actor_coef or (self.actor_ratio and "actor_ratio" in self.model_fields_set):
                 raise ValueError(
                     "value: soft has no actor part: leave out actor_ratio and actor_coef, or set value: mean"
+                )
+            if self.whiten == "running":
+                raise ValueError(
+                    "value: soft has no actor part to whiten, and takes the KL of whole groups before the update: "
+                    "leave out whiten, or set value: mean"
                 )
             self.actor_ratio, self.actor_coef = None, 0.0
         elif self.actor_coef is not None:
@@ -69,31 +107,69 @@ class VimpoConfig(ImpliedConfig):
         return self
 
 
+class VimpoPart(Implied[VimpoConfig]):
+    """What advantage and loss pass between them."""
+
+    @property
+    def targets(self) -> frozenset[str]:
+        given = {"scores", "coefs"}
+        return frozenset(given | {"advantages"} if self.config.has_actor and not self.config.runs else given)
+
+
 @dataclass
-class VimpoAdvantage(Implied[VimpoConfig]):
-    gives: ClassVar[frozenset[str]] = frozenset({"advantages", "scores", "coefs"})
+class VimpoAdvantage(VimpoPart):
     compares_groups: ClassVar[bool] = True
     warned: bool = field(default=False, init=False)
     """A heavy actor part has been warned of. Not in `state`: a resumed run says it again."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return self.targets
 
     def __call__(self, batch: Batch, state: State) -> Targets:
         config, rollout, mask = self.config, batch.rollout, batch.mask
         baseline = rollout.reward
         if config.value == "soft":
-            baseline = baseline - config.beta * self.kl(batch).sum(1)
+            baseline = baseline - config.beta * self.kl(batch.old, mask).sum(1)
         start = group_mean(baseline, rollout.group, rollout.valid)
         scores = torch.where(rollout.valid, rollout.reward - start, 0.0)
-        implied = self.rewards(self.measured(batch).get("logprobs"), batch)
-        shown = credit(implied, start, mask)
         rms = math.sqrt(float(masked_mean(scores**2, rollout.valid)))
-        if config.value == "soft":
-            none, scalars = torch.zeros_like(rollout.sampler_logprobs), {"vimpo/target_rms": rms}
-            return Targets(advantages=none, scores=scores, coefs={ACTOR: 0.0}, scalars=scalars, credit=shown)
+        targets = Targets(scores=scores, scalars={"vimpo/target_rms": rms})
+        if config.runs:
+            targets.coefs |= self._running(state)
+        # In the first update pi = pi_ref: there is no A_t, and nothing yet to whiten one by.
+        first = config.runs and "mean" not in state
+        targets.coefs[ACTOR] = 0.0 if first else self._actor_weight(batch, rms, targets.scalars)
+        if config.measured != "new":
+            stats = batch.old if config.measured == "old" else batch.now
+            implied = self.rewards(stats.get("logprobs"), stats, mask)
+            targets.credit = credit(implied, start, mask)
+            if config.has_actor:
+                targets.advantages = whiten(suffix_sum(implied, mask, config.lam), mask, config.floor)
+        return targets
 
-        advantages = gae(implied, torch.zeros_like(implied), mask, config.lam)
+    def after_update(self, metrics: Mapping[str, float], state: State) -> None:
+        """Let mean and spread of the update's A_t enter the running ones."""
+        if WHITENED not in metrics:
+            return
+        by = self._running(state)
+        found = {
+            "mean": by[MEAN] + by[SCALE] * metrics[WHITENED],
+            "variance": by[SCALE] ** 2 * max(metrics[SQUARE] - metrics[WHITENED] ** 2, 0.0),
+        }
+        for name, value in found.items():
+            state[name] = MEMORY * state.get(name, value) + (1 - MEMORY) * value
+
+    def _running(self, state: State) -> dict[str, float]:
+        """What A_t is whitened by in this update."""
+        scale = math.sqrt(state.get("variance", 0.0) + self.config.floor**2)
+        return {MEAN: state.get("mean", 0.0), SCALE: scale}
+
+    def _actor_weight(self, batch: Batch, rms: float, scalars: dict[str, float]) -> float:
+        """c_A. Its scale-free form goes to `scalars`, and is warned of where it is heavy."""
+        config = self.config
         unit = config.beta * batch.n_tokens / max(batch.n_sequences, 1) * rms
         coef = config.actor_coef if config.actor_coef is not None else (config.actor_ratio or 0.0) * unit
-        scalars = {"vimpo/target_rms": rms}
         if unit > 0:  # 0: all rewards of each group are equal
             scalars["vimpo/actor_ratio"] = coef / unit
             if coef / unit > RATIO_LIMIT and not self.warned:
@@ -101,40 +177,55 @@ class VimpoAdvantage(Implied[VimpoConfig]):
                 warnings.warn(
                     f"vimpo: the actor part weighs more than {RATIO_LIMIT} of the value loss (vimpo/actor_ratio in the "
                     "log), where it tends to run away from the reference: lower actor_coef or actor_ratio",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-        advantages = whiten(advantages, mask, 0.2 * config.beta)
-        return Targets(advantages=advantages, scores=scores, coefs={ACTOR: coef}, scalars=scalars, credit=shown)
+        return coef
 
 
 @dataclass
-class VimpoLoss(Implied[VimpoConfig]):
-    reads: ClassVar[frozenset[str]] = frozenset({"advantages", "scores", "coefs", "importance"})
+class VimpoLoss(VimpoPart):
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.targets | {"importance"}
 
     def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
-        config, valid = self.config, batch.rollout.valid
+        rollout, valid = batch.rollout, batch.rollout.valid
+        stats = {"old": batch.old, "now": batch.now, "new": new}[self.config.measured]
+        implied = self.rewards(new.get("logprobs"), stats, rollout.mask)
         scores = targets.get("scores")
-        residual = self.rewards(new.get("logprobs"), batch).sum(1) - scores
+        residual = implied.sum(1) - scores
         squared = residual**2 / 2
-        value_loss = masked_sum(squared, valid) / max(batch.n_valid, 1)
-
-        surrogate, clipped = clipped_surrogate(
-            log_ratios(new, batch), targets.get("advantages"), config.clip_low, config.clip_high, config.dual_clip
-        )
-        if targets.importance is not None:
-            surrogate = surrogate * targets.importance
-        loss = value_loss + targets.coefs[ACTOR] * aggregate(surrogate, batch)
+        loss = masked_sum(squared, valid) / max(batch.n_valid, 1)
 
         explained = (scores**2 - residual.detach() ** 2, scores**2)
         metrics: Metrics = {
             "vimpo/value_loss": (masked_sum(squared.detach(), valid), valid.sum()),
-            "vimpo/actor_loss": token_metric(surrogate, batch),
             "vimpo/residual": (masked_sum(residual.detach().abs(), valid), valid.sum()),
             "vimpo/explained": (masked_sum(explained[0], valid), masked_sum(explained[1], valid)),
-            "policy/kl": token_metric(self.kl(batch), batch),
-            "policy/clip_share": token_metric(clipped, batch),
+            "policy/kl": token_metric(self.kl(stats, rollout.mask), batch),
         }
+        if self.config.has_actor:
+            actor_loss, more = self._actor_loss(new, batch, targets, implied.detach())
+            loss, metrics = loss + targets.coefs[ACTOR] * actor_loss, metrics | more
         return loss, metrics
+
+    def _actor_loss(self, new: TokenStats, batch: Batch, targets: Targets, implied: Tensor) -> tuple[Tensor, Metrics]:
+        config, mask = self.config, batch.rollout.mask
+        metrics: Metrics = {}
+        if config.runs:
+            advantages = (suffix_sum(implied, mask, config.lam) - targets.coefs[MEAN]) / targets.coefs[SCALE]
+            metrics[WHITENED] = (masked_sum(advantages, mask), mask.sum())
+            metrics[SQUARE] = (masked_sum(advantages**2, mask), mask.sum())
+        else:
+            advantages = targets.get("advantages")
+        surrogate, clipped = clipped_surrogate(
+            log_ratios(new, batch), advantages, config.clip_low, config.clip_high, config.dual_clip
+        )
+        if targets.importance is not None:
+            surrogate = surrogate * targets.importance
+        metrics["vimpo/actor_loss"] = token_metric(surrogate, batch)
+        metrics["policy/clip_share"] = token_metric(clipped, batch)
+        return aggregate(surrogate, batch), metrics
 
 
 @algorithm("vimpo")

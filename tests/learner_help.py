@@ -67,7 +67,14 @@ class StatsEngine:
         return TokenStats(**{stat: getattr(known, stat) for stat in want})
 
     def update(
-        self, batch: Batch, targets: Targets, loss: Loss, stats: frozenset[Stat], reference: Any = None
+        self,
+        batch: Batch,
+        targets: Targets,
+        loss: Loss,
+        stats: frozenset[Stat],
+        reference: Any = None,
+        *,
+        observe: frozenset[Stat] = frozenset(),
     ) -> dict[str, float]:
         self.calls += 1
         if self.calls - 1 in self.not_finite:
@@ -79,7 +86,10 @@ class StatsEngine:
             mine = [i for i, o in enumerate(owner) if o == part and batch.rollout.mask[i].any()]
             if mine:
                 new = self.case.new.rows([rows[i] for i in mine])
-                new = TokenStats(**{stat: getattr(new, stat) for stat in stats})
+                new = TokenStats(
+                    **{stat: getattr(new, stat) for stat in stats},
+                    **{stat: getattr(new, stat).detach() for stat in observe},
+                )
                 some = batch.rows(mine)
                 if some.old.logprobs is None and new.logprobs is not None:
                     some.old.logprobs = new.logprobs.detach()

@@ -224,6 +224,25 @@ def move(config: RunConfig, seed: int, spread: float) -> dict[str, Any]:
     return {"metrics": metrics, "now": now, "old": old, "mask": batch.rollout.mask}
 
 
+def whiten(config: RunConfig, reference: Path, seed: int) -> dict[str, Any]:
+    """What VIMPO remembers of three steps of updates, whose advantages it whitens by those before."""
+    from rlkit import registry
+    from rlkit.engine.reference import FrozenModel
+    from rlkit.loop.learner import Learner
+    from rlkit.loop.state import RunState
+
+    policy = engine_of(config)
+    model = config.model.model_copy(update={"path": str(reference)})
+    frozen = FrozenModel(engine_of(config.model_copy(update={"model": model}), frozen=True))
+    options = {"whiten": "running", "beta": 0.05, "actor_coef": 0.02}
+    learner = Learner(config, registry.build("algorithms", "vimpo", options), policy, frozen, None, RunState())
+    metrics = []
+    for step in (1, 2, 3):
+        rollout = random_batch(seed + step, rows=12)[0].rollout
+        metrics.append(learner.learn(rollout, learner.measure(rollout, step), step)[0])
+    return {"state": learner.state.algorithm, "metrics": metrics, "weights": dict(policy.weights())}
+
+
 def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Two updates, a checkpoint, two more; and the same from the checkpoint."""
     from rlkit.engine import checkpoint

@@ -16,7 +16,7 @@ from rlkit.config import (
 )
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
-from rlkit.engine.passes import plan_passes
+from rlkit.engine.passes import passes_of
 from rlkit.interfaces.learning import Algorithm
 from rlkit.wording import counted, one_line, quoted, size, thousands
 
@@ -57,7 +57,7 @@ def make_plan(
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; "
         f"{counted(config.steps, 'step')} = {counted(config.steps * config.updates_per_step, 'update')}",
-        "passes": _passes(algorithm, config),
+        "passes": "; ".join(passes_of(algorithm, config).lines()),
         **({"reference": _reference(config)} if algorithm.needs.reference else {}),
         **({"correction": _correction(config.correction)} if config.correction else {}),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
@@ -160,11 +160,6 @@ def _left_out(problems: ProblemSet) -> str:
     if problems.duplicates:
         notes.append(f"{problems.duplicates} of them repeated")
     return f" ({', '.join(notes)})" if notes else ""
-
-
-def _passes(algorithm: Algorithm, config: RunConfig) -> str:
-    passes = plan_passes(algorithm.needs, config.updates_per_step, corrects=config.correction is not None)
-    return "; ".join(passes.lines()) + ("; a critic of its own" if algorithm.value_loss else "")
 
 
 def _reference(config: RunConfig) -> str:

@@ -190,12 +190,14 @@ class Engine:
         loss: Loss,
         stats: frozenset[Stat] = LOGPROBS,
         reference: Reference | None = None,
+        *,
+        observe: frozenset[Stat] = frozenset(),
     ) -> dict[str, float]:
         """One optimizer step on an optimizer batch that every rank holds whole.
 
         Rows without a token in `mask` are left out. `loss` sees the rest in micro-batches, on this engine's device,
-        with `stats` computed with gradient; where `batch.old.logprobs` is None it sees the forward's own, detached.
-        `reference` is needed for statistics that compare with it (see `token_stats`).
+        with `stats` computed with gradient and `observe` without; where `batch.old.logprobs` is None it sees the
+        forward's own, detached. `reference` is needed for statistics that compare with it (see `token_stats`).
 
         Returns the loss's metrics as means over the whole batch, and `ROLE/loss`, `ROLE/grad_norm` (before clipping)
         and `ROLE/lr`; for a policy also `policy/entropy`, `sampler/gap_mean` and `sampler/gap_max`. With no token to
@@ -210,18 +212,24 @@ class Engine:
         lr = learning_rate(self._optimizer, self.updates, self._total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        check_reference(stats, reference)
-        tally = self._accumulate(batch, targets, loss, stats, reference)
+        check_reference(stats | observe, reference)
+        tally = self._accumulate(batch, targets, loss, stats, observe, reference)
         norm = self._step(tally.bad)
         return tally.means() | {f"{self.role}/grad_norm": norm, f"{self.role}/lr": lr}
 
     def _accumulate(
-        self, batch: Batch, targets: Targets, loss: Loss, stats: frozenset[Stat], reference: Reference | None
+        self,
+        batch: Batch,
+        targets: Targets,
+        loss: Loss,
+        stats: frozenset[Stat],
+        observe: frozenset[Stat],
+        reference: Reference | None,
     ) -> Tally:
         """Forward and backward over this rank's micro-batches."""
         self._engine.train()
         tally = Tally(self.role)
-        compared = Compared.by(reference, stats)
+        compared = Compared.by(reference, stats | observe)
         device = distributed.device()
         plan = self._plan(batch.rollout)[distributed.rank()]
         with self._memory():
@@ -230,11 +238,11 @@ class Engine:
                 self._engine.set_gradient_accumulation_boundary(last)
                 part = batch.rows(rows) if rows else replace(batch.rows([0]), rollout=_weightless(batch.rollout))
                 part = part.to(device)
-                new = self._forward(part.rollout, stats, compared, observe=self._observed)
+                new = self._forward(part.rollout, stats, compared, observe=self._observed | observe)
                 if rows:
                     if part.old.logprobs is None and new.logprobs is not None:
                         part.old.logprobs = new.logprobs.detach()
-                    value, metrics = loss(_only(new, stats), part, targets.rows(rows).to(device))
+                    value, metrics = loss(_only(new, stats | observe), part, targets.rows(rows).to(device))
                     tally.add(value, metrics, new, part)
                 else:
                     value = torch.stack([new.get(stat).sum() for stat in sorted(stats)]).sum() * 0.0

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from rlkit.config import RunConfig
+from rlkit.engine.reference import COMPARED
 from rlkit.interfaces.declarations import Needs
-from rlkit.interfaces.learning import TokenStats
+from rlkit.interfaces.learning import Algorithm, TokenStats
 from rlkit.interfaces.names import Stat
 
 LOGPROBS: frozenset[Stat] = frozenset({"logprobs"})
 REFERENCE: frozenset[Stat] = frozenset({"ref_logprobs"})
 """The reference's own, which do not change within a rollout."""
+VALUES: frozenset[Stat] = frozenset({"values"})
+"""The critic's."""
+
+OWN: frozenset[Stat] = frozenset({"logprobs", "token_kl", "entropy"})
+"""For which the policy must pass; for the reference's alone it need not."""
+
+Role = Literal["policy", "reference", "critic"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +34,16 @@ class Passes:
     """Without gradient, before each optimizer update, at the weights about to be updated."""
     grad: frozenset[Stat]
     """In the forward with gradient."""
+    observe: frozenset[Stat] = frozenset()
+    """In the forward with gradient too, but without gradient."""
     known: frozenset[Stat] = frozenset()
     """Asked for before an update or with gradient, and known from the first pass."""
     once: bool = True
     """The rollout makes one update, so the weights about to be updated are those with which it began."""
+    epochs: int = 1
+    """How often the updates go through the rollout."""
+    critic: bool = False
+    """A critic learns."""
 
     def now(self, old: TokenStats, measured: TokenStats) -> TokenStats:
         """`Batch.now` of an optimizer batch: `old` its rows of the first pass, `measured` those of `update`."""
@@ -35,33 +51,91 @@ class Passes:
             return old
         return replace(measured, **{stat: getattr(old, stat) for stat in self.known})
 
+    def forwards(self) -> dict[Role, tuple[int, int]]:
+        """Model -> how often each sequence of the rollout passes through it: without gradient, and with. Models that
+        nothing passes through are left out."""
+        learnt = self.grad | self.observe
+        epochs = self.epochs
+
+        def without(stats: frozenset[Stat]) -> int:
+            return bool(self.rollout & stats) + epochs * bool(self.update & stats)
+
+        counts: dict[Role, tuple[int, int]] = {
+            "policy": (without(OWN), epochs * bool(learnt)),
+            "reference": (without(COMPARED) + epochs * bool(learnt & COMPARED), 0),
+            "critic": (without(VALUES), epochs * self.critic),
+        }
+        return {role: count for role, count in counts.items() if any(count)}
+
     def lines(self) -> list[str]:
         """For people."""
-        named = {"once a rollout": self.rollout, "each update": self.update, "gradient": self.grad}
-        return [f"{when}: {', '.join(sorted(stats))}" for when, stats in named.items() if stats]
+        named = {
+            "once a rollout": self.rollout,
+            "each update": self.update,
+            "gradient": self.grad,
+            "beside it": self.observe,
+        }
+        said = [f"{when}: {', '.join(sorted(stats))}" for when, stats in named.items() if stats]
+        counts = [
+            f"{role} {sum(count)} forward" + (f", {count[1]} backward" if count[1] else "")
+            for role, count in self.forwards().items()
+        ]
+        return [*said, "each sequence: " + " + ".join(counts)]
 
 
-def plan_passes(needs: Needs, updates: int, *, learns: bool = True, corrects: bool = False) -> Passes:
-    """The passes of a rollout that makes so many optimizer updates.
+def passes_of(algorithm: Algorithm, config: RunConfig, *, learns: bool = True) -> Passes:
+    """The passes of a step. `learns`: see `plan_passes`."""
+    return plan_passes(
+        algorithm.needs,
+        config.batch.minibatches,
+        config.batch.epochs,
+        critic=algorithm.value_loss is not None,
+        learns=learns,
+        corrects=config.correction is not None,
+    )
+
+
+def plan_passes(
+    needs: Needs,
+    minibatches: int = 1,
+    epochs: int = 1,
+    *,
+    critic: bool = False,
+    learns: bool = True,
+    corrects: bool = False,
+) -> Passes:
+    """The passes of a rollout that makes an optimizer update for each minibatch of each epoch.
 
     With one update the weights about to be updated are those with which the rollout began, so what is needed `now`
     comes from the first pass, and the ratio's log-probs from the gradient's own forward. With several only a first
     pass gives these.
 
+    The reference's log-probs come with a KL over the whole vocabulary, for which the reference passes anyway; where
+    some are asked for without one, all are known from a first pass.
+
     Args:
+        critic: one learns beside the policy.
         learns: False: the policy makes no forward with gradient (a critic warms up alone), which would show how far
             the sampler's log-probs are from its own.
         corrects: the weights of a correction are of the first pass's log-probs.
     """
-    once = updates == 1
+    once = minibatches * epochs == 1
     first: Set[Stat] = needs.old | (needs.now if once else LOGPROBS)
+    update: frozenset[Stat] = frozenset() if once else needs.now
+    grad, observe = (needs.grad, needs.observe - needs.grad) if learns else (frozenset[Stat](), frozenset[Stat]())
     if corrects or not learns:
         first = first | LOGPROBS
-    known = REFERENCE & (needs.now | needs.grad)
+    asked = [stage & COMPARED for stage in (update, grad | observe)]
+    known = frozenset[Stat]()
+    if REFERENCE in asked or first >= REFERENCE:
+        known = REFERENCE & (update | grad | observe)
     return Passes(
         rollout=frozenset(first | known),
-        update=frozenset() if once else needs.now - REFERENCE,
-        grad=needs.grad - REFERENCE,
+        update=update - known,
+        grad=grad - known,
+        observe=observe - known,
         known=known,
         once=once,
+        epochs=epochs,
+        critic=critic,
     )

@@ -201,6 +201,11 @@ def _notes(step: Step, credited: dict[int, Any], count: int) -> list[str]:
             f"Of step {step.number} of {step.run} there is no record of what the algorithm credited: the run is at "
             "it, had no sample to learn from, or was made by an older rlkit"
         ]
+    if not any(credited.values()):
+        return [
+            f"{step.algorithm}, as set in {step.run}, has measured nothing of the tokens before the update, so nothing "
+            "is kept of what it credits them"
+        ]
     if len(credited) < count:
         return [f"What each token is credited is kept for the first {len(credited)} of the step's {count} responses"]
     return []

@@ -13,7 +13,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
@@ -32,8 +32,8 @@ class Needs:
 
     `old.logprobs` needs no asking where only the loss reads it: with one update per rollout the engine
     sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
-    `ref_logprobs` is computed once per rollout, and found wherever it was asked for. Which passes follow from this is
-    said in `rlkit/engine/passes.py`.
+    The reference stands still within a rollout, so `ref_logprobs` are the same wherever they are asked for. Which
+    passes follow from this is said in `rlkit/engine/passes.py`.
     """
 
     old: frozenset[Stat] = frozenset()
@@ -42,14 +42,17 @@ class Needs:
     """Without gradient, on the whole optimizer batch, at the weights about to be updated."""
     grad: frozenset[Stat] = frozenset({"logprobs"})
     """Within the gradient forward."""
+    observe: frozenset[Stat] = frozenset()
+    """Within the gradient forward too, but without gradient: it spares a pass where nothing before the update reads
+    it."""
 
     @property
     def reference(self) -> bool:
         """True: something is compared with a reference policy."""
-        return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad)
+        return not {"ref_logprobs", "token_kl"}.isdisjoint(self.old | self.now | self.grad | self.observe)
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad)
+        return Needs(self.old | other.old, self.now | other.now, self.grad | other.grad, self.observe | other.observe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class AdvantageDeclaration:
     keep_group: Callable[[Sequence[float]], bool] | None = None
     """Whether a group is worth learning from, by the rewards of its valid samples; None: where they are not
     all equal. Dynamic sampling (`batch.refill`) replaces the others."""
+    after_update: Callable[[Mapping[str, float], dict[str, Any]], object] | None = None
+    """Called after each update of the policy with its metrics, which are means over all rows and ranks, and the
+    algorithm's state: what the losses found may be remembered there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "compares_groups": _flag,
     "leaves_out_truncated": _flag,
     "keep_group": _function,
+    "after_update": _function,
     "range": _pair,
     "in_process": _flag,
     "warm_up": _function,

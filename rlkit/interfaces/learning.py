@@ -210,7 +210,7 @@ class Targets(Rows):
 
 
 class Advantage(Protocol):
-    """Sees the whole optimizer batch over all ranks, and alone may change `state`.
+    """Sees the whole optimizer batch over all ranks. It and its `after_update` alone may change `state`.
 
     May carry the attributes of an `AdvantageDeclaration`.
     """
@@ -274,6 +274,12 @@ class Algorithm:
         advantage, where they are not all equal."""
         own = self._advantage.keep_group
         return own(rewards) if own is not None else len(set(rewards)) > 1
+
+    def after_update(self, metrics: Mapping[str, float], state: State) -> None:
+        """Let the advantage remember what an update of the policy has found; `metrics` are the losses' means."""
+        remember = self._advantage.after_update
+        if remember is not None:
+            remember(metrics, state)
 
     @property
     def gives(self) -> frozenset[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
-from rlkit.engine.passes import Passes, plan_passes
+from rlkit.engine.passes import Passes, passes_of
 from rlkit.engine.reference import Reference
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
@@ -53,12 +53,7 @@ class Learner:
 
     def passes(self, step: int) -> Passes:
         """What is computed in a step, and when."""
-        return plan_passes(
-            self.algorithm.needs,
-            self.config.updates_per_step,
-            learns=self._policy_learns(step),
-            corrects=self.config.correction is not None,
-        )
+        return passes_of(self.algorithm, self.config, learns=self._policy_learns(step))
 
     def measure(self, rollout: Rollout, step: int) -> TokenStats:
         """What is needed of the rollout at the weights with which learning from it begins: [B, T], on the CPU."""
@@ -101,8 +96,10 @@ class Learner:
                 continue
             for name, value in (metrics | targets.scalars | targets.coefs).items():
                 logged[name].append(value)
-            if self.reference is not None and self._policy_learns(step):
-                self.reference.after_update()
+            if self._policy_learns(step):
+                self.algorithm.after_update(metrics, self.state.algorithm)
+                if self.reference is not None:
+                    self.reference.after_update()
         if self.reference is not None:
             self.reference.after_rollout()
         if (skipped := counts["updates/skipped"]) and distributed.main_rank():
@@ -133,7 +130,9 @@ class Learner:
             if self.critic is not None:
                 metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
             if self._policy_learns(step):
-                metrics |= self.policy.update(batch, targets, policy_loss, passes.grad, self.reference)
+                metrics |= self.policy.update(
+                    batch, targets, policy_loss, passes.grad, self.reference, observe=passes.observe
+                )
         except NotFiniteError as error:
             self.state.not_finite += 1
             if self.state.not_finite >= NOT_FINITE_ALLOWED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 1.0, gamma: 
     where t' is the next token in `mask` (bool, [B, T]). After a row's last one the value is 0: truncated
     responses end like any other. Tokens outside `mask` take no step, whatever number of them lies between two
     actions, and their values are not looked at; a reward that falls on one belongs to the action before it.
-    With `values` 0, A_t is the suffix sum of lam^(l-t) r_l.
+    With `values` 0 and `gamma` 1, A_t is the suffix sum of lam^(l-t) r_l: see `suffix_sum`.
     """
     steps: list[Tensor] = []
     advantage = next_value = pending = torch.zeros_like(rewards[:, 0])
@@ -28,3 +29,18 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 1.0, gamma: 
         pending = torch.where(acts, 0.0, pending)
         steps.append(advantage)
     return torch.where(mask, torch.stack(steps[::-1], dim=1), 0.0)
+
+
+def suffix_sum(x: Tensor, mask: Tensor, decay: float = 1.0) -> Tensor:
+    """S_t = x_t + decay S_t', [B, T], where t' is the next column in `mask` (bool, [B, T]); 0 outside it.
+
+    In log2(T) steps rather than T, which on an accelerator would each be a launch.
+    """
+    total = torch.where(mask, x, 0.0)
+    weight = torch.where(mask, decay, torch.ones_like(total))
+    span = 1  # columns that `total` has summed over, and over which `weight` has decayed
+    while span < x.shape[1]:
+        total = total + weight * F.pad(total[:, span:], (0, span))
+        weight = weight * F.pad(weight[:, span:], (0, span))
+        span *= 2
+    return torch.where(mask, total, 0.0)

@@ -31,6 +31,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.05},
         {"beta": 0.05, "estimator": "k3", "lam": 0.7},
         {"beta": 0.05, "actor_coef": 0.01, "dual_clip": None},
+        {"beta": 0.05, "actor_coef": 0.0},
+        {"beta": 0.05, "whiten": "running", "actor_ratio": 0.1},
+        {"beta": 0.05, "whiten": "running", "estimator": "k3", "lam": 0.7, "dual_clip": 1.5},
         {"beta": 0.05, "value": "soft"},
         {"beta": 0.05, "value": "soft", "estimator": "k3"},
     ],
@@ -70,6 +73,19 @@ def loss_of(algorithm: Algorithm, new: TokenStats, batch: Batch, targets: Target
     return loss, metrics
 
 
+def remember(algorithm: Algorithm, metrics: dict[str, list[float]], state: dict[str, Any]) -> dict[str, Any]:
+    """The state after an update that found these sums and weights."""
+    algorithm.after_update({name: total / weight for name, (total, weight) in metrics.items() if weight}, state)
+    return state
+
+
+def known(algorithm: Algorithm, case: Case) -> dict[str, Any]:
+    """What the algorithm knows once it has made an update on the case."""
+    state: dict[str, Any] = {}
+    _, metrics = loss_of(algorithm, case.new, case.batch, algorithm.advantage(case.batch, state))
+    return remember(algorithm, {name: [float(x) for x in pair] for name, pair in metrics.items()}, state)
+
+
 def gradients(loss: Tensor, case: Case) -> list[Tensor]:
     grads = torch.autograd.grad(loss, case.leaves(), allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, case.leaves(), strict=True)]
@@ -88,7 +104,8 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_cut(
 ) -> None:
     algorithm, batch = build(name, options), case.batch
     rng = torch.Generator().manual_seed(seed)
-    targets = algorithm.advantage(batch, {})
+    state = known(algorithm, case)
+    targets = algorithm.advantage(batch, state)
     if weigh:
         targets.importance = torch.rand(batch.mask.shape, generator=rng, dtype=torch.float64)
     whole, metrics = loss_of(algorithm, case.new, batch, targets)
@@ -109,8 +126,10 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_cut(
     close(total, whole)
     for a, b in zip(gradients(total, case), gradients(whole, case), strict=True):
         close(a, b)
-    for key, (value, weight) in metrics.items():
-        close(torch.tensor(totals[key]), torch.tensor([float(value), float(weight)]))
+    wholes = {key: [float(value), float(weight)] for key, (value, weight) in metrics.items()}
+    for key, pair in wholes.items():
+        close(torch.tensor(totals[key]), torch.tensor(pair))
+    assert remember(algorithm, totals, dict(state)) == pytest.approx(remember(algorithm, wholes, dict(state)))
 
 
 @pytest.mark.filterwarnings("ignore:vimpo")
@@ -121,8 +140,7 @@ def test_what_is_not_there_does_not_count(name: str, options: dict[str, Any], ca
     """NaN stands wherever nothing should be read; the batch without any of that gives the same."""
     algorithm = build(name, options)
     small, places = bare(case)
-    state: dict[str, Any] = {}
-    small_state: dict[str, Any] = {}
+    state, small_state = known(algorithm, case), known(algorithm, small)
     targets = algorithm.advantage(case.batch, state)
     small_targets = algorithm.advantage(small.batch, small_state)
     assert targets.scalars == pytest.approx(small_targets.scalars, rel=1e-9, abs=1e-11)
@@ -159,6 +177,7 @@ def test_needs_name_all_that_is_read(name: str, options: dict[str, Any]) -> None
     """With everything else taken away, the algorithm still finds what it reads."""
     algorithm, case = build(name, options), make_case(6)
     needs = algorithm.needs
+    state = known(algorithm, case)
 
     def only(stats: TokenStats, wanted: frozenset[str]) -> TokenStats:
         return TokenStats(**{stat: getattr(stats, stat) for stat in wanted})
@@ -166,9 +185,9 @@ def test_needs_name_all_that_is_read(name: str, options: dict[str, Any]) -> None
     batch = case.batch
     advantage_old, values = needs.old, case.new.get("values")
     batch.old, batch.now = only(batch.old, advantage_old), only(batch.now, needs.now)
-    targets = algorithm.advantage(batch, {})
+    targets = algorithm.advantage(batch, state)
     batch.old.logprobs = case.batch.rollout.sampler_logprobs  # the engine always gives it to the loss
-    loss, _ = algorithm.policy_loss(only(case.new, needs.grad), batch, targets)
+    loss, _ = algorithm.policy_loss(only(case.new, needs.grad | needs.observe), batch, targets)
     assert loss.isfinite()
     if algorithm.value_loss is not None:
         assert algorithm.value_loss(values, batch, targets)[0].isfinite()

@@ -46,8 +46,9 @@ def untimed(folder: Path) -> list[dict[str, float]]:
         ("vimpo", ["reference={kind: average, by: update, decay: 0.9}", "model.lora={rank: 4}", "optimizer.lr=2e-3"]),
         ("grpo", ["reference={kind: copy, every: 3}", "algo.kl_coef=0.1", "algo.kl_estimator=exact"]),
         ("vimpo_auto", ["batch.epochs=2"]),
+        ("vimpo", ["algo.whiten=running", "algo.actor_ratio=0.1"]),
     ],
-    ids=["average", "lora", "copy", "vimpo_auto"],
+    ids=["average", "lora", "copy", "vimpo_auto", "running_whitening"],
 )
 def test_resume_equals_a_straight_run(algo: str, more: list[str], tmp_path: Path) -> None:
     straight = trained(tmp_path, "straight", algo, *more)

@@ -144,7 +144,7 @@ def whole(tree: Tree, ref: Tensor) -> tuple[Tensor, TokenStats, Batch]:
 def residuals(made: Algorithm, stats: TokenStats, batch: Batch) -> Tensor:
     """sum(rho - kappa) - target of each row; for soft, sum(rho) - target."""
     scores = made.advantage(batch, {}).get("scores")
-    implied: Tensor = made.policy_loss.rewards(stats.get("logprobs"), batch)  # type: ignore[attr-defined]
+    implied: Tensor = made.policy_loss.rewards(stats.get("logprobs"), stats, batch.mask)  # type: ignore[attr-defined]
     return implied.sum(1) - scores
 
 
@@ -173,7 +173,7 @@ def gradient(loss: Tensor, theta: Tensor) -> Tensor:
 
 def test_1_rho_less_kappa_is_0_in_expectation_at_every_state(tree: Tree) -> None:
     _, stats, batch = whole(tree, random_policy(tree))
-    implied = algorithm().policy_loss.rewards(stats.get("logprobs"), batch)  # type: ignore[attr-defined]
+    implied = algorithm().policy_loss.rewards(stats.get("logprobs"), stats, batch.mask)  # type: ignore[attr-defined]
     at_state: dict[int, list[float]] = {}
     for row, path in enumerate(tree.rows):
         for t, (state, _) in enumerate(tree.paths[path]):
@@ -212,7 +212,7 @@ def test_3_the_papers_residual_vanishes_on_every_path_at_the_policy_of_backward_
     assert residuals(algorithm(value="soft"), stats, batch).abs().max() > 1e-4
 
     v, q = tree.values()
-    implied = made.policy_loss.rewards(stats.get("logprobs"), batch)  # type: ignore[attr-defined]
+    implied = made.policy_loss.rewards(stats.get("logprobs"), stats, batch.mask)  # type: ignore[attr-defined]
     suffix = gae(implied, torch.zeros_like(implied), batch.mask)
     for row, path in enumerate(tree.rows):
         for t, (state, action) in enumerate(tree.paths[path]):

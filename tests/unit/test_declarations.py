@@ -44,6 +44,7 @@ SOUND: dict[str, Any] = {
     "compares_groups": True,
     "leaves_out_truncated": True,
     "keep_group": any,
+    "after_update": print,
     "range": (-1.0, 2.0),
     "in_process": True,
     "warm_up": print,
@@ -106,6 +107,7 @@ def test_what_counts_where_nothing_is_declared() -> None:
         compares_groups=False,
         leaves_out_truncated=False,
         keep_group=None,
+        after_update=None,
     )
     assert loss_declaration(function(), "it") == LossDeclaration(needs=Needs(), reads=frozenset({"advantages"}))
     assert reward_declaration(function(), "it") == RewardDeclaration(range=None, in_process=False, warm_up=None)
@@ -215,6 +217,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("needs", Needs(old=frozenset({"logprob"})), r"'logprob' is no statistic \(old\); did you mean 'logprobs'"),  # type: ignore[arg-type]
     ("needs", Needs(now=frozenset({"tokenkl"})), r"'tokenkl' is no statistic \(now\); did you mean 'token_kl'"),  # type: ignore[arg-type]
     ("needs", Needs(grad="entropy"), "must be a set of names"),  # type: ignore[arg-type]
+    ("needs", Needs(observe=frozenset({"kl"})), r"'kl' is no statistic \(observe\)"),  # type: ignore[arg-type]
     ("gives", "advantages", "must be a set of names"),
     ("gives", ["advantages"], "must be a set of names"),
     ("gives", frozenset({"score"}), "'score' is no field of Targets; did you mean 'scores'"),
@@ -225,6 +228,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("leaves_out_truncated", None, "must be True or False"),
     ("in_process", 0, "must be True or False"),
     ("keep_group", True, "must be a function"),
+    ("after_update", {"mean": 0.0}, "must be a function"),
     ("warm_up", "later", "must be a function"),
     *(
         ("range", wrong, "must be two finite numbers, the lowest value first")

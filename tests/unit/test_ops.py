@@ -9,7 +9,7 @@ import pytest
 import torch
 from random_batches import NAN, actions, fresh_case, fresh_seed
 
-from rlkit.ops.gae import gae
+from rlkit.ops.gae import gae, suffix_sum
 from rlkit.ops.masked import (
     group_mean,
     group_size,
@@ -127,6 +127,22 @@ def test_gae_with_lambda_1_is_the_return_less_the_value() -> None:
     returns = rewards.flip(1).cumsum(1).flip(1)
     found = gae(rewards, values, torch.ones(4, 7, dtype=torch.bool))
     torch.testing.assert_close(found, returns - values)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9, 0.3, 0.0])
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 33])
+def test_suffix_sums_are_over_the_policys_tokens(decay: float, length: int) -> None:
+    case = fresh_case(length=length, p_env=0.4)
+    mask = case.batch.mask
+    x = torch.where(mask, torch.randn(mask.shape, dtype=torch.float64), NAN)
+    found = suffix_sum(x, mask, decay)
+    assert not found[~mask].any()
+    for row in range(len(mask)):
+        total = 0.0
+        for t in reversed(actions(case.batch.rollout, row)):
+            total = x[row, t].item() + decay * total
+            assert found[row, t].item() == pytest.approx(total, abs=1e-12)
+    torch.testing.assert_close(found, gae(torch.where(mask, x, 0.0), torch.zeros_like(x), mask, decay))
 
 
 def test_a_reward_on_an_environment_token_belongs_to_the_action_before() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 from rlkit import config as rlkit_config
 from rlkit import registry
 from rlkit.errors import ConfigError
-from rlkit.interfaces.learning import Algorithm
+from rlkit.interfaces.learning import Algorithm, TokenStats
 
 
 def build(**options: Any) -> Algorithm:
@@ -29,6 +30,12 @@ def naive_kl(case: Case, i: int, t: int, estimator: str) -> float:
         return case.batch.now.token_kl[i, t].item()
     x = (case.batch.now.logprobs[i, t] - case.batch.now.ref_logprobs[i, t]).item()
     return math.exp(-x) - 1 + x
+
+
+def observing(case: Case) -> TokenStats:
+    """What the gradient forward says where KL_t and the reference's log-probs are taken from it: those of `now`."""
+    now = case.batch.now
+    return dataclasses.replace(case.new, ref_logprobs=now.ref_logprobs, token_kl=now.token_kl)
 
 
 def naive_scores(case: Case) -> dict[int, float]:
@@ -93,14 +100,16 @@ def test_the_loss_is_the_formula(options: dict[str, Any], repeat: int) -> None:
         naive = naive + c_a * term * (1.0 if importance is None else importance[i, t]) / len(advantages)
 
     algorithm = build(**options)
+    if c_a == 0:  # without an actor part KL_t and the reference come from the update's own forward
+        new = observing(case)
     targets = algorithm.advantage(batch, {})
     targets.importance = importance
     loss, metrics = algorithm.policy_loss(new, batch, targets)
     assert_same(loss, naive, case)
     for i in range(len(batch.rollout.keys)):
         assert targets.scores[i].item() == pytest.approx(scores.get(i, 0.0))
-        for t in range(batch.mask.shape[1]):
-            assert targets.advantages[i, t].item() == pytest.approx(advantages.get((i, t), 0.0), abs=1e-9)
+        for t in range(batch.mask.shape[1]) if c_a else ():
+            assert targets.get("advantages")[i, t].item() == pytest.approx(advantages.get((i, t), 0.0), abs=1e-9)
     assert targets.coefs["vimpo/actor_coef"] == pytest.approx(c_a)
     assert targets.scalars["vimpo/target_rms"] == pytest.approx(rms)
     assert targets.scalars["vimpo/actor_ratio"] == pytest.approx(c_a / (beta * len(advantages) / len(scores) * rms))
@@ -134,7 +143,7 @@ def at_the_reference(case: Case, noise: float = 0.0) -> None:
     batch.now.logprobs = ref + noise * torch.randn_like(ref)
     batch.old.logprobs = batch.now.logprobs.clone()
     batch.now.token_kl = torch.zeros_like(ref) + (noise * torch.randn_like(ref)) ** 2
-    case.new.logprobs = batch.now.logprobs.clone().requires_grad_()
+    case.new = dataclasses.replace(batch.now, logprobs=batch.now.logprobs.clone().requires_grad_())
 
 
 def test_at_the_reference_the_actors_part_is_exactly_0() -> None:
@@ -220,6 +229,107 @@ def test_it_asks_for_what_it_reads_and_no_more() -> None:
     assert build().compares_groups
 
 
+@pytest.mark.parametrize(
+    "options", [{"whiten": "running"}, {"actor_coef": 0.0}, {"actor_ratio": 0.0, "whiten": "running"}]
+)
+def test_what_needs_no_pass_before_the_update_is_observed_in_it(options: dict[str, Any]) -> None:
+    algorithm = build(**options)
+    assert not algorithm.needs.old | algorithm.needs.now
+    assert algorithm.needs.observe == {"ref_logprobs", "token_kl"}
+    assert build(estimator="k3", **options).needs.observe == {"ref_logprobs"}
+    assert algorithm.gives == algorithm.reads == {"scores", "coefs"}
+    case = fresh_case()
+    targets = algorithm.advantage(dataclasses.replace(case.batch, old=TokenStats(), now=TokenStats()), {})
+    assert targets.advantages is None
+    assert targets.credit == {}
+
+
+@pytest.mark.filterwarnings("ignore:vimpo")
+@pytest.mark.parametrize("estimator", ["exact", "k3"])
+@pytest.mark.parametrize("lam", [1.0, 0.6])
+def test_by_the_batchs_own_mean_and_spread_running_is_batch(estimator: str, lam: float) -> None:
+    """Loss and gradient, where what is known of former updates is what the batch itself would say."""
+    case = fresh_case(off_policy=0.0)
+    batch, new = case.batch, observing(case)
+    batch.now.logprobs = new.get("logprobs").detach()
+    options = {"beta": 0.05, "actor_ratio": 0.5, "estimator": estimator, "lam": lam}
+    whole, running = build(**options), build(whiten="running", **options)
+    expected, before = whole.policy_loss(new, batch, whole.advantage(batch, {}))
+
+    steps = torch.zeros_like(batch.now.logprobs)
+    for i in naive_scores(case):
+        later = 0.0
+        for t in reversed(actions(batch.rollout, i)):
+            lr = (batch.now.logprobs[i, t] - batch.now.get("ref_logprobs")[i, t]).item()
+            steps[i, t] = later = 0.05 * (lr - naive_kl(case, i, t, estimator)) + lam * later
+    raw = steps[batch.mask]
+    state = {"mean": raw.mean().item(), "variance": raw.var(correction=0).item()}
+    found, metrics = running.policy_loss(new, batch, running.advantage(batch, state))
+    assert_same(found, expected, case)
+    for name, pair in before.items():
+        assert [x.item() for x in metrics[name]] == pytest.approx([x.item() for x in pair], rel=1e-9, abs=1e-12), name
+    n = batch.n_tokens
+    assert [x.item() for x in metrics["vimpo/whitened_mean"]] == pytest.approx([0, n], abs=1e-9)
+    assert metrics["vimpo/whitened_square"][0].item() / n == pytest.approx(
+        state["variance"] / (state["variance"] + (0.2 * 0.05) ** 2)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:vimpo")
+def test_the_value_loss_is_the_same_however_the_advantages_are_whitened() -> None:
+    """And without an actor part it is all there is: with its gradient that of the loss with KL_t measured before."""
+    case = fresh_case(off_policy=0.0)
+    batch, new = case.batch, observing(case)
+    batch.now.logprobs = new.get("logprobs").detach()
+    grads, losses = [], []
+    # An actor part of weight 1e-30 is none, but asks for the pass.
+    for options in ({"actor_coef": 1e-30}, {"actor_coef": 0.0}, {"actor_coef": 1e-30, "whiten": "running"}):
+        algorithm = build(beta=0.05, **options)
+        loss, metrics = algorithm.policy_loss(new, batch, algorithm.advantage(batch, {"mean": 0.1, "variance": 2.0}))
+        grads.append(torch.autograd.grad(loss, [new.logprobs])[0][batch.mask])
+        losses.append((loss.item(), metrics["vimpo/value_loss"][0].item()))
+    assert grads[0].any()
+    for grad, pair in zip(grads[1:], losses[1:], strict=True):
+        torch.testing.assert_close(grad, grads[0], rtol=1e-12, atol=1e-15)
+        assert pair == pytest.approx(losses[0], rel=1e-12)
+
+
+def test_mean_and_spread_follow_the_updates() -> None:
+    """From the first, whose every A_t is 0 and whose actor part is off."""
+    algorithm, beta, state = build(beta=0.05, actor_coef=0.01, whiten="running"), 0.05, {}
+    case = fresh_case()
+    at_the_reference(case)
+    mean = variance = 0.0
+    for update in range(4):
+        targets = algorithm.advantage(case.batch, state)
+        assert targets.coefs == {
+            "vimpo/actor_coef": 0.01 if update else 0.0,
+            "vimpo/running_mean": pytest.approx(mean),
+            "vimpo/running_scale": pytest.approx(math.sqrt(variance + (0.2 * beta) ** 2)),
+        }
+        _, metrics = algorithm.policy_loss(case.new, case.batch, targets)
+        algorithm.after_update({name: (a / b).item() for name, (a, b) in metrics.items()}, state)
+        new, raw = case.new, []
+        for i in naive_scores(case):
+            later = 0.0
+            for t in reversed(actions(case.batch.rollout, i)):
+                lr = (new.get("logprobs")[i, t] - new.get("ref_logprobs")[i, t]).item()
+                later += beta * (lr - new.get("token_kl")[i, t].item())
+                raw.append(later)
+        weight = 0.5 if update else 1.0
+        mean += weight * (statistics.fmean(raw) - mean)
+        variance += weight * (statistics.pvariance(raw) - variance)
+        assert state == {"mean": pytest.approx(mean, abs=1e-15), "variance": pytest.approx(variance, abs=1e-15)}
+        case = fresh_case()
+    assert variance > 0
+
+
+def test_an_update_with_another_loss_leaves_the_running_mean_alone() -> None:
+    state: dict[str, Any] = {}
+    build(whiten="running").after_update({"policy/loss": 1.0}, state)
+    assert state == {}
+
+
 def test_k1_is_refused_by_name_with_the_reason() -> None:
     with pytest.raises(ConfigError, match="k1 cannot be VIMPO's estimator") as caught:
         build(estimator="k1")
@@ -239,9 +349,15 @@ def test_the_actors_weight_is_said_in_one_way() -> None:
     for option in ({"actor_ratio": 0.1}, {"actor_coef": 0.1}):
         with pytest.raises(ConfigError, match="value: soft has no actor part"):
             build(value="soft", **option)
+    with pytest.raises(ConfigError, match=r"value: soft has no actor part to whiten.*leave out whiten"):
+        build(value="soft", whiten="running")
+    with pytest.raises(ConfigError, match="whiten"):
+        build(whiten="runing")
 
 
-@pytest.mark.parametrize("options", [{}, {"actor_coef": 0.005}, {"value": "soft"}, {"actor_ratio": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"actor_coef": 0.005}, {"value": "soft"}, {"actor_ratio": 0.0}, {"whiten": "running"}]
+)
 def test_resolved_options_read_back_as_themselves(options: dict[str, Any]) -> None:
     model = registry.find("algorithms", "vimpo").options
     resolved = model.model_validate(options).model_dump(mode="json")
