@@ -85,7 +85,7 @@ def counted(engines: dict[Role, Any]) -> Iterator[dict[str, list[int]]]:
 
     def watch(role: Role) -> Any:
         def count(module: Any, args: Any, given: dict[str, Any]) -> None:
-            found[role][torch.is_grad_enabled()] += len(given["input_ids"])
+            found[role][torch.is_grad_enabled()] += len(given["cu_seq_lens_q"]) - 1  # packed
 
         return engines[role]._module.register_forward_pre_hook(count, with_kwargs=True)
 
