@@ -30,7 +30,6 @@ from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
-from rlkit.interfaces.rewards import SampleKey
 from rlkit.ops.head import Head
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
@@ -214,7 +213,7 @@ class Engine:
             group["lr"] = lr
         check_reference(stats | observe, reference)
         tally = self._accumulate(batch, targets, loss, stats, observe, reference)
-        norm = self._step(tally.bad)
+        norm = self._step(tally)
         return tally.means() | {f"{self.role}/grad_norm": norm, f"{self.role}/lr": lr}
 
     def _accumulate(
@@ -246,13 +245,13 @@ class Engine:
                     tally.add(value, metrics, new, part)
                 else:
                     value = torch.stack([new.get(stat).sum() for stat in sorted(stats)]).sum() * 0.0
-                if last and distributed.any_rank(bool(tally.bad)):
+                if last and distributed.any_rank(bool(tally.bad())):
                     # A gradient that is nowhere finite makes every ZeRO stage skip the step and clear its buffers.
                     value = value * math.nan
                 self._engine.backward(value * distributed.world_size())
         return tally
 
-    def _step(self, bad: list[SampleKey]) -> float:
+    def _step(self, tally: Tally) -> float:
         """Clip and step; the gradient's global norm before clipping."""
         if self._stage == 0:
             # DeepSpeed tells no norm here, and would step with a gradient that is not finite.
@@ -266,7 +265,7 @@ class Engine:
             self._engine.step()
             if self._engine.was_step_applied():
                 return float(self._engine.get_global_grad_norm())
-        keys = sorted({key for keys in distributed.gather_objects(bad) for key in keys}, key=str)
+        keys = sorted({key for keys in distributed.gather_objects(tally.bad()) for key in keys}, key=str)
         if keys:
             shown = "\n  ".join(str(key) for key in keys[:8]) + ("\n  ..." if len(keys) > 8 else "")
             raise NotFiniteError(

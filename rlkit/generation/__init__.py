@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rlkit.interfaces.generation import Request
 
 VLLM_PAYS_FROM = 10_000_000
-"""Parameters from which vLLM is quicker than generate on a CPU."""
+"""Parameters from which vLLM is quicker than the transformers sampler on a CPU."""
 
 
 def choose(model_parameters: int | None) -> tuple[str, str]:

@@ -40,23 +40,20 @@ def assemble(
         valid = valid & ~torch.tensor(replaced)
     length = torch.tensor([len(s.completion.tokens) for s in scored])
     turns = [[(0, len(s.completion.tokens))] for s in scored]
-    mask = torch.zeros(len(scored), int(length.max()), dtype=torch.bool)
-    for row, spans in enumerate(turns):
-        for start, end in spans:
-            mask[row, start:end] = valid[row]
     version = torch.tensor([s.completion.version for s in scored])
+    prompts = {id(s.problem): torch.tensor(s.problem.tokens) for s in scored}
     return Rollout(
         keys=[s.key for s in scored],
-        prompt_tokens=[torch.tensor(s.problem.tokens) for s in scored],
-        tokens=_padded([torch.tensor(s.completion.tokens) for s in scored]),
+        prompt_tokens=[prompts[id(s.problem)] for s in scored],
+        tokens=_padded([s.completion.tokens for s in scored], torch.long),
         length=length,
-        mask=mask,
+        mask=_within(length) & valid[:, None],
         valid=valid,
         group=group,
         reward=torch.tensor([value or 0.0 for value in rewards], dtype=torch.float32),
         clean_reward=torch.tensor([value or 0.0 for value in clean], dtype=torch.float32),
         token_reward=_token_rewards(scored, rewards),
-        sampler_logprobs=_padded([torch.tensor(s.completion.logprobs) for s in scored]),
+        sampler_logprobs=_padded([s.completion.logprobs for s in scored], torch.float32),
         version=version,
         last_version=version,
         turns=turns,
@@ -82,9 +79,17 @@ def _token_rewards(scored: Sequence[Scored], rewards: Sequence[float | None]) ->
             if one.result.token_values is not None:
                 row += torch.tensor(one.result.token_values)
             row[-1] += reward - float(row.sum())
-        rows.append(row)
-    return _padded(rows)
+        rows.append(row.tolist())
+    return _padded(rows, torch.float32)
 
 
-def _padded(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """[B, T]"""
+    there = _within(torch.tensor([len(row) for row in rows]))
+    numbers = torch.tensor([number for row in rows for number in row], dtype=dtype)
+    return torch.zeros(there.shape, dtype=dtype).masked_scatter_(there, numbers)
+
+
+def _within(length: Tensor) -> Tensor:
+    """[B, T] bool: the tokens of each row."""
+    return torch.arange(int(length.max())) < length[:, None]

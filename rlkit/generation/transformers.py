@@ -1,8 +1,7 @@
-"""Sampling by transformers' `generate`: any causal model, at once, and as fast as any for tiny ones."""
+"""Sampling with transformers' own models: any causal model, at once, and as fast as any for tiny ones."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -20,6 +19,9 @@ from rlkit.generation.stops import Stops, stops_of
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.registry import sampler
 
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are added up together."""
+
 
 class TransformersConfig(Section):
     max_batch: Annotated[int, Field(ge=1)] = 256
@@ -28,16 +30,17 @@ class TransformersConfig(Section):
 
 @sampler("transformers")
 def transformers(config: TransformersConfig, model: ModelConfig, context: int, seed: int) -> Sampler:
-    """transformers' generate, on a copy of the model of its own"""
+    """the model as transformers has it, a copy of its own"""
     return _Transformers(config, model, context)
 
 
 class _Transformers:
     def __init__(self, config: TransformersConfig, model: ModelConfig, context: int) -> None:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         from rlkit.engine.attention import heed_soft_cap
         from rlkit.engine.weight_names import Intake
+        from rlkit.generation.decoding import share_keys
 
         path = resolve(model.path)
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -46,8 +49,7 @@ class _Transformers:
         )
         heed_soft_cap(self._model)
         self._model.to(device).eval().requires_grad_(False)
-        # generate fills what it is not told from here, and a shipped repetition penalty would bend the distribution.
-        self._model.generation_config = GenerationConfig()
+        share_keys(self._model)
         self._intake: Any = Intake(self._model)
         self._ends = end_tokens(path, model.trust_remote_code)
         self._stops = stops_of(model)
@@ -69,37 +71,26 @@ class _Transformers:
     def _generate(
         self, requests: Sequence[Request], rows: list[int], params: SamplingParams
     ) -> Iterator[tuple[int, Completion]]:
-        """Run generate until enough rows have ended; hand those out, and go on with the others alone."""
-        from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+        """Add tokens until enough rows have ended; hand those out, and go on with the others alone."""
+        from rlkit.generation.decoding import Continuation
 
-        device = self._model.device
-        ids, mask = _pad_left([requests[i].prompt_tokens for i in rows], device)
+        device, version = self._model.device, self._version
         stops = self._stops(params.stop) if params.stop else None
         draw = _Draw(params, [requests[i].seed for i in rows], self._ends, device, stops)
-        # Models that are recurrent throughout, as Mamba, keep a cache of their own kind.
-        own_cache = "past_key_values" not in inspect.signature(self._model.forward).parameters
-        cache = None if own_cache else DynamicCache(config=self._model.config)
-        version = self._version
-        while rows:
-            draw.patience = min(len(rows), max(8, len(rows) // 4)) if _can_drop_rows(cache) else len(rows)
-            ids = self._model.generate(
-                ids,
-                attention_mask=mask,
-                **({} if cache is None else {"past_key_values": cache}),
-                generation_config=GenerationConfig(max_new_tokens=params.max_tokens - draw.step, do_sample=False),
-                logits_processor=LogitsProcessorList([draw]),
-                stopping_criteria=StoppingCriteriaList([draw.enough]),
-                synced_gpus=False,
-            )
-            for row, completion in draw.completions(version):
-                yield rows[row], completion
-            live = draw.drop_ended()
-            rows = [rows[i] for i in live.tolist()]
-            if rows:
-                assert cache is not None
-                cache.batch_select_indices(live)
-                ids = ids[live]
-                mask = torch.nn.functional.pad(mask[live], (0, ids.shape[1] - mask.shape[1]), value=1)
+        grown = Continuation(self._model, [tuple(requests[i].prompt_tokens) for i in rows])
+        while True:
+            tokens = draw(grown.logits)
+            patience = min(len(rows), max(8, len(rows) // 4)) if grown.can_select else len(rows)
+            if draw.ended() >= patience:
+                for row, completion in draw.completions(version):
+                    yield rows[row], completion
+                live = draw.drop_ended()
+                rows = [rows[i] for i in live.tolist()]
+                if not rows:
+                    return
+                grown.keep(live)
+                tokens = tokens[live]
+            grown.add(tokens)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy the weights in. RlkitError for a name the model lacks, another shape, or a weight left old."""
@@ -113,7 +104,7 @@ class _Transformers:
 
 
 class _Draw:
-    """A logits processor that chooses the tokens itself, and forces generate's greedy search to follow.
+    """Chooses the tokens.
 
     A row's tokens follow from its own seed by inverse transform sampling: token t is the first whose cumulated
     probability exceeds the t-th number of the seed's Philox stream. So they depend neither on the other rows nor
@@ -126,9 +117,7 @@ class _Draw:
         from transformers import TopKLogitsWarper, TopPLogitsWarper
 
         size = (len(seeds), params.max_tokens)
-        self.step = 0
-        self.patience = len(seeds)
-        """Rows that end before `enough` says so."""
+        self._step = 0
         self._temperature = params.temperature
         self._ends = torch.tensor(ends, dtype=torch.long, device=device)
         self._followers = [stops.follow() for _ in seeds] if stops else []
@@ -141,43 +130,38 @@ class _Draw:
         self._length = torch.zeros(size[0], dtype=torch.long, device=device)
         """0 while the row goes on."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores: [rows, V] float32 logits. Returns them with all tokens but the drawn one at -inf."""
+    def __call__(self, scores: Tensor) -> Tensor:
+        """scores: [rows, V] float32 logits. Returns the next tokens, [rows]."""
         if self._temperature == 0:
             token = scores.argmax(-1, keepdim=True)
             logprobs = scores.log_softmax(-1)
         else:
-            scores = scores / self._temperature
+            if self._temperature != 1:
+                scores = scores / self._temperature
             for warp in self._warpers:
-                scores = warp(input_ids, scores)
+                scores = warp(None, scores)
             logprobs = scores.log_softmax(-1)
-            # float32 sums over a large vocabulary would lose the rarest tokens.
-            cumulated = logprobs.double().exp_().cumsum(-1)
-            if not cumulated[:, -1].isfinite().all():
-                raise RlkitError("the model's logits are not finite: its weights have diverged")
-            point = self._uniforms[:, self.step, None] * cumulated[:, -1:]
-            token = torch.searchsorted(cumulated, point, right=True)
-        self._tokens[:, self.step] = token[:, 0]
-        self._logprobs[:, self.step] = logprobs.gather(1, token)[:, 0]
-        self.step += 1
+            token = _first_past(logprobs, self._uniforms[:, self._step, None])
+        self._tokens[:, self._step] = token[:, 0]
+        self._logprobs[:, self._step] = logprobs.gather(1, token)[:, 0]
+        self._step += 1
         ended = torch.isin(token[:, 0], self._ends)
         if self._followers:
             found = [f.push([t]) is not None for f, t in zip(self._followers, token[:, 0].tolist(), strict=True)]
             ended |= torch.tensor(found, device=ended.device)
-        self._length.masked_fill_(ended & (self._length == 0), self.step)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        self._length.masked_fill_(ended & (self._length == 0), self._step)
+        return token[:, 0]
 
-    def enough(self, input_ids: Tensor, scores: Any) -> Tensor:
-        """generate's stopping criterion: all rows at once, or none. [rows] bool"""
-        ended = (self._length > 0).sum() >= self.patience
-        return ended.expand(len(input_ids))
+    def ended(self) -> int:
+        """Rows that have ended."""
+        return int(self._ended().sum())
 
     def completions(self, version: int) -> Iterator[tuple[int, Completion]]:
         """The rows that have ended, by an end token, a stop text or the limit on their length."""
         ended = self._ended().nonzero()[:, 0]
         columns = (self._length[ended], self._tokens[ended], self._logprobs[ended])
         for row, length, tokens, logprobs in zip(ended.tolist(), *(c.tolist() for c in columns), strict=True):
-            keep = length or self.step
+            keep = length or self._step
             yield (
                 row,
                 Completion(tokens=tokens[:keep], logprobs=logprobs[:keep], truncated=length == 0, version=version),
@@ -194,23 +178,38 @@ class _Draw:
         return live
 
     def _ended(self) -> Tensor:
-        return (self._length > 0) | (self.step == self._tokens.shape[1])
+        return (self._length > 0) | (self._step == self._tokens.shape[1])
+
+
+def _first_past(logprobs: Tensor, share: Tensor) -> Tensor:
+    """[rows, 1]: the first token whose cumulated probability exceeds this share, [rows, 1] in [0, 1), of them all.
+
+    Adding up is quicker than cumulating: so the first block of tokens is found, and then the token in it.
+    """
+    rows, vocabulary = logprobs.shape
+    blocks = -(-vocabulary // BLOCK)
+    # float32 sums over a large vocabulary would lose the rarest tokens.
+    probabilities = logprobs.new_zeros(rows, blocks * BLOCK, dtype=torch.float64)
+    probabilities[:, :vocabulary].copy_(logprobs).exp_()
+    probabilities = probabilities.view(rows, blocks, BLOCK)
+    cumulated = probabilities.sum(-1).cumsum(-1)
+    if not cumulated[:, -1].isfinite().all():
+        raise RlkitError("the model's logits are not finite: its weights have diverged")
+    point = share * cumulated[:, -1:]
+    block = _index_past(cumulated, point)
+    before = torch.where(block > 0, cumulated.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    within = probabilities.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1)
+    return block * BLOCK + _index_past(within, point - before)
+
+
+def _index_past(cumulated: Tensor, point: Tensor) -> Tensor:
+    """[rows, 1]: where the sums, [rows, n], first exceed the point, [rows, 1]; where they first reach their end if, by
+    rounding, none does."""
+    last = cumulated[:, -1:]
+    return torch.searchsorted(cumulated, torch.minimum(point, last.nextafter(torch.zeros_like(last))), right=True)
 
 
 def _uniforms(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """[count] numbers in [0, 1), the same in every version of numpy: the top 53 bits of a Philox stream."""
     raw = np.random.Philox(key=seed).random_raw(count)
     return np.ldexp((raw >> np.uint64(11)).astype(np.float64), -53)
-
-
-def _pad_left(prompts: list[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [rows, longest prompt] int64."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
-
-
-def _can_drop_rows(cache: Any) -> bool:
-    """False for caches of recurrent layers, which cannot be cut by rows: then all rows go on to the end."""
-    return cache is not None and all(hasattr(layer, "batch_select_indices") for layer in cache.layers)

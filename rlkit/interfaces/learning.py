@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -36,6 +37,8 @@ from rlkit.interfaces.declarations import (
 )
 from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
+
+D = TypeVar("D")
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, weight), both scalars. Sums and weights are added over micro-batches and ranks; then the
@@ -251,6 +254,8 @@ class Algorithm:
     way; where nothing needs a reference, none is kept."""
     refill: int = 0
     """Rounds of dynamic sampling that the method goes with, as the config's `batch.refill.limit` says it."""
+    _read: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Part -> the part, and what it declares: reading that takes as long as a small update."""
 
     @property
     def needs(self) -> Needs:
@@ -298,11 +303,20 @@ class Algorithm:
 
     @property
     def _advantage(self) -> AdvantageDeclaration:
-        return advantage_declaration(self.advantage, "the advantage")
+        return self._declared("advantage", advantage_declaration)
 
     @property
     def _losses(self) -> list[LossDeclaration]:
-        losses = [loss_declaration(self.policy_loss, "the policy loss")]
+        losses = [self._declared("policy_loss", loss_declaration)]
         if self.value_loss is not None:
-            losses.append(loss_declaration(self.value_loss, "the value loss", reads=frozenset({"returns"})))
+            losses.append(self._declared("value_loss", partial(loss_declaration, reads=frozenset({"returns"}))))
         return losses
+
+    def _declared(self, part: str, read: Callable[[object, str], D]) -> D:
+        of, declaration = self._read.get(part, (None, None))
+        if of is not getattr(self, part):
+            of = getattr(self, part)
+            declaration = read(of, f"the {part.replace('_', ' ')}")
+            self._read[part] = of, declaration
+        found: D = declaration
+        return found

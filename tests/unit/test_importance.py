@@ -103,7 +103,7 @@ def test_of_a_truncated_sampler_the_weight_is_the_share_that_could_be_drawn(opti
     rows, vocabulary, temperature = 32, 20, 0.8
     logits = 2 * torch.randn(rows, vocabulary)
     draw = _Draw(SamplingParams(max_tokens=1, temperature=temperature, **options), list(range(rows)), (), "cpu")
-    draw(torch.zeros(rows, 1, dtype=torch.long), logits)
+    draw(logits)
     completions = [completion for _, completion in sorted(draw.completions(0), key=lambda x: x[0])]
     tokens = torch.tensor([completion.tokens for completion in completions])
     behaviour = torch.tensor([completion.logprobs for completion in completions])
