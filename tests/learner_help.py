@@ -85,10 +85,11 @@ class StatsEngine:
         for part in range(self.parts):
             mine = [i for i, o in enumerate(owner) if o == part and batch.rollout.mask[i].any()]
             if mine:
-                new = self.case.new.rows([rows[i] for i in mine])
+                here = [rows[i] for i in mine]
+                new, known = self.case.new.rows(here), self.case.batch.now.rows(here)
                 new = TokenStats(
                     **{stat: getattr(new, stat) for stat in stats},
-                    **{stat: getattr(new, stat).detach() for stat in observe},
+                    **{stat: getattr(known, stat) for stat in observe},
                 )
                 some = batch.rows(mine)
                 if some.old.logprobs is None and new.logprobs is not None:

@@ -255,6 +255,18 @@ def test_advantages_and_targets_are_of_all_tokens_whatever_a_correction_masks() 
         assert found[0].coefs == found[1].coefs
 
 
+def test_a_running_whitening_remembers_all_tokens_whatever_a_correction_masks() -> None:
+    case, states = mismatched(), []
+    for correction in (*MASKS, None):
+        config = settings("vimpo", "algo.whiten=running").model_copy(update={"correction": correction})
+        learner, _ = learner_of(case, config)
+        learner.learn(case.batch.rollout, learner.measure(case.batch.rollout, 1), 1)
+        states.append(learner.state.algorithm)
+    assert states[-1]["variance"] > 0
+    for state in states:
+        assert state == pytest.approx(states[-1], rel=1e-9)
+
+
 def test_a_batch_of_which_nothing_is_left_makes_no_update_and_is_counted() -> None:
     case = mismatched()
     case.batch.rollout.sampler_logprobs -= 5.0
