@@ -224,6 +224,7 @@ def data() -> None:
 @click.option("--reward", metavar="NAME", help="Verify each gold against itself with this verifier.")
 @click.option("--show", default=10, type=click.IntRange(min=0), help="Rows to print of each fault.  [10]")
 @_data
+@click.option("--no-overlap", is_flag=True, help="Do not look for questions of evaluation suites.")
 @_json
 @plugins_option
 def check(
@@ -234,6 +235,7 @@ def check(
     reward: str | None,
     show: int,
     folder: Path | None,
+    no_overlap: bool,
     as_json: Path | None,
     plugins: tuple[str, ...],
 ) -> None:
@@ -254,6 +256,7 @@ def check(
         tokenizer=_tokenizer(tokenizer),
         reward=reward,
         folder=folder,
+        with_suites=not no_overlap,
         plugins=plugins,
     )
     click.echo(datacheck.report(found, show))

@@ -32,13 +32,15 @@ def check(
     tokenizer: Any = None,
     reward: str | None = None,
     folder: Path | None = None,
+    with_suites: bool = True,
     plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plain data for JSON and for `report`; rows count from 1.
 
     `tokenizer`: None counts lengths in characters. `reward`: the one that golds are checked with; None leaves that
-    out. `folder`: local copies of the suites. Raises ConfigError for what cannot be read, and for a named column
-    that is not there; TokensUnknownError for a reward that reads a response's tokens.
+    out. `with_suites`: look for questions of evaluation suites, in `folder` if they have local copies. Raises
+    ConfigError for what cannot be read, and for a named column that is not there; TokensUnknownError for a reward that
+    reads a response's tokens.
     """
     rows = data.read_rows(path)
     if not rows:
@@ -70,7 +72,7 @@ def check(
             bad = bad_golds(verifier, [(cell, dict(r)) for cell, r in zip(cells, rows, strict=True)])
         found["reward"] = reward
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
-    for name in registry.names("suites"):
+    for name in registry.names("suites") if with_suites else ():
         try:
             theirs = [str(row["prompt"]) for row in suites.rows(name, folder)]
         except ConfigError as error:
@@ -164,8 +166,11 @@ def report(found: Mapping[str, Any], show: int = 10) -> str:
     for name, hits in found["overlap"].items():
         said = [f"row {hit['row']} is problem {hit['problem']}" for hit in hits]
         lines.append(f"  overlap with {name}: {_some(said, show)}")
-    for name, why in found["suites_not_read"].items():
-        lines.append(f"  overlap with {name}: NOT CHECKED: {why}")
+    first, *others = found["suites_not_read"] or [None]
+    if first is not None:
+        lines.append(f"  overlap with {first}: NOT CHECKED: {found['suites_not_read'][first]}")
+        either = f"nor with {', '.join(others)}; " if others else ""
+        lines.append(f"    {either}give local copies with --data, or leave this out with --no-overlap")
     return "\n".join(lines)
 
 

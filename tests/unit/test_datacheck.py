@@ -66,8 +66,20 @@ def test_planted_faults_are_found(tmp_path: Path, copies: Path) -> None:
     assert "math500" in found["suites_not_read"]
     text = datacheck.report(found)
     assert "overlap with aime25: 2: row 5 is problem 3; row 6 is problem 5" in text
-    assert "overlap with math500: NOT CHECKED" in text
+    assert "overlap with aime24: NOT CHECKED" in text
+    assert "nor with gsm8k, math500, olympiadbench" in text
+    assert "give local copies with --data, or leave this out with --no-overlap" in text
+    assert text.count("NOT CHECKED") == 1, "one reason is enough"
     assert "repeated prompts: 1: 1 = 3" in text
+
+
+def test_suites_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    result = CliRunner().invoke(data_commands, ["check", str(file), "--no-overlap"])
+    assert result.exit_code == 0, result.output
+    assert "rows" in result.output
+    assert "overlap" not in result.output
 
 
 def test_lengths_in_tokens_or_characters(tmp_path: Path, copies: Path) -> None:
