@@ -72,7 +72,7 @@ def begun(folder: Path) -> Any:
 def test_where_the_config_is_silent_wandbs_variables_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"PROJECT": "my-lab", "RUN_GROUP": "ablation", "NAME": "first"}
+    given = {"PROJECT": "my-lab", "ENTITY": "our-team", "RUN_GROUP": "ablation", "NAME": "first"}
     given |= {"TAGS": "a, b", "MODE": "offline"}
     for name, value in given.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
@@ -84,6 +84,7 @@ def test_where_the_config_is_silent_wandbs_variables_count(
     assert "offline (WANDB_MODE)" in said
     for name in (
         "my-lab (WANDB_PROJECT)",
+        "our-team (WANDB_ENTITY)",
         "ablation (WANDB_RUN_GROUP)",
         "first (WANDB_NAME)",
         "a, b (WANDB_TAGS)",
