@@ -32,6 +32,7 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 
