@@ -60,6 +60,10 @@ class Head:
         """The logits' derivative in the product that they are made of."""
         return self.scale if self.cap is None else (logits / self.cap).square_().neg_().add_(1.0).mul_(self.scale)
 
+    def at(self, temperature: float) -> Head:
+        """Its logits, divided by a temperature."""
+        return replace(self, scale=self.scale / temperature, cap=self.cap and self.cap / temperature)
+
     def size(self, hidden: Tensor) -> int:
         """V"""
         return hidden.shape[1] if self.weight is None else self.weight.shape[0]
@@ -106,10 +110,10 @@ def head_stats(
     if tile < 1:
         raise ValueError(f"tile {tile}: at least one logit must fit")
     task = _Task(
-        head=replace(head, scale=head.scale / temperature, cap=head.cap and head.cap / temperature),
+        head=head.at(temperature),
         tokens=tokens,
         entropy="entropy" in every,
-        reference=None if reference is None or not compares else _at(reference, temperature),
+        reference=(reference[0].detach(), reference[1].at(temperature)) if reference is not None and compares else None,
         kl="token_kl" in every,
         tile=tile,
         learns=torch.is_grad_enabled(),
@@ -118,12 +122,6 @@ def head_stats(
     names: tuple[Stat, ...] = ("logprobs", "entropy", "ref_logprobs", "token_kl")
     stats = {name: values for name, values in zip(names, found, strict=True) if name in every}
     return {name: values if name in want else values.detach() for name, values in stats.items()}
-
-
-def _at(reference: tuple[Tensor, Head], temperature: float) -> tuple[Tensor, Head]:
-    hidden, head = reference
-    tempered = replace(head, scale=head.scale / temperature, cap=head.cap and head.cap / temperature)
-    return hidden.detach(), tempered
 
 
 @dataclass(frozen=True, kw_only=True)
