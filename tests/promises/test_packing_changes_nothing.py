@@ -79,8 +79,10 @@ def test_packed_is_padded_and_alone(name: str, critic: bool) -> None:
     padded, others = said_and_learnt(module, batch, False)
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
     assert gradients.keys() == others.keys()
+    whole = torch.stack([gradient.norm() for gradient in others.values()]).norm()
     for weight, gradient in gradients.items():
-        assert (gradient - others[weight]).norm() <= 1e-3 * others[weight].norm() + 1e-6, weight
+        # Some weights, as the biases of keys, have no gradient but rounding.
+        assert (gradient - others[weight]).norm() <= 1e-3 * others[weight].norm() + 1e-6 * whole, weight
     with torch.no_grad():
         one_by_one = [
             torch.stack(list(module(**place_rows(batch.rows([row]), torch.device("cpu"), True), want=STATS).values()))

@@ -89,10 +89,23 @@ def test_a_first_interrupt_saves_what_is_done(tmp_path: Path) -> None:
     assert RunFolder.open(tmp_path / "r").read_metrics()[-1]["step"] == done + 1
 
 
+SLOW = """
+import time
+from rlkit import reward
+
+@reward("slow")
+def slow(samples):
+    "Takes its time, so that a step can be interrupted twice"
+    time.sleep(2)
+    return [0.0] * len(samples)
+"""
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
     process = start(
-        "embedded_xs", "--out", str(tmp_path), "--name", "r", "-s", "steps=500", "-s", "eval.problems=8",
-        "-s", "batch.prompts_per_step=512",
+        "embedded_xs", "--out", str(tmp_path), "--name", "r", "-s", "steps=500", "-s", "eval.problems=2",
+        "-s", "batch.prompts_per_step=2", "--plugin", str(tmp_path / "slow.py"), "-s", "reward=slow",
     )  # fmt: skip
     wait_for_step(process)
     process.send_signal(signal.SIGINT)
