@@ -34,18 +34,22 @@ def prepare_environment() -> None:
     # Two threads on cores that others use spin and are up to 30 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # of torch's profiler, which tells stderr when it stops
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # DeepSpeed calls what torch.distributed has renamed; nobody who runs this can mend it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
 
 
-def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> Path:
+def train(
+    config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False, profile: int = 0
+) -> Path:
     """Train as the config says; returns the run's folder.
 
     `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
     folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the model,
-    the last evaluation, the report, the picture. `quiet` leaves the console out. Raises ConfigError for settings that
+    the last evaluation, the report, the picture. `quiet` leaves the console out. `profile`: so many steps, after the
+    first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
     prepare_environment()
@@ -57,13 +61,15 @@ def train(config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = Fal
     distributed.init()
     made: list[str] = []
     with ExitStack() as stack:
-        loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet)
+        loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
         else:
             if resume and distributed.main_rank() and not quiet:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
             loop.train()
+            if not quiet and (said := loop.profiler.said()):
+                print(f"  {said}", flush=True)
     if distributed.main_rank():
         _draw(settings.folder)
         if made and not quiet:
@@ -95,7 +101,7 @@ def _complete(loop: SynchronousLoop, config: RunConfig) -> list[str]:
 
 
 def build_loop(
-    config: RunConfig, algorithm: Algorithm, stack: ExitStack, *, resume: bool, quiet: bool
+    config: RunConfig, algorithm: Algorithm, stack: ExitStack, *, resume: bool, quiet: bool, profile: int = 0
 ) -> SynchronousLoop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
     has opened, when it is over or cannot begin."""
@@ -103,6 +109,7 @@ def build_loop(
     from rlkit.assembly.plan import make_plan
     from rlkit.engine import distributed
     from rlkit.engine.loading import load_engines
+    from rlkit.engine.profiling import Profiler
     from rlkit.generation import resolve_sampler
     from rlkit.generation.collector import Collector
     from rlkit.loop.dynamic_sampling import Gatherer
@@ -164,6 +171,7 @@ def build_loop(
         benchmarks=_benchmarks(config, collector, inputs, suites),
         folder=folder,
         trackers=trackers,
+        profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         digests=inputs.digests,
     )
     if resume:

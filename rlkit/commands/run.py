@@ -27,6 +27,9 @@ from rlkit.errors import ConfigError
 @click.option("--noise", "noises", multiple=True, metavar="KIND:P", help="Disturb rewards, as in group_flip:0.25.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder.")
 @click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
+@click.option(
+    "--profile", type=click.IntRange(min=1), metavar="N", help="Trace N steps, after the first, into the run's folder."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 def run(
     words: tuple[str, ...],
@@ -39,6 +42,7 @@ def run(
     noises: tuple[str, ...],
     resume: Path | None,
     nproc: int,
+    profile: int | None,
     dry_run: bool,
 ) -> None:
     """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]
@@ -71,7 +75,7 @@ def run(
 
         configs.resolve(settings)
         sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
-    folder = runs.train(settings, resume=resume is not None)
+    folder = runs.train(settings, resume=resume is not None, profile=profile or 0)
     if os.environ.get("RANK", "0") == "0":
         click.echo(runs.summary(folder))
 

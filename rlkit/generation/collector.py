@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlkit.data import Problem
-from rlkit.engine import distributed
+from rlkit.engine import distributed, profiling
 from rlkit.errors import RlkitError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
@@ -101,13 +101,16 @@ class Collector:
         sampled = [*unscored]
         for one in unscored:
             self.scorer.submit(one.sample)
-        for one in self._sample(wanted, params, purpose):
-            self.scorer.submit(one.sample)
-            sampled.append(one)
-            if each is not None:
-                each(one)
+        with profiling.phase("sample"):
+            for one in self._sample(wanted, params, purpose):
+                self.scorer.submit(one.sample)
+                sampled.append(one)
+                if each is not None:
+                    each(one)
         between = time.perf_counter()
-        scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, self._results(lenient), strict=True)]
+        with profiling.phase("score"):
+            results = self._results(lenient)
+        scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, results, strict=True)]
         seconds = {"sample": between - started, "score": time.perf_counter() - between}
         everywhere = {s.key: s for part in distributed.gather_objects(scored) for s in part}
         order = [*(s.key for s in unscored), *(draw.key for draw in wanted)]

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from rlkit.config import RunConfig
-from rlkit.engine import distributed
+from rlkit.engine import distributed, flops, profiling
 from rlkit.engine.deepspeed import Engine
-from rlkit.engine.passes import Passes, passes_of
-from rlkit.engine.reference import Reference
+from rlkit.engine.flops import Kind
+from rlkit.engine.passes import OWN, Passes, passes_of
+from rlkit.engine.reference import COMPARED, Reference
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
@@ -50,6 +51,8 @@ class Learner:
     state: RunState
     timer: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Phase -> seconds since somebody cleared it."""
+    passed: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    """(Model, kind of pass) -> tokens that have gone through it, since somebody cleared it."""
 
     def passes(self, step: int) -> Passes:
         """What is computed in a step, and when."""
@@ -127,12 +130,17 @@ class Learner:
             return loss, said | _movement(new, batch)
 
         try:
+            tokens = _tokens(batch.rollout)
             if self.critic is not None:
                 metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))
+                self.passed["critic", "update"] += tokens
             if self._policy_learns(step):
                 metrics |= self.policy.update(
                     batch, targets, policy_loss, passes.grad, self.reference, observe=passes.observe
                 )
+                self.passed["policy", "update"] += tokens
+                if (passes.grad | passes.observe) & COMPARED:
+                    self.passed["policy", "measure"] += tokens
         except NotFiniteError as error:
             self.state.not_finite += 1
             if self.state.not_finite >= NOT_FINITE_ALLOWED:
@@ -151,6 +159,11 @@ class Learner:
         return step > self.algorithm.critic_warmup_steps
 
     def _token_stats(self, rollout: Rollout, want: frozenset[Stat]) -> TokenStats:
+        tokens = _tokens(rollout)
+        own, compares = bool(want & OWN), bool(want & COMPARED)
+        # The reference has the policy's shape.
+        self.passed["policy", "measure"] += tokens * (own + compares)
+        self.passed["critic", "measure"] += tokens * ("values" in want)
         stats = self.policy.token_stats(rollout, want - {"values"}, self.reference)
         if "values" in want and self.critic is not None:
             stats.values = self.critic.token_stats(rollout, frozenset({"values"})).values
@@ -219,8 +232,29 @@ class Learner:
     def time(self, phase: str) -> Iterator[None]:
         """Count what happens within to a phase of the step."""
         started = time.perf_counter()
-        yield
+        with profiling.phase(phase):
+            yield
         self.timer[phase] += time.perf_counter() - started
+
+    def utilisation(self) -> dict[str, float]:
+        """The share of the GPU's peak that what `timer` and `passed` hold has reached; nothing where the peak or the
+        work is not known."""
+        peak = flops.peak(self.config.model)
+        if peak is None:
+            return {}
+        shapes = {engine.role: engine.identity["parameters"] for engine in (self.policy, self.critic) if engine}
+        seconds = self.timer["measure"] + self.timer["update"]
+        if any(map(flops.has_experts, shapes.values())) or not seconds:
+            return {}
+        done = sum(flops.flops(shapes[role], kind, n) for (role, kind), n in self.passed.items() if n)
+        return {"throughput/mfu": done / seconds / peak / distributed.world_size()}
+
+
+def _tokens(rollout: Rollout) -> int:
+    """That a pass over it reads, prompts included."""
+    rows = rollout.mask.any(1)
+    prompts = sum(len(prompt) for prompt, read in zip(rollout.prompt_tokens, rows.tolist(), strict=True) if read)
+    return prompts + int(rollout.length[rows].sum())
 
 
 def _share(groups: Sequence[list[int]], part: int, parts: int) -> Sequence[list[int]]:

@@ -20,6 +20,7 @@ from rlkit.data import Cursor, Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.passes import LOGPROBS
+from rlkit.engine.profiling import Profiler
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation.assemble import assemble, unscored
@@ -48,6 +49,7 @@ class SynchronousLoop:
     """Measured before, during and after training, on clean rewards."""
     folder: RunFolder | None
     trackers: Sequence[Tracker]
+    profiler: Profiler
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of the data, for the run's provenance."""
 
@@ -72,7 +74,8 @@ class SynchronousLoop:
             if not self._evaluated():
                 self._evaluate()
             while not self.finished and not distributed.any_rank(interrupt.asked):
-                rollout, credited, metrics = self._one_step()
+                with self.profiler.watch(self.state.step + 1):
+                    rollout, credited, metrics = self._one_step()
                 step = self.state.step
                 self._record(metrics)
                 if self.finished or _due(step, self.config.checkpoint_every):
@@ -97,6 +100,7 @@ class SynchronousLoop:
         started = time.perf_counter()
         learner = self.learner
         learner.timer.clear()
+        learner.passed.clear()
         step = self.state.step + 1
 
         self._sync()
@@ -125,6 +129,7 @@ class SynchronousLoop:
         metrics |= {f"time/{phase}_s": spent for phase, spent in seconds.items()}
         metrics["time/step_s"] = time.perf_counter() - started
         metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
+        metrics |= learner.utilisation()
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
         return rollout, credited, metrics
 

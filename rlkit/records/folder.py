@@ -126,6 +126,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """Traces of steps; only where they were asked for."""
+        return self.path / "profile"
+
+    @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
 

@@ -79,6 +79,9 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
     ),
     "Machine": (
         Panel("Throughput", {"throughput/tokens_per_s": "tokens"}, "response tokens a second", y_min=0),
+        Panel(
+            "Model FLOPs utilisation", {"throughput/mfu": "updates and measuring"}, "share of the GPU's peak", y_min=0
+        ),
         Panel("Peak memory", {"memory/peak_gib": "memory"}, "GiB", y_min=0),
     ),
 }

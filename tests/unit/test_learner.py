@@ -386,3 +386,23 @@ def test_a_state_of_another_rlkit_is_refused_and_says_what_to_do(change: dict[st
     assert "resume it with the rlkit that made it (provenance.json names it), or begin the run anew" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize(("algo", "passes"), [("grpo", 0), ("vimpo", 2)])
+def test_the_share_of_the_peak_counts_each_pass(algo: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two updates a rollout VIMPO measures policy and reference before each."""
+    case = fresh_case(groups=4)
+    learner, engine = learner_of(case, settings(algo, "batch.minibatches=2"))
+    rollout = case.batch.rollout
+    learner.learn(rollout, case.batch.old, 1)
+    rows = rollout.mask.any(1).nonzero().flatten().tolist()
+    tokens = sum(len(rollout.prompt_tokens[row]) + int(rollout.length[row]) for row in rows)
+    assert learner.passed["policy", "update"] == tokens
+    assert learner.passed["policy", "measure"] == passes * tokens
+
+    assert learner.utilisation() == {}, "the peak is not known here"
+    monkeypatch.setattr("rlkit.engine.flops.peak", lambda model: 1000.0)
+    monkeypatch.setattr(engine, "identity", {"parameters": {"weight": [3, 5]}}, raising=False)
+    learner.timer.update(measure=1.5, update=2.5, sample=99.0)
+    expected = 15 * (6 + 2 * passes) * tokens / (4.0 * 1000.0)
+    assert learner.utilisation() == {"throughput/mfu": pytest.approx(expected)}

@@ -1,0 +1,34 @@
+"""The benchmarks of steps run, and say what they have measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "rows"),
+    [
+        ("step.py", {"rlkit grpo", "rlkit vimpo"}),
+        ("head.py", {"log-probs", "and entropy", "and exact KL"}),
+        ("vimpo.py", {"VIMPO", "VIMPO, all logits", "GRPO, same reference"}),
+        ("scale.py", {"tokens", "samples", "vocabulary", "layers"}),
+    ],
+)
+def test_a_benchmark_runs_in_short(script: str, rows: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    command = [sys.executable, str(BENCH / script), "--quick", "--json", str(file)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    found = json.loads(file.read_text())
+    assert {row.get("what", row.get("grows")) for row in found["rows"]} == rows
+    assert all(row["seconds"] > 0 for row in found["rows"] if "seconds" in row)
+    assert found["about"]["threads"] >= 1
+    assert ("name an environment with TRL by --trl-python" in made.stdout) == (script == "step.py")
