@@ -133,7 +133,9 @@ def _begin(
     id_file = folder / "wandb-id"
     known = id_file.read_text().strip() if id_file.exists() else None
     # An agent of wandb's has settled where the run belongs; its own id comes by the environment.
-    place = {} if os.environ.get("WANDB_SWEEP_ID") else {"project": project(options), "entity": options.entity}
+    # wandb reads its variables once a process, and they may have been set since.
+    entity = options.entity or os.environ.get("WANDB_ENTITY")
+    place = {} if os.environ.get("WANDB_SWEEP_ID") else {"project": project(options), "entity": entity}
     try:
         run = wandb.init(
             **place,
