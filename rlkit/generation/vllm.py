@@ -60,7 +60,7 @@ def refusal(model: ModelConfig) -> str | None:
 
 def _reason(error: Exception) -> str:
     """The first sentence of what vLLM says, without the words that pydantic puts around it."""
-    said = str(error).partition("Value error, ")[2] or str(error)
+    said = re.split("(?:Value error|Assertion failed), ", str(error))[-1]
     return re.split(r"\. | \[type=|\n", said)[0].rstrip(".") or type(error).__name__
 
 
