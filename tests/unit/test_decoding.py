@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlkit import registry
 from rlkit.config import ModelConfig
+from rlkit.engine.attention import heed_soft_cap
 from rlkit.generation.transformers import BLOCK, _first_past
 from rlkit.interfaces.generation import Request, SamplingParams
 
@@ -47,6 +48,7 @@ def generated(folder: Path, requests: list[Request]) -> list[tuple[list[int], li
     from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    heed_soft_cap(model)
     model.generation_config = GenerationConfig()
     longest, most = max(len(r.prompt_tokens) for r in requests), requests[0].params.max_tokens
     pads = [longest - len(r.prompt_tokens) for r in requests]
