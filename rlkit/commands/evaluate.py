@@ -97,7 +97,8 @@ def evaluate(
         **{key: value for key, value in given.items() if value is not None},
     }
     settings["plugins"] = list(dict.fromkeys([*settings["plugins"], *plugins]))
-    from rlkit.evaluation.on_suites import load_settings, run_evaluation
+    from rlkit.evaluation.on_suites import run_evaluation
+    from rlkit.evaluation.settings import load_settings
 
     config = load_settings(settings, overrides)
     try:

@@ -8,29 +8,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from rlkit import config as configs
 from rlkit import generation, registry
-from rlkit.config import ModelConfig, PluginRef, Positive, Ref, Rewards, ScoringConfig, Section, StopTexts
-from rlkit.data import NO_GOLDS, Problem
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
 from rlkit.evaluation.pass_rates import Verdict, bootstrap, measure
 from rlkit.evaluation.responses import Responses
+from rlkit.evaluation.settings import EvaluationConfig, fits, samples_of
+from rlkit.evaluation.shown import before, notes, table
 from rlkit.evaluation.suites import OpenSuite, Suite
 from rlkit.files import write_text
 from rlkit.generation.collector import Collector, Draw, Sampled
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
-from rlkit.wording import counted, number, one_line, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,115 +35,6 @@ if TYPE_CHECKING:
 UNSCORED = (None, "error", "timeout")
 """Statuses of responses that are scored when an evaluation goes on: those without one, and those that the verifier
 failed on, which may have been mended since."""
-
-SHOWN = 10
-"""Bad golds that are named; the others are counted."""
-
-OF_OWN_DATA = ("prompt", "answer", "template", "subset", "split", "reward")
-"""Settings that a suite has already."""
-
-
-class EvaluationConfig(Section):
-    """What `rlkit eval` does. The sampling defaults are those of VIMPO's paper (arXiv 2606.20008)."""
-
-    model: ModelConfig
-    suites: list[str] = []
-    """`rlkit list suites`. None: problems of one's own, in `data`."""
-    out: Path
-    """Folder of settings, responses and results; what is there is gone on with."""
-    samples: Positive | None = None
-    """Responses to each problem; None: the suite's own number (32 for AIME, else 1)."""
-    limit: Positive | None = None
-    """Only the first so many problems of each suite."""
-    data: str | Path | None = None
-    """Of suites: the folder of local copies; None: from the hub. Without suites: a file of problems, or a data set's
-    hub id."""
-    prompt: str | None = None
-    """Column of the questions of one's own data; None: prompt, problem or question, the first that is there."""
-    answer: str | None = None
-    """Column of the golds; null: there are none. Not given: the first of the usual names that is there."""
-    template: str | None = None
-    """Text around the question, with {prompt} for it, as `data.template` of a run."""
-    subset: str | None = None
-    """The hub data set's configuration name."""
-    split: str = "test"
-    """Of the hub or embedded data set."""
-    reward: Rewards | None = None
-    """The verifier of one's own data, as a run's `reward`."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Decides the responses and the intervals."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """0: greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """1: the whole distribution."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """0: all."""
-    max_tokens: Positive = 4096
-    """Longest response. Where it is not given: no more than the model has room for beside the longest prompt."""
-    stop: StopTexts = []
-    """Texts that end a response. None given: those of the run that is evaluated."""
-    chat: bool | None = None
-    """Use the tokenizer's chat template; None: where it has one."""
-    system: str | None = None
-    """System message, for chat templates."""
-    chat_template_kwargs: dict[str, Any] = {}
-    """Arguments of the chat template's own, such as {enable_thinking: false}. None given: those of the run."""
-    sampler: Ref = PluginRef(kind="auto")
-    """vllm or transformers; auto: vLLM where it is installed and pays."""
-    scoring: ScoringConfig = ScoringConfig()
-    plugins: list[str] = []
-    """Python files or modules to import first."""
-
-    @field_validator("answer", mode="before")
-    @classmethod
-    def _said_to_be_none(cls, answer: Any) -> Any:
-        return NO_GOLDS if answer is None else answer
-
-    @model_validator(mode="after")
-    def _suites_or_own_data(self) -> Self:
-        folder = self.data is not None and Path(self.data).is_dir()
-        if not self.suites:
-            if self.data is None:
-                raise ValueError(
-                    "nothing to measure on: name suites with --suite (`rlkit list suites`), or give problems of your "
-                    "own with --data FILE"
-                )
-            if folder:
-                raise ValueError(
-                    f"--data {self.data} is a folder: name the suites whose copies are in it with --suite, or give a "
-                    "file of problems"
-                )
-            if self.reward is None:
-                raise ValueError(
-                    f"nothing judges the answers to {self.data}: name a verifier with --reward (`rlkit list rewards`), "
-                    "which a run, as --model, has itself"
-                )
-            return self
-        if own := [key for key in OF_OWN_DATA if key in self.model_fields_set]:
-            raise ValueError(
-                f"{' and '.join(own)} cannot be set for a suite, which has its own: leave out --suite to measure on "
-                "problems of your own, given by --data FILE"
-            )
-        if self.data is not None and not folder:
-            what = "is a file" if Path(self.data).is_file() else "is no folder"
-            raise ValueError(
-                f"--data {self.data} {what}: with --suite it is the folder of the suites' local copies; leave out "
-                "--suite to measure on problems of your own"
-            )
-        return self
-
-
-def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> EvaluationConfig:
-    """Settings from plain data and overrides of the form key=value. ConfigError, naming each key that does not fit."""
-    data = dict(settings)
-    for override in overrides:
-        if override.startswith("data."):
-            raise ConfigError(f"-s {override}: for an evaluation, write -s {override.removeprefix('data.')}")
-        configs.set_key(data, override)
-    try:
-        return EvaluationConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(registry.explain(error, EvaluationConfig)) from error
 
 
 def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, Any]:
@@ -172,7 +60,7 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         opened = [stack.enter_context(_opened(name, suite, tokenizer, config)) for name, suite in chosen.items()]
         loaded = [(suite, _with_room(suite, config, limit)) for suite in opened]
         folders = {suite.name: Responses(config.out / suite.name, _settings(suite, own)) for suite, own in loaded}
-        _say_settings(loaded, config, limit, console)
+        console.print(before(loaded, config, limit), markup=False, soft_wrap=True)
         sampler = stack.enter_context(_sampling(loaded, folders, config, limit))
         progress = stack.enter_context(_progress(console))
         for suite, own in loaded:
@@ -180,10 +68,10 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
             _answer(suite, responses, Collector(sampler, suite.verifier, tokenizer, config.seed), own, progress)
             results[suite.name] = _result(suite, responses, own)
             _keep(config.out, suite.name, results[suite.name])
-    console.print(_table(results))
+    console.print(table(results))
     console.print("* quoted; 95 %: bootstrap over problems", markup=False, soft_wrap=True)
     for name, result in results.items():
-        if text := _notes(result):
+        if text := notes(result):
             console.print(f"{name}: {text}", markup=False, soft_wrap=True)
     console.print(f"responses and results: {config.out}", markup=False, soft_wrap=True)
     return results
@@ -255,7 +143,7 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
     return {
         "model": config.model.path,
         "dtype": config.model.dtype,
-        "samples": _samples(suite, config),
+        "samples": samples_of(suite, config),
         "problems": len(suite.problems),
         "temperature": config.temperature,
         "top_p": config.top_p,
@@ -275,16 +163,12 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
     }
 
 
-def _samples(suite: OpenSuite, config: EvaluationConfig) -> int:
-    return config.samples or suite.suite.samples
-
-
 def _draws(suite: OpenSuite, config: EvaluationConfig) -> list[Draw]:
     """Every sample of the suite, named by the number of its problem and its own."""
     return [
         Draw(SampleKey(problem.id, 0, i, j), problem)
         for i, problem in enumerate(suite.problems)
-        for j in range(_samples(suite, config))
+        for j in range(samples_of(suite, config))
     ]
 
 
@@ -306,7 +190,7 @@ def _sampling(
     context = 0
     for suite, own in loaded:
         for draw in _missing(suite, folders[suite.name], own):
-            if _fits(draw.problem, own, limit):
+            if fits(draw.problem, own, limit):
                 context = max(context, len(draw.problem.tokens) + own.max_tokens)
             else:
                 row = _response(Sampled(draw.key, draw.problem, _completion([], False), ""))
@@ -321,10 +205,6 @@ def _sampling(
         yield sampler
     finally:
         sampler.close()
-
-
-def _fits(problem: Problem, config: EvaluationConfig, limit: int | None) -> bool:
-    return limit is None or len(problem.tokens) + config.max_tokens <= limit
 
 
 class _NothingToSample:
@@ -407,7 +287,7 @@ def _verdict(result: RewardResult) -> dict[str, Any]:
 
 def _result(suite: OpenSuite, responses: Responses, config: EvaluationConfig) -> dict[str, Any]:
     rows = list(responses.rows.values())
-    count = _samples(suite, config)
+    count = samples_of(suite, config)
     verdicts = [[Verdict(r["correct"], _vote(r)) for r in rows[i : i + count]] for i in range(0, len(rows), count)]
     known = all(r["correct"] or r["given"] is not None or r["status"] != "ok" for r in rows)
     estimates = measure(verdicts, config.seed, majority=known)
@@ -446,102 +326,6 @@ def _keep(out: Path, name: str, result: Mapping[str, Any]) -> None:
     file = out / "results.json"
     there = json.loads(file.read_text()) if file.is_file() else {}
     write_text(file, json.dumps(there | {name: result}, indent=2, ensure_ascii=False) + "\n")
-
-
-def _say_settings(
-    loaded: Sequence[tuple[OpenSuite, EvaluationConfig]], config: EvaluationConfig, limit: int | None, console: Console
-) -> None:
-    lines = [
-        f"{config.model.path} ({config.model.dtype}) by {config.sampler.kind}: temperature {config.temperature:g}, "
-        f"top-p {config.top_p:g}, top-k {config.top_k or 'off'}, seed {config.seed}"
-        + (f", ended by {quoted(config.stop)}" if config.stop else "")
-    ]
-    for suite, own in loaded:
-        problems, samples = counted(len(suite.problems), "problem"), counted(_samples(suite, own), "sample")
-        verifier = " + ".join(ref.kind for ref in suite.suite.rewards)
-        lines.append(f"{suite.name}: {problems} x {samples} of at most {own.max_tokens} tokens, verifier {verifier}")
-        lines += [f"  {said}" for said in (*_about_data(suite), *_about_room(suite, own, config, limit))]
-        lines += [f"  {said}" for said in _about_golds(suite)]
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-def _about_data(suite: OpenSuite) -> Iterator[str]:
-    made = suite.suite
-    if made.file is not None:
-        golds = f"golds in {made.answer!r}" if made.answer is not None else "no golds"
-        around = f", put as {one_line(made.template)!r}" if made.template is not None else ""
-        yield f"questions in column {made.prompt!r}, {golds}, of {made.file}{around}"
-    if made.count is not None and suite.rows < made.count:
-        yield f"the first {len(suite.problems)} of a local copy with {suite.rows} rows; the suite has {made.count}"
-    elif len(suite.problems) < suite.rows:
-        yield f"the first {len(suite.problems)} of {suite.rows}"
-
-
-def _about_golds(suite: OpenSuite) -> Iterator[str]:
-    if suite.unchecked is not None:
-        yield f"golds are not checked: {suite.unchecked}"
-    elif suite.suite.file is not None and len(suite.bad_golds) == len(suite.problems):
-        first = suite.bad_golds[0]
-        yield f"no gold verifies against itself, not even {first}. Where the reward reads none: --answer null"
-    else:
-        yield from (f"gold does not verify against itself: {bad}" for bad in suite.bad_golds[:SHOWN])
-        if len(suite.bad_golds) > SHOWN:
-            yield f"and {len(suite.bad_golds) - SHOWN} more, of {len(suite.problems)}"
-
-
-def _about_room(suite: OpenSuite, own: EvaluationConfig, config: EvaluationConfig, limit: int | None) -> Iterator[str]:
-    if own.max_tokens < config.max_tokens:
-        yield (
-            f"{config.model.path} has {limit} positions: beside the prompts there is room for {own.max_tokens} tokens, "
-            f"not for {config.max_tokens}"
-        )
-    if lost := sum(not _fits(problem, own, limit) for problem in suite.problems):
-        longest = max(len(problem.tokens) for problem in suite.problems)
-        yield (
-            f"{lost} of {len(suite.problems)} prompts leave no room for {own.max_tokens} tokens in {limit} positions "
-            f"(the longest has {longest}), and count as wrong (too_long)"
-        )
-
-
-def _notes(result: Mapping[str, Any]) -> str:
-    notes = []
-    if result["no_value"]:
-        odd = {s: n for s, n in result["statuses"].items() if s not in ("ok", "no_answer", "refused")}
-        said = ", ".join(f"{n} {s}" for s, n in odd.items())
-        notes.append(f"{result['no_value']} samples without a value count as wrong ({said})")
-    if result["error"]:
-        notes.append(f"the first error of the verifier:\n{result['error']}")
-    if result["reward"] is not None:
-        mean, low, high = (number(result["reward"][key]) for key in ("value", "low", "high"))
-        notes.append(f"the reward is {mean} on average (95 %: {low} to {high}), of the samples with a value")
-    if result["bad_golds"]:
-        notes.append(f"{len(result['bad_golds'])} golds do not verify against themselves")
-    return "; ".join(notes)
-
-
-def _table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("suite", "metric", "%", "95 %", "problems", "no answer", "truncated", "tokens"):
-        table.add_column(heading, justify="left" if heading in ("suite", "metric") else "right", no_wrap=True)
-    for name, result in results.items():
-        n, total = result["samples"], result["problems"] * result["samples"]
-        rest = [
-            str(result["problems"]),
-            f"{result['statuses'].get('no_answer', 0) / total:.0%}",
-            f"{result['truncated'] / total:.0%}",
-            f"{result['mean_tokens']:.0f}",
-        ]
-        for metric in (f"mean@{n}", f"pass@{n}", f"maj@{n}"):
-            if (e := result["metrics"].get(metric)) is not None:
-                table.add_row(
-                    name,
-                    metric + ("*" if metric == result["quoted"] else ""),
-                    f"{100 * e['value']:.1f}",
-                    f"{100 * e['low']:.1f} to {100 * e['high']:.1f}",
-                    *rest,
-                )
-                name, rest = "", [""] * len(rest)
-    return table
 
 
 def _progress(console: Console) -> Progress:

@@ -20,8 +20,9 @@ from rlkit import embedded, registry
 from rlkit.commands.evaluate import evaluate as evaluate_command
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation import suites
-from rlkit.evaluation.on_suites import EvaluationConfig, load_settings, run_evaluation
+from rlkit.evaluation.on_suites import run_evaluation
 from rlkit.evaluation.pass_rates import Verdict, bootstrap, maj_at_k, measure, pass_at_k
+from rlkit.evaluation.settings import EvaluationConfig, load_settings
 from rlkit.records.folder import RunFolder
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

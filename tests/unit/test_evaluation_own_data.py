@@ -20,7 +20,8 @@ from rlkit.cli import main
 from rlkit.config import RewardRef
 from rlkit.data import load_problems
 from rlkit.evaluation import suites
-from rlkit.evaluation.on_suites import load_settings, run_evaluation
+from rlkit.evaluation.on_suites import run_evaluation
+from rlkit.evaluation.settings import load_settings
 from rlkit.records.folder import RunFolder
 
 ROWS = [{"question": f"{a}+{b}=", "answer": str(a + b), "level": a} for a in (12, 47, 33) for b in (25, 38)]

@@ -13,7 +13,8 @@ from rlkit import embedded
 from rlkit.assembly import run as runs
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.errors import ConfigError
-from rlkit.evaluation.on_suites import load_settings, run_evaluation
+from rlkit.evaluation.on_suites import run_evaluation
+from rlkit.evaluation.settings import load_settings
 from rlkit.ops.head import peak_bytes
 
 

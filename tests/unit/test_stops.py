@@ -17,7 +17,7 @@ from rlkit import embedded
 from rlkit.config import RunConfig
 from rlkit.data import Problem
 from rlkit.errors import ConfigError
-from rlkit.evaluation.on_suites import load_settings
+from rlkit.evaluation.settings import load_settings
 from rlkit.generation.collector import Collector, draws
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
