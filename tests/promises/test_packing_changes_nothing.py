@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaModel
 
 from rlkit.engine.attention import packed_attention, use_packing
 from rlkit.engine.modules import Critic, Policy
@@ -98,6 +98,20 @@ def test_a_model_that_does_not_keep_sequences_apart_is_padded(name: str, dtype: 
     before = made.config._attn_implementation
     assert not use_packing(made.base_model)
     assert made.config._attn_implementation == before
+
+
+def test_a_model_that_lets_a_little_through_is_padded() -> None:
+    """So little that its states are near enough those of a sequence alone."""
+
+    class Leaking(LlamaModel):
+        def forward(self, *args: Any, **more: Any) -> Any:
+            found = super().forward(*args, **more)
+            found.last_hidden_state = found.last_hidden_state + 1e-5 * found.last_hidden_state.roll(1, 1)
+            return found
+
+    family = next(family for family in FAMILIES if family.name == "Llama")
+    assert use_packing(LlamaModel(family.config(**family.settings)).eval())
+    assert not use_packing(Leaking(family.config(**family.settings)).eval())
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
