@@ -105,17 +105,21 @@ def use_packing(model: Any) -> bool:
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
         return False
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    first, *rest = (torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (2, 11)))
-    alone = torch.cat([_states(model, input_ids=tokens[None])[0] for tokens in (first, *rest)])
+    first, second, last = (
+        torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (2, 11))
+    )
+    alone = _states(model, input_ids=last[None])[0]
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation == NAME:
-            together = _states(model, **pack([first, *rest]))[0]
-            behind_another = _states(model, **pack([first.flip(0), *rest]))[0]
+            packed, behind_others = (
+                _states(model, **pack([*before_it, last]))[0, -len(last) :]
+                for before_it in ((first, second), (first.flip(0), second.flip(0)))
+            )
             size, exact = alone.abs().max(), alone.dtype == torch.float32
-            as_alone = (together - alone).abs().max() <= (1e-3 if exact else 0.1) * size
+            as_alone = (packed - alone).abs().max() <= (1e-3 if exact else 0.1) * size
             # What stands before a sequence must not matter; a mixture's experts may round otherwise in other company.
-            apart = (together - behind_another)[len(first) :].abs().max() <= (1e-6 if exact else 1e-2) * size
+            apart = (packed - behind_others).abs().max() <= (1e-6 if exact else 1e-2) * size
             if as_alone and apart:
                 return True
     except Exception:  # of a model's own code, which may not know the arguments

@@ -28,6 +28,10 @@ def head_form(lm: Any, path: str) -> tuple[float, float | None] | None:
     if head is None:
         raise ConfigError(f"model.path {path!r}: {type(lm).__name__} has no output head: rlkit trains causal models")
     read: list[Tensor] = []
+    given: list[Tensor] = []
+
+    def watch(body: Any, inputs: tuple[Any, ...], found: Any) -> None:
+        given.append(found.last_hidden_state)
 
     def speak(layer: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         read.append(inputs[0])
@@ -37,15 +41,18 @@ def head_form(lm: Any, path: str) -> tuple[float, float | None] | None:
 
     vocabulary = head.weight.shape[0]
     tokens = torch.arange(max(4, math.ceil(len(_PROBES) / vocabulary)))[None] % vocabulary
-    hook = head.register_forward_hook(speak)
+    if lm.base_model is lm:
+        return None
+    hooks = [head.register_forward_hook(speak), lm.base_model.register_forward_hook(watch)]
     try:
         heard = lm(input_ids=tokens, use_cache=False).logits.flatten()[: len(_PROBES)].double()
     finally:
-        hook.remove()
-    if not read or lm.base_model is lm:
+        for hook in hooks:
+            hook.remove()
+    if not read or not given:
         return None
     form = _after(heard)
-    before = _before(lm.base_model(input_ids=tokens, use_cache=False).last_hidden_state.double(), read[-1].double())
+    before = _before(given[-1].double(), read[-1].double())
     if form is None or before is None or (before != 1.0 and getattr(head, "bias", None) is not None):
         return None
     scale, cap = form
