@@ -94,12 +94,17 @@ def _mask(length: int, window: int | None, device: torch.device) -> Tensor:
     return (back >= 0) & (back < (length if window is None else window))
 
 
-def use_packing(model: Any) -> bool:
+def use_packing(model: Any, known: bool | None = None) -> bool:
     """Give the model this attention, if with it packed sequences have the hidden states that they have alone.
 
     False, and the model is as it was, where they have not: its attention is of its own making, or it is recurrent.
+    known: what came out for another of the same model; None: it is tried.
     """
     heed_soft_cap(model)
+    if known is not None:
+        if known:
+            model.set_attn_implementation(NAME)
+        return known
     config = model.config.get_text_config()
     before = model.config._attn_implementation
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:

@@ -36,7 +36,9 @@ def load_engines(
     policy = Engine(module, config, tokenizer, optimizer=config.optimizer, total_updates=learns)
     reference = critic = None
     if algorithm.needs.reference:
-        reference = reference_of(policy, config, lambda: Engine(load_policy(config.model), config, tokenizer))
+        reference = reference_of(
+            policy, config, lambda: Engine(load_policy(config.model, like=module), config, tokenizer)
+        )
     if algorithm.value_loss is not None:
         model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
         critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)

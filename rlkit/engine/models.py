@@ -51,12 +51,13 @@ def model_shape(config: ModelConfig) -> tuple[int, int] | None:
     return _shape(config.path, config.trust_remote_code)
 
 
-def load_policy(config: ModelConfig) -> Policy:
+def load_policy(config: ModelConfig, like: Policy | None = None) -> Policy:
     """A causal language model on the CPU, dropout off, with LoRA adapters where the config asks for them.
 
-    Raises ConfigError for what cannot be loaded, and for adapters where there can be none.
+    like: a policy loaded from the same model, whose findings are taken over. Raises ConfigError for what cannot be
+    loaded, and for adapters where there can be none.
     """
-    policy = Policy(_pretrained(AutoModelForCausalLM, config), config.path)
+    policy = Policy(_pretrained(AutoModelForCausalLM, config), config.path, like)
     if config.lora is not None:
         add_adapters(policy, policy.lm, config.lora)
     return policy

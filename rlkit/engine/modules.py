@@ -30,13 +30,14 @@ class Policy(nn.Module):
 
     role = "policy"
 
-    def __init__(self, lm: Any, path: str) -> None:
+    def __init__(self, lm: Any, path: str, like: Policy | None = None) -> None:
+        """like: a policy of the same model, which has found out what is found out of one here."""
         super().__init__()
         self.lm = lm
         self.path = path
-        self.form = head_form(lm, path)
+        self.form = head_form(lm, path) if like is None else like.form
         """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
-        self.packs = use_packing(lm.base_model)
+        self.packs: bool = use_packing(lm.base_model, None if like is None else like.packs)
         """Rows go behind each other, without padding."""
 
     def head(self, adapters: bool = True) -> Head:

@@ -129,3 +129,14 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="LlamaForCausalLM has no output head"):
         head_form(model, "here")
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_second_model_of_the_same_is_not_tried_again(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Policy(odd(after=lambda logits: 0.7 * logits), "here")
+    first.packs = packs
+    monkeypatch.setattr("rlkit.engine.modules.head_form", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("rlkit.engine.attention._states", lambda *_, **__: pytest.fail("tried again"))
+    second = Policy(odd(after=lambda logits: 0.7 * logits), "here", like=first)
+    assert (second.form, second.packs) == (first.form, packs)
+    assert (second.lm.config._attn_implementation == "rlkit") == packs
