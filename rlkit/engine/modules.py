@@ -35,7 +35,7 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.path = path
-        self.form = head_form(lm, path) if like is None else like.form
+        self.form: tuple[float, float | None] | None = head_form(lm, path) if like is None else like.form
         """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
         self.packs: bool = use_packing(lm.base_model, None if like is None else like.packs)
         """Rows go behind each other, without padding."""
