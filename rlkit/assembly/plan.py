@@ -35,6 +35,8 @@ def make_plan(
     """The plan of a resolved config, as text. `inputs` is None where they have not been read (a dry run of a hub data
     set)."""
     held_out = inputs.held_out if inputs else None
+    prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
+    longest = prompt + config.sampling.max_tokens
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
     rows = {
@@ -64,8 +66,8 @@ def make_plan(
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
-        f"of {batch.tokens_per_microbatch} tokens, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
-        "memory": _memory(config, algorithm, inputs, ranks),
+        f"of {batch.tokens_per_microbatch} tokens{_too_long(longest, batch.tokens_per_microbatch)}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
+        "memory": _memory(config, algorithm, longest, ranks),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
         "checkpoints": _checkpoints(config, algorithm),
@@ -175,13 +177,17 @@ def _reference(config: RunConfig) -> str:
     return f"frozen: {own}"
 
 
-def _memory(config: RunConfig, algorithm: Algorithm, inputs: Inputs | None, ranks: int) -> str:
+def _too_long(longest: int, budget: int) -> str:
+    """Said where a response may not fit a micro-batch with its prompt."""
+    return f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
+
+
+def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int) -> str:
     """On each rank. Activations are not in it."""
-    prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
     memory = estimate(
         config,
         ranks,
-        longest=prompt + config.sampling.max_tokens,
+        longest=longest,
         needs_reference=algorithm.needs.reference,
         has_critic=algorithm.value_loss is not None,
     )

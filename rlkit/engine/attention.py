@@ -2,7 +2,8 @@
 
 It is registered with transformers under a name, so it serves every family whose attention goes through transformers'
 interface; the sequences' bounds arrive as `cu_seq_lens_q`, the name that flash attention has for them. Without bounds
-each row is a sequence.
+each row is a sequence. A prompt that several sequences share is in the row once, and everything but attention computes
+it once; attention writes the sequences out, so that each is computed from what it would be computed from alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from rlkit.ops.packing import pack
 
 NAME = "rlkit"
 
@@ -31,6 +35,9 @@ def packed_attention(
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    spread: Tensor | None = None,
+    kept: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence.
@@ -43,6 +50,9 @@ def packed_attention(
         sliding_window: each token sees itself and so many before it, less one; None: all.
         s_aux: [heads], a score that every token gives to nothing (GPT-OSS's sinks).
         cu_seq_lens_q: [n + 1], on the CPU: where the n sequences of the only row begin, and the end.
+        cu_seq_lens_k: the same, int32 on the row's device.
+        spread, kept: where a prompt serves several sequences, see `rlkit.ops.packing.pack`; the bounds are then of the
+            sequences written out.
 
     Returns:
         [b, T, heads, d]
@@ -50,10 +60,17 @@ def packed_attention(
     if cu_seq_lens_q is None:
         out = _causal(query, key, value, scaling, softcap, sliding_window, s_aux)
     else:
+        if spread is not None:
+            query, key, value = (whole.index_select(2, spread) for whole in (query, key, value))
         lengths = cu_seq_lens_q.diff().tolist()
-        # Slices would each have a gradient of the whole row's size.
-        parts = zip(*(torch.split(whole, lengths, 2) for whole in (query, key, value)), strict=True)
-        out = torch.cat([_causal(q, k, v, scaling, softcap, sliding_window, s_aux) for q, k, v in parts], 2)
+        if cu_seq_lens_k is not None and softcap is None and s_aux is None and _flash(query, value):
+            out = _varlen(query, key, value, cu_seq_lens_k, max(lengths), scaling, sliding_window)
+        else:
+            # Slices would each have a gradient of the whole row's size.
+            parts = zip(*(torch.split(whole, lengths, 2) for whole in (query, key, value)), strict=True)
+            out = torch.cat([_causal(q, k, v, scaling, softcap, sliding_window, s_aux) for q, k, v in parts], 2)
+        if kept is not None:
+            out = out.index_select(2, kept)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -87,6 +104,40 @@ def _causal(
     return weights.to(value.dtype) @ value
 
 
+def _flash(query: Tensor, value: Tensor) -> bool:
+    """Flash attention takes these."""
+    width = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and width == value.shape[-1]
+        and width % 8 == 0
+        and width <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """All sequences in one kernel; [1, heads, T, d] as `_causal`."""
+    q, k, v = (whole[0].transpose(0, 1) for whole in (query, key, value))
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1)[None]
+
+
 @functools.lru_cache(maxsize=64)
 def _mask(length: int, window: int | None, device: torch.device) -> Tensor:
     """[length, length] bool: what each token sees."""
@@ -110,16 +161,17 @@ def use_packing(model: Any, known: bool | None = None) -> bool:
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
         return False
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    first, second, last = (
-        torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (2, 11))
+    *others, last = (
+        torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (4, 5), (2, 11))
     )
     alone = _states(model, input_ids=last[None])[0]
     try:
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation == NAME:
+            # The last two have one prompt.
             packed, behind_others = (
-                _states(model, **pack([*before_it, last]))[0, -len(last) :]
-                for before_it in ((first, second), (first.flip(0), second.flip(0)))
+                _last_states(model, [one, two, last[:4], last[:4]], [two, one, three, last[4:]])
+                for one, two, three in (others, [tokens.flip(0) for tokens in others])
             )
             size, exact = alone.abs().max(), alone.dtype == torch.float32
             as_alone = (packed - alone).abs().max() <= (1e-3 if exact else 0.1) * size
@@ -139,15 +191,10 @@ def heed_soft_cap(model: Any) -> None:
         model.set_attn_implementation("eager")
 
 
-def pack(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A model's arguments for sequences in one row."""
-    lengths = [len(tokens) for tokens in sequences]
-    device = sequences[0].device
-    return {
-        "input_ids": torch.cat(list(sequences))[None],
-        "position_ids": torch.cat([torch.arange(length, device=device) for length in lengths])[None],
-        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0),
-    }
+def _last_states(model: Any, prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> Tensor:
+    """Of the last of packed sequences, whose prompt is that of the one before it."""
+    placed = pack(prompts, responses)
+    return _states(model, **placed)[0, placed["spread"]][-len(prompts[-1]) - len(responses[-1]) :]
 
 
 @torch.no_grad()

@@ -302,8 +302,9 @@ class Engine:
     def _plan(self, rollout: Rollout) -> list[list[list[int]]]:
         """[rank][micro-batch] -> rows with a token in `mask`."""
         learnt = [int(row) for row in rollout.mask.any(1).nonzero().flatten()]
-        lengths = [len(rollout.prompt_tokens[row]) + int(rollout.length[row]) for row in learnt]
-        plan = plan_microbatches(lengths, self._budget, distributed.world_size(), self._module.packs)
+        prompts = [tuple(rollout.prompt_tokens[row].tolist()) for row in learnt]
+        lengths = [len(prompt) + int(rollout.length[row]) for row, prompt in zip(learnt, prompts, strict=True)]
+        plan = plan_microbatches(lengths, self._budget, distributed.world_size(), self._module.packs, prompts)
         return [[[learnt[at] for at in part] for part in share] for share in plan]
 
     @contextlib.contextmanager

@@ -84,7 +84,7 @@ class Policy(nn.Module):
             reference: the reference's hidden states [N, d'] and head; None for the head: it is this one.
             adapters: False switches LoRA off.
             hidden_only: no statistics, but the hidden states themselves, [N, d], as "hidden" (see `form`).
-            bounds: of packed sequences: `position_ids` and `cu_seq_lens_q` (see `place_rows`).
+            bounds: of packed sequences, the rest of what `rlkit.ops.packing.pack` gives.
 
         Returns:
             Each statistic, [N].
@@ -149,12 +149,14 @@ class Critic(nn.Module):
         columns: Tensor,
         tokens: Tensor,
         *,
-        position_ids: Tensor | None = None,
-        cu_seq_lens_q: Tensor | None = None,
-        **_: Any,
+        want: Set[Stat] = frozenset({"values"}),
+        observe: Set[Stat] = frozenset(),
+        temperature: float = 1.0,
+        reference: None = None,
+        adapters: bool = True,
+        **bounds: Tensor,
     ) -> dict[str, Tensor]:
         """{"values": [N]}; arguments as `Policy.forward`, of which it needs those of the sequences."""
-        bounds = {} if cu_seq_lens_q is None else {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q}
         return {"values": self.head(_hidden_states(self.body, {"input_ids": input_ids, **bounds})[rows, columns])}
 
 

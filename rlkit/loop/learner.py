@@ -251,10 +251,10 @@ class Learner:
 
 
 def _tokens(rollout: Rollout) -> int:
-    """That a pass over it reads, prompts included."""
+    """That a pass over it needs, each prompt once."""
     rows = rollout.mask.any(1)
-    prompts = sum(len(prompt) for prompt, read in zip(rollout.prompt_tokens, rows.tolist(), strict=True) if read)
-    return prompts + int(rollout.length[rows].sum())
+    read = {tuple(rollout.prompt_tokens[row].tolist()) for row in rows.nonzero().flatten().tolist()}
+    return sum(map(len, read)) + int(rollout.length[rows].sum())
 
 
 def _share(groups: Sequence[list[int]], part: int, parts: int) -> Sequence[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +12,13 @@ from torch import Tensor, nn
 from rlkit.interfaces.learning import Rollout
 
 
-def plan_microbatches(lengths: Sequence[int], budget: int, ranks: int, packed: bool) -> list[list[list[int]]]:
+def plan_microbatches(
+    lengths: Sequence[int],
+    budget: int,
+    ranks: int,
+    packed: bool,
+    prompts: Sequence[tuple[int, ...]] = (),
+) -> list[list[list[int]]]:
     """Share rows out over ranks, balanced by tokens, and cut each share into micro-batches.
 
     Args:
@@ -18,47 +26,81 @@ def plan_microbatches(lengths: Sequence[int], budget: int, ranks: int, packed: b
         budget: most tokens of a micro-batch: as they are, or padded (rows x longest row). A row that is longer goes
             alone.
         ranks: number of ranks.
-        packed: rows stand behind each other, without padding.
+        packed: rows stand behind each other, without padding; a prompt counts once where rows with it do.
+        prompts: the tokens of each row's prompt; (): no two rows have the same.
 
     Returns:
-        [rank][micro-batch] -> row numbers. Every rank has the same number of micro-batches, at least one unless
-        there are no rows at all: ranks that run different numbers of passes would wait for each other for ever.
-        Where a rank has fewer, the list ends in empty ones.
+        [rank][micro-batch] -> row numbers, those of one prompt behind each other. Every rank has the same number of
+        micro-batches, at least one unless there are no rows at all: ranks that run different numbers of passes would
+        wait for each other for ever. Where a rank has fewer, the list ends in empty ones.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    shares = _level(longest_first, lengths, ranks)
-    plans = [_pack(share, lengths, budget) if packed else _cut(share, lengths, budget) for share in shares]
+    bundles = [[row] for row in range(len(lengths))]
+    sizes = list(lengths)
+    if packed and prompts:
+        # Small enough for loads to be level, large enough for most prompts to be read once.
+        bundles, sizes = _bundles(lengths, prompts, min(budget, sum(lengths) // ranks) // 4)
+    largest_first = sorted(range(len(bundles)), key=lambda bundle: (-sizes[bundle], bundle))
+    shares = _level(largest_first, sizes, ranks)
+    plans = [_pack(share, sizes, budget) if packed else _cut(share, sizes, budget) for share in shares]
+    if packed:
+        plans = [[sorted(part) for part in plan] for plan in plans]
     count = max(len(plan) for plan in plans)
-    return [plan + [[] for _ in range(count - len(plan))] for plan in plans]
+    rows = [[[row for bundle in part for row in bundles[bundle]] for part in plan] for plan in plans]
+    return [plan + [[] for _ in range(count - len(plan))] for plan in rows]
 
 
-def _level(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Each row, the longest first, to the part that has least."""
+def _bundles(
+    lengths: Sequence[int], prompts: Sequence[tuple[int, ...]], most: int
+) -> tuple[list[list[int]], list[int]]:
+    """Rows of one prompt, as many as have `most` tokens together, and how many they have; those of a prompt behind each
+    other."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        groups[prompt].append(row)
+    bundles: list[list[int]] = []
+    sizes: list[int] = []
+    for prompt, group in groups.items():
+        begun = False
+        for row in group:
+            # Attention's part of what a token takes: it writes the prompt out again.
+            more = lengths[row] - len(prompt) + len(prompt) // 8
+            if begun and sizes[-1] + more <= most:
+                bundles[-1].append(row)
+                sizes[-1] += more
+            else:
+                bundles.append([row])
+                sizes.append(lengths[row])
+                begun = True
+    return bundles, sizes
+
+
+def _level(items: Sequence[int], sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Each item, the largest first, to the part that has least."""
     shares: list[list[int]] = [[] for _ in range(parts)]
     load = [0] * parts
-    for row in rows:
+    for item in items:
         lightest = load.index(min(load))
-        shares[lightest].append(row)
-        load[lightest] += lengths[row]
+        shares[lightest].append(item)
+        load[lightest] += sizes[item]
     return shares
 
 
-def _pack(rows: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+def _pack(items: list[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
     """As few micro-batches as best fit, decreasing, makes; of equal loads where as many do with those."""
     plan: list[list[int]] = []
     room: list[int] = []
-    for row in rows:
-        fits = [at for at, left in enumerate(room) if left >= lengths[row]]
+    for item in items:
+        fits = [at for at, left in enumerate(room) if left >= sizes[item]]
         if fits:
             at = min(fits, key=lambda at: room[at])
         else:
             at = len(plan)
             plan.append([])
             room.append(budget)
-        plan[at].append(row)
-        room[at] -= lengths[row]
-    level = _level(rows, lengths, max(len(plan), 1))
-    if all(len(part) == 1 or sum(lengths[row] for row in part) <= budget for part in level):
+        plan[at].append(item)
+        room[at] -= sizes[item]
+    level = _level(items, sizes, max(len(plan), 1))
+    if all(len(part) == 1 or sum(sizes[item] for item in part) <= budget for part in level):
         plan = [part for part in level if part]
     return plan
 
@@ -74,46 +116,69 @@ def _cut(rows: list[int], lengths: Sequence[int], budget: int) -> list[list[int]
     return plan
 
 
+def pack(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A model's arguments for sequences in one row, behind each other; a prompt that one has as the one before it is
+    there once, for both.
+
+    Returns:
+        `input_ids`, `position_ids`: [1, R].
+        `cu_seq_lens_q`: [n + 1], on the host: the bounds of the n sequences written out, one after the other, to E
+            tokens; `cu_seq_lens_k`: the same, int32 on the device.
+        `spread`: [E], where in the row each of those tokens is; `kept`: [R], where among those each of the row's is.
+            Only where a prompt is shared.
+    """
+    sizes = torch.tensor([len(prompt) for prompt in prompts])
+    lengths = sizes + torch.tensor([len(response) for response in responses])
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+    written = torch.cat([part for pair in zip(prompts, responses, strict=True) for part in pair])
+    device = written.device
+    positions = torch.arange(len(written)) - starts.repeat_interleave(lengths)
+    bounds = torch.cat([torch.zeros(1, dtype=ends.dtype), ends])
+    shared = torch.tensor(
+        [False, *(len(one) == len(other) and torch.equal(one, other) for one, other in itertools.pairwise(prompts))]
+    )
+    placed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds.to(device, torch.int32)}
+    if not shared.any():
+        return placed | {"input_ids": written[None], "position_ids": positions.to(device)[None]}
+    again = (shared.repeat_interleave(lengths)) & (positions < sizes.repeat_interleave(lengths))
+    kept = (~again).nonzero().flatten()
+    # The sequence with which each one's prompt has come.
+    first = torch.where(shared, 0, torch.arange(len(shared))).cummax(0).values
+    spread = (~again).cumsum(0) - 1
+    spread = torch.where(again, spread[starts[first].repeat_interleave(lengths)] + positions, spread)
+    return placed | {
+        "input_ids": written[kept.to(device)][None],
+        "position_ids": positions[kept].to(device)[None],
+        "spread": spread.to(device),
+        "kept": kept.to(device),
+    }
+
+
 def place_rows(rollout: Rollout, device: torch.device, packed: bool) -> dict[str, Tensor]:
     """Whole rows, prompt and response, behind each other in one row, or padded on the right; and where the state before
     each token in `mask` is.
 
-    Returns what a policy's forward takes: `input_ids`, `rows`, `columns`, `tokens`; packed also `position_ids` and
-    `cu_seq_lens_q` (see `rlkit/engine/attention.py`).
+    Returns what a policy's forward takes: `input_ids`, `rows`, `columns`, `tokens`; packed also what `pack` gives.
     """
-    if not all(len(prompt) for prompt in rollout.prompt_tokens):
+    prompts = rollout.prompt_tokens
+    if not all(len(prompt) for prompt in prompts):
         raise ValueError("a prompt has no tokens: nothing precedes its response's first token")
-    lengths = rollout.length.tolist()
-    whole = [
-        part
-        for prompt, row, length in zip(rollout.prompt_tokens, rollout.tokens, lengths, strict=True)
-        for part in (prompt, row[:length])
-    ]
-    sizes = torch.tensor([len(prompt) for prompt in rollout.prompt_tokens])
+    responses = [row[:length] for row, length in zip(rollout.tokens, rollout.length.tolist(), strict=True)]
+    sizes = torch.tensor([len(prompt) for prompt in prompts])
     rows, at = rollout.mask.nonzero(as_tuple=True)
     columns, tokens = sizes[rows] - 1 + at, rollout.tokens[rows, at]
-    sequences = sizes + rollout.length.to(sizes)
     if packed:
-        ends = sequences.cumsum(0)
-        starts = ends - sequences
-        placed = {
-            "input_ids": torch.cat([part.to(tokens) for part in whole])[None],
-            "position_ids": (torch.arange(int(ends[-1])) - starts.repeat_interleave(sequences))[None],
-            "rows": torch.zeros_like(rows),
-            "columns": starts[rows] + columns,
-            "tokens": tokens,
-        }
-        # The bounds stay on the host, where attention needs them.
-        bounds = torch.cat([torch.zeros(1, dtype=ends.dtype), ends])
-        return {name: part.to(device) for name, part in placed.items()} | {"cu_seq_lens_q": bounds}
-    ids = [torch.cat([prompt, response]) for prompt, response in zip(whole[::2], whole[1::2], strict=True)]
-    placed = {
-        "input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True),
-        "rows": rows,
-        "columns": columns,
-        "tokens": tokens,
-    }
-    return {name: part.to(device) for name, part in placed.items()}
+        placed = pack([prompt.to(tokens) for prompt in prompts], responses)
+        columns = placed["cu_seq_lens_q"][rows] + columns
+        if "spread" in placed:
+            columns = placed["spread"][columns]
+        rows = torch.zeros_like(rows)
+    else:
+        ids = [torch.cat([prompt.to(tokens), response]) for prompt, response in zip(prompts, responses, strict=True)]
+        placed = {"input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True)}
+    placed |= {"rows": rows, "columns": columns, "tokens": tokens}
+    return {name: part if name == "cu_seq_lens_q" else part.to(device) for name, part in placed.items()}
 
 
 def scatter_rows(values: Tensor, mask: Tensor) -> Tensor:

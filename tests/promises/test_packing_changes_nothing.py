@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from families import FAMILIES
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AutoModelForCausalLM, LlamaModel
 
+from rlkit.engine import attention
 from rlkit.engine.attention import packed_attention, use_packing
 from rlkit.engine.modules import Critic, Policy
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.names import Stat
 from rlkit.interfaces.rewards import SampleKey
-from rlkit.ops.packing import place_rows
+from rlkit.ops.packing import pack, place_rows
 
 PACKED = [
     "Llama", "Mistral, windowed", "Qwen2, tied", "Qwen3", "Qwen3-MoE", "Mixtral", "Gemma", "Gemma 2", "Gemma 3", "Phi",
@@ -37,14 +41,18 @@ def model(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
 
 
 def rollout() -> Rollout:
-    """Prompts of 1 to 9 tokens, responses of 1 to 20, some longer than a window; one masked in its middle."""
+    """Prompts of 1 to 9 tokens, some of them shared, responses of 1 to 20, some longer than a window; one masked in its
+    middle."""
     count, longest = 7, 20
     length = torch.tensor([20, 1, 13, 5, 5, 17, 2])
     mask = torch.arange(longest)[None] < length[:, None]
     mask[2, 4:7] = False
+    prompts = [torch.randint(3, 25, (int(n),)) for n in torch.randint(1, 10, (count,))]
+    prompts[1] = prompts[2] = prompts[3]
+    prompts[6] = prompts[5]
     return Rollout(
         keys=[SampleKey(f"p{i}", 0, 0, 0) for i in range(count)],
-        prompt_tokens=[torch.randint(3, 25, (int(n),)) for n in torch.randint(1, 10, (count,))],
+        prompt_tokens=prompts,
         tokens=torch.randint(3, 25, (count, longest)),
         length=length,
         mask=mask,
@@ -89,6 +97,22 @@ def test_packed_is_padded_and_alone(name: str, critic: bool) -> None:
             for row in range(len(batch.prompt_tokens))
         ]
     torch.testing.assert_close(packed, torch.cat(one_by_one, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_is_there_once_for_rows_behind_each_other() -> None:
+    batch = rollout()
+    packed = place_rows(batch, torch.device("cpu"), True)
+    sizes = [len(prompt) for prompt in batch.prompt_tokens]
+    assert packed["input_ids"].shape[1] == sum(sizes) - 2 * sizes[1] - sizes[5] + int(batch.length.sum())
+    whole = [
+        torch.cat([prompt, row[:length]])
+        for prompt, row, length in zip(batch.prompt_tokens, batch.tokens, batch.length.tolist(), strict=True)
+    ]
+    assert torch.equal(packed["input_ids"][0, packed["spread"]], torch.cat(whole))
+    assert torch.equal(packed["spread"][packed["kept"]], torch.arange(packed["input_ids"].shape[1]))
+    apart = place_rows(batch.rows([1, 0, 2, 4, 3, 5]), torch.device("cpu"), True)
+    assert "spread" not in apart
+    assert apart["input_ids"].shape[1] == int(apart["cu_seq_lens_q"][-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,3 +166,41 @@ def test_attention_is_its_definition(softcap: float | None, window: int | None, 
                 expected = sum(w * value[0, theirs, start + i] for w, i in zip(weights, seen, strict=False))
                 torch.testing.assert_close(found[0, start + at, head], expected, rtol=1e-5, atol=1e-5)
         start += length
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_flash_attention_is_asked_for_the_same(window: int | None, key_heads: int, monkeypatch: Any) -> None:
+    """Without a GPU: by its documented arguments. tests/gpu asks the kernel itself."""
+
+    def documented(
+        query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
+        *, scale: float | None, window_size: tuple[int, int], enable_gqa: bool, **_: Any,
+    ) -> Tensor:  # fmt: skip
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert max_q == max_k == int(cu_seq_q.diff().max())
+        assert window_size[1] == 0
+        assert enable_gqa or query.shape[1] == key.shape[1]
+        out = []
+        for start, end in itertools.pairwise(cu_seq_q.tolist()):
+            q, k, v = (whole[start:end].transpose(0, 1) for whole in (query, key, value))
+            back = torch.arange(end - start)[:, None] - torch.arange(end - start)
+            mask = (back >= 0) & ((back <= window_size[0]) if window_size[0] >= 0 else True)
+            k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
+            scores = (q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)).masked_fill(
+                ~mask, -torch.inf
+            )
+            out.append((scores.softmax(-1) @ v).transpose(0, 1))
+        return torch.cat(out)
+
+    sizes = [5, 5, 9]
+    placed = pack([torch.arange(3), torch.arange(3), torch.arange(4)], [torch.arange(size) for size in (2, 2, 5)])
+    row = placed["input_ids"].shape[1]
+    assert row == sum(sizes) - 3
+    query, key, value = torch.randn(1, 4, row, 8), *torch.randn(2, 1, key_heads, row, 8)
+    given = {name: placed[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "spread", "kept")}
+    slow, _ = packed_attention(None, query, key, value, None, sliding_window=window, **given)
+    monkeypatch.setattr(attention, "_flash", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", mock.create_autospec(varlen_attn, side_effect=documented))
+    fast, _ = packed_attention(None, query, key, value, None, sliding_window=window, **given)
+    torch.testing.assert_close(fast, slow)

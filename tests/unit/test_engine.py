@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -200,21 +201,51 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule() -> None:
     assert rates("cosine")[4:] == pytest.approx([1 + math.cos(math.pi * update / 8) for update in range(9)])
 
 
-@given(st.lists(st.integers(1, 50)), st.integers(1, 120), st.integers(1, 5), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 50))), st.integers(1, 120), st.integers(1, 5), st.booleans()
+)
 def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(
-    lengths: list[int], budget: int, ranks: int, packed: bool
+    drawn: list[tuple[int, int]], budget: int, ranks: int, packed: bool
 ) -> None:
-    plan = plan_microbatches(lengths, budget, ranks, packed)
+    prompts = [(prompt,) * (1 + 3 * prompt) for prompt, _ in drawn]
+    lengths = [len(prompt) + response for prompt, (_, response) in zip(prompts, drawn, strict=True)]
+
+    def packed_tokens(rows: list[int]) -> int:
+        """Of rows behind each other, where a prompt is left out that is that of the row before."""
+        pairs = itertools.pairwise(rows)
+        return sum(lengths[row] for row in rows) - sum(len(prompts[b]) for a, b in pairs if prompts[a] == prompts[b])
+
+    def padded_tokens(rows: list[int]) -> int:
+        return len(rows) * max(lengths[row] for row in rows)
+
+    plan = plan_microbatches(lengths, budget, ranks, packed, prompts)
     assert len(plan) == ranks
     assert len({len(share) for share in plan}) == 1
-    parts = [part for share in plan for part in share]
+    parts = [part for share in plan for part in share if part]
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
-    of_each = [[lengths[row] for row in part] for part in parts if part]
-    size = sum if packed else (lambda part: len(part) * max(part))
-    assert all(len(part) == 1 or size(part) <= budget for part in of_each)
+    size = packed_tokens if packed else padded_tokens
+    assert all(len(part) == 1 or size(part) <= budget for part in parts)
     if packed:
         # First come, first served, in the same order, needs at least as many.
         assert max(map(len, plan), default=0) <= max(1, 2 * sum(lengths) // budget + 1)
+        for part in parts:
+            changes = sum(prompts[a] != prompts[b] for a, b in itertools.pairwise(part))
+            assert changes == len({prompts[row] for row in part}) - 1, "rows of one prompt are not side by side"
     if lengths:
+        plan = plan_microbatches(lengths, budget, ranks, packed)
         loads = [sum(lengths[row] for part in share for row in part) for share in plan]
         assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_a_prompt_is_read_about_once_whatever_the_ranks() -> None:
+    prompts = [(number,) * 100 for number in range(16) for _ in range(8)]
+    lengths = [100 + 20 * (row % 8 + 1) for row in range(128)]
+    for ranks, budget in ((1, 16384), (1, 4096), (2, 4096), (4, 4096)):
+        plan = plan_microbatches(lengths, budget, ranks, True, prompts)
+        shares = [[len({prompts[row] for row in part}) for part in share] for share in plan]
+        assert sum(map(sum, shares)) <= 2 * 16 + ranks
+        loads = [
+            sum(100 * len({prompts[row] for row in part}) + sum(lengths[row] - 100 for row in part) for part in share)
+            for share in plan
+        ]
+        assert max(loads) <= 1.1 * min(loads)

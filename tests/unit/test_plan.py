@@ -112,6 +112,12 @@ def test_logits_are_of_the_largest_microbatch_that_there_can_be(
     assert vocabulary.head % peak_bytes(1, 1) == 0
 
 
+def test_rows_longer_than_a_microbatch_are_said() -> None:
+    assert "micro-batches of 16384 tokens, " in line([], "engine")
+    said = line(["batch.tokens_per_microbatch=30", "sampling.max_tokens=40"], "engine")
+    assert "micro-batches of 30 tokens (a longer row goes alone, of up to 46), " in said
+
+
 def test_logits_past_those_that_are_in_memory_at_once_cost_nothing() -> None:
     assert peak_bytes(16384, 151_936) == peak_bytes(1024, 32_768) < 64 * 2**20
     assert peak_bytes(16384, 151_936, on_gpu=True) < 2**30

@@ -19,6 +19,7 @@ import torch
 from rlkit import config as configs
 from rlkit.assembly.run import build_loop, prepare_environment
 from rlkit.embedded import resolve
+from rlkit.loop.learner import Learner
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -92,6 +93,10 @@ class Steps:
 
     def __call__(self) -> None:
         _, _, self.metrics = self._loop._one_step()
+
+    @property
+    def learner(self) -> Learner:
+        return self._loop.learner
 
     def close(self) -> None:
         self._stack.close()
