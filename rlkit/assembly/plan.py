@@ -65,8 +65,7 @@ def make_plan(
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
-        "engine": f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches "
-        f"of {batch.tokens_per_microbatch} tokens{_too_long(longest, batch.tokens_per_microbatch)}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank",
+        "engine": _engine(config, longest, ranks),
         "memory": _memory(config, algorithm, longest, ranks),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
@@ -177,9 +176,13 @@ def _reference(config: RunConfig) -> str:
     return f"frozen: {own}"
 
 
-def _too_long(longest: int, budget: int) -> str:
-    """Said where a response may not fit a micro-batch with its prompt."""
-    return f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
+def _engine(config: RunConfig, longest: int, ranks: int) -> str:
+    budget = config.batch.tokens_per_microbatch
+    alone = f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
+    return (
+        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches of {budget} tokens{alone}, "
+        f"{os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
+    )
 
 
 def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int) -> str:

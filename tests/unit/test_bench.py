@@ -16,9 +16,10 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 @pytest.mark.parametrize(
     ("script", "rows"),
     [
-        ("step.py", {"rlkit grpo", "rlkit vimpo"}),
+        ("step.py", {"rlkit GRPO", "rlkit VIMPO"}),
         ("head.py", {"log-probs", "and entropy", "and exact KL"}),
         ("vimpo.py", {"VIMPO", "VIMPO, all logits", "GRPO, same reference"}),
+        ("packing.py", {"padded", "packed", "packed, prompts shared"}),
         ("scale.py", {"tokens", "samples", "vocabulary", "layers"}),
     ],
 )

@@ -113,10 +113,7 @@ class Measured:
 
 
 def alternate(work: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, Measured]:
-    """Do each in turn, so that what else the machine does meets all alike. The first rounds, `warm`, are not counted.
-
-    Who measures for itself, as another process must, returns a Measured of one round.
-    """
+    """Do each in turn, so that what else the machine does meets all alike. The first `warm` rounds are not counted."""
     found: dict[str, list[Measured]] = {name: [] for name in work}
     for number in range(warm + rounds):
         for name, each in work.items():
@@ -144,12 +141,10 @@ def once(work: Callable[[], object]) -> Measured:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _resident("VmRSS")
     started = time.perf_counter()
-    given = work()
+    work()
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    if isinstance(given, Measured):
-        return given
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident("VmHWM")
     return Measured(seconds, seconds, seconds, peak - before)
 
