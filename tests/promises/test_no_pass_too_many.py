@@ -32,7 +32,7 @@ from rlkit.engine.passes import Passes, passes_of
 from rlkit.engine.reference import FrozenModel
 from rlkit.errors import RlkitError
 from rlkit.interfaces.learning import Algorithm
-from rlkit.loop.learner import Learner
+from rlkit.loop.learner import Learner, _tokens
 from rlkit.loop.state import RunState
 from rlkit.records.folder import RunFolder
 
@@ -128,7 +128,11 @@ def passes_made(algorithm: Algorithm, config: Any, engines: dict[Role, Any], ste
     with counted(engines) as found:
         learner.learn(batch.rollout, learner.measure(batch.rollout, step), step)
     assert all(count % live == 0 for pair in found.values() for count in pair)
-    return {role: (pair[0] // live, pair[1] // live) for role, pair in found.items() if any(pair)}
+    made = {role: (pair[0] // live, pair[1] // live) for role, pair in found.items() if any(pair)}
+    # What the share of the peak is reckoned from; a reference is as large as the policy.
+    without = made["policy"][0] + made.get("reference", (0, 0))[0]
+    assert learner.passed["policy", "measure"] == without * _tokens(batch.rollout)
+    return made
 
 
 def named(case: Any) -> str:
