@@ -86,7 +86,7 @@ class Kept:
     """[0, d']"""
 
     def of(self, rollout: Rollout) -> Tensor:
-        """[N, d'] of a micro-batch, as `Reference.hidden_states`. RlkitError where they are not those of its rows."""
+        """[N, d'] of a micro-batch, on the CPU. RlkitError where they are not those of its rows."""
         found = [self.empty]
         for key, count in zip(rollout.keys, rollout.mask.sum(1).tolist(), strict=True):
             states = self.rows.get(key, self.empty) if count else self.empty
@@ -96,7 +96,7 @@ class Kept:
                     "`measure` and `learn` were given different rollouts, or this is a fault in rlkit"
                 )
             found.append(states)
-        return torch.cat(found).to(rollout.mask.device)
+        return torch.cat(found)
 
 
 class Model(Protocol):
@@ -140,7 +140,7 @@ class Compared:
     def hidden_states(self, rollout: Rollout, place: Mapping[str, Tensor]) -> Tensor:
         """[N, d'] of a micro-batch, which `place_rows` has placed."""
         kept = self.reference.kept
-        return self.reference.hidden_states(place) if kept is None else kept.of(rollout)
+        return self.reference.hidden_states(place) if kept is None else kept.of(rollout).to(place["tokens"].device)
 
 
 def check_reference(want: frozenset[Stat], reference: Reference | None) -> None:
