@@ -59,6 +59,8 @@ class StatsEngine:
     def progress(self) -> float:
         return self.updates / self.planned
 
+    width = 64
+
     def token_stats(self, rollout: Rollout, want: frozenset[Stat], reference: Any = None) -> TokenStats:
         rows = rows_of(rollout)
         if want:

@@ -243,6 +243,44 @@ def whiten(config: RunConfig, reference: Path, seed: int) -> dict[str, Any]:
     return {"state": learner.state.algorithm, "metrics": metrics, "weights": dict(policy.weights())}
 
 
+def reuse(
+    config: RunConfig, reference: Path, seed: int, algo: tuple[str, dict[str, Any]], keeps: bool
+) -> dict[str, Any]:
+    """Three steps of a learner that keeps the reference's hidden states within each, or does not; and how often the
+    reference was asked for some. In the last, one row counts: another rank has none."""
+    from rlkit import registry
+    from rlkit.config import FrozenReference
+    from rlkit.engine.reference import reference_of
+    from rlkit.loop.learner import Learner
+    from rlkit.loop.state import RunState
+
+    policy = engine_of(config)
+    model = config.model.model_copy(update={"path": str(reference)})
+    config = config.model_copy(update={"reference": config.reference or FrozenReference()})
+    other = reference_of(policy, config, lambda: engine_of(config.model_copy(update={"model": model}), frozen=True))
+    asked, ask = [], other.hidden_states
+
+    def watched(place: Any) -> Tensor:
+        asked.append(place)
+        return ask(place)
+
+    other.hidden_states = watched  # type: ignore[method-assign]
+    learner = Learner(config, registry.build("algorithms", *algo), policy, other, None, RunState())
+    with pytest.MonkeyPatch.context() as patch:
+        if not keeps:
+            patch.setattr("rlkit.engine.passes.KEPT_BYTES", 0)
+        metrics = []
+        for step in (1, 2, 3):
+            rollout = random_batch(seed + step, rows=12)[0].rollout
+            if step == 3:
+                rollout.valid[1:] = rollout.mask[1:] = False
+            old = learner.measure(rollout, step)
+            # What the sampler said is near enough for a correction to leave some.
+            rollout.sampler_logprobs = old.get("logprobs") + rollout.sampler_logprobs / 8 * rollout.mask
+            metrics.append(learner.learn(rollout, old, step)[0])
+    return {"asked": len(asked), "metrics": metrics, "weights": dict(policy.weights())}
+
+
 def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Two updates, a checkpoint, two more; and the same from the checkpoint."""
     from rlkit.engine import checkpoint

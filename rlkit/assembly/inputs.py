@@ -82,9 +82,9 @@ def _check_critic(critic: ModelConfig, policy: ModelConfig, tokenizer: Any) -> N
             f"differ, {text!r} first, which is {token} to the policy and {there} to the critic. A critic must read the "
             "policy's tokens: take one with the same tokenizer, or null, the policy's own model"
         )
-    if shape is not None and max(tokenizer.get_vocab().values()) >= shape[1]:
+    if shape is not None and max(tokenizer.get_vocab().values()) >= shape.vocabulary:
         raise ConfigError(
-            f"critic.path {critic.path!r} has embeddings for {counted(shape[1], 'token')}, too few for the "
+            f"critic.path {critic.path!r} has embeddings for {counted(shape.vocabulary, 'token')}, too few for the "
             f"{len(tokenizer)} of model.path {policy.path!r}"
         )
 

@@ -16,7 +16,7 @@ from rlkit.config import (
 )
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
-from rlkit.engine.passes import passes_of
+from rlkit.engine.passes import Passes, passes_of
 from rlkit.interfaces.learning import Algorithm
 from rlkit.wording import counted, one_line, quoted, size, thousands
 
@@ -39,6 +39,8 @@ def make_plan(
     longest = prompt + config.sampling.max_tokens
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
+    shape = model_shape(config.model)
+    passes = passes_of(algorithm, config, ranks, shape.width if shape else None)
     rows = {
         "algorithm": _with_options(config.algo.kind, config.algo.options),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
@@ -59,14 +61,14 @@ def make_plan(
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; "
         f"{counted(config.steps, 'step')} = {counted(config.steps * config.updates_per_step, 'update')}",
-        "passes": "; ".join(passes_of(algorithm, config).lines()),
+        "passes": "; ".join(passes.lines()),
         **({"reference": _reference(config)} if algorithm.needs.reference else {}),
         **({"correction": _correction(config.correction)} if config.correction else {}),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": _engine(config, longest, ranks),
-        "memory": _memory(config, algorithm, longest, ranks),
+        "memory": _memory(config, algorithm, longest, ranks, passes),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
         "checkpoints": _checkpoints(config, algorithm),
@@ -131,7 +133,7 @@ def _with_options(kind: str, options: dict[str, Any]) -> str:
 
 def _size(model: ModelConfig) -> str:
     shape = model_shape(model)
-    return thousands(shape[0]) + " parameters" if shape else "size unknown (its config is not on this machine)"
+    return thousands(shape.parameters) + " parameters" if shape else "size unknown (its config is not on this machine)"
 
 
 def _adapter(model: ModelConfig) -> str:
@@ -180,12 +182,12 @@ def _engine(config: RunConfig, longest: int, ranks: int) -> str:
     budget = config.batch.tokens_per_microbatch
     alone = f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
     return (
-        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches of {budget} tokens{alone}, "
-        f"{os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
+        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches of {budget} tokens"
+        f"{alone}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
     )
 
 
-def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int) -> str:
+def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int, passes: Passes) -> str:
     """On each rank. Activations are not in it."""
     memory = estimate(
         config,
@@ -198,10 +200,12 @@ def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int) -
         return "not estimated"
     parts = {"policy": memory.policy, "reference": memory.reference, "critic": memory.critic}
     said = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in parts.items() if bytes_)
+    states = passes.states if passes.keeps else None
     return (
         f"about {size(memory.engines)} for weights, gradients and optimizer ({said}), up to "
         f"{size(memory.head)} for logits, on each rank"
         + (f"; {size(memory.host)} in host memory for the reference's average" if memory.host else "")
+        + (f"; up to {size(states)} in host memory for the reference's hidden states" if states else "")
     )
 
 

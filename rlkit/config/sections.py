@@ -144,7 +144,8 @@ class BatchConfig(Section):
     """Times each rollout is gone through."""
     tokens_per_microbatch: Positive = 16384
     """Tokens, prompts included, of one forward pass on one rank: lower it where memory runs out. A response that is
-    longer with its prompt goes alone. Padding counts, where a model cannot do without."""
+    longer with its prompt goes alone. A prompt that several responses share counts little more than once. Padding
+    counts, where a model cannot do without."""
     refill: RefillConfig | None = None
     """Replace groups that teach nothing, such as those whose rewards are all equal. None: as the algorithm's paper has
     it (dapo: limit 3, others: off)."""

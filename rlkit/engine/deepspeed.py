@@ -24,12 +24,13 @@ from rlkit.config import OptimizerConfig, RunConfig
 from rlkit.engine import distributed
 from rlkit.engine.modules import Critic, Policy
 from rlkit.engine.passes import LOGPROBS, REFERENCE
-from rlkit.engine.reference import Compared, Reference, check_reference
+from rlkit.engine.reference import Compared, Kept, Reference, check_reference
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.interfaces.rewards import SampleKey
 from rlkit.ops.head import Head
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
@@ -148,6 +149,27 @@ class Engine:
         """[N, d] states that predict the N tokens of a micro-batch (see `place_rows`), without gradient."""
         hidden: Tensor = self._engine(**place, hidden_only=True, adapters=adapters)["hidden"]
         return hidden
+
+    @property
+    def width(self) -> int:
+        """Of the hidden states, that `hidden_states` gives."""
+        assert isinstance(self._module, Policy)
+        return self._module.width
+
+    @torch.no_grad()
+    def keep(self, rollout: Rollout, states: Callable[[Mapping[str, Tensor]], Tensor]) -> Kept:
+        """What `states`, a form of `hidden_states`, gives of this rank's share of the rows."""
+        found: dict[SampleKey, Tensor] = {}
+        empty = torch.empty(0)
+        self._engine.eval()
+        with self._memory():
+            for rows in self._plan(rollout)[distributed.rank()]:
+                part = rollout.rows(rows) if rows else _weightless(rollout)
+                hidden = states(place_rows(part, distributed.device(), self._module.packs)).cpu()
+                empty = hidden[:0]
+                if rows:
+                    found |= zip(part.keys, torch.split(hidden, part.mask.sum(1).tolist()), strict=True)
+        return Kept(found, empty)
 
     def head(self, *, adapters: bool = True) -> Head:
         """The model's head, whole on every rank: to be kept for as long as a pass lasts."""
@@ -288,7 +310,7 @@ class Engine:
         place = place_rows(rollout, distributed.device(), self._module.packs)
         reference = None
         if compared is not None:
-            reference = (compared.reference.hidden_states(place), compared.head)
+            reference = (compared.hidden_states(rollout, place), compared.head)
         found = self._engine(
             **place,
             want=want,

@@ -52,7 +52,8 @@ def _does_without(policy: Policy) -> list[str]:
         found.append(
             f"{name} does more than a scale and a soft cap to get its logits, and rlkit does not know what. So the "
             "model makes them itself, and those of a whole micro-batch are in memory at once: lower "
-            "batch.tokens_per_microbatch where there is not enough"
+            "batch.tokens_per_microbatch where there is not enough. A reference's would have to be kept from pass to "
+            "pass: it may pass more often than the plan says"
         )
     if not policy.packs:
         found.append(

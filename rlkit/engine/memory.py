@@ -37,7 +37,7 @@ def estimate(config: RunConfig, ranks: int, *, longest: int, needs_reference: bo
     shape = model_shape(config.model)
     if shape is None:
         return None
-    parameters, vocabulary = shape
+    parameters, vocabulary, _ = shape
     lora = config.model.lora is not None
     stage, width = config.engine.zero_stage, _width(config)
     weights = parameters * width / (ranks if stage == 3 else 1)
@@ -56,6 +56,13 @@ def estimate(config: RunConfig, ranks: int, *, longest: int, needs_reference: bo
         host=host,
         head=peak_bytes(_largest_microbatch(config, ranks, longest), vocabulary, on_gpu=torch.cuda.is_available()),
     )
+
+
+def states_bytes(config: RunConfig, ranks: int, width: int) -> int:
+    """Bytes on a rank of a rollout's hidden states, one for each token of the responses, as long as these may be: the
+    rows are dealt out evenly."""
+    rows = math.ceil(config.batch.prompts_per_step * config.batch.samples_per_prompt / ranks)
+    return rows * config.sampling.max_tokens * width * _width(config)
 
 
 def _largest_microbatch(config: RunConfig, ranks: int, longest: int) -> int:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -34,8 +34,17 @@ def positions(config: ModelConfig, setting: str = "model.path") -> int | None:
     return limit
 
 
+class Shape(NamedTuple):
+    """What is known of a model from its config alone."""
+
+    parameters: int
+    vocabulary: int
+    width: int
+    """Of the hidden states that its head reads."""
+
+
 @functools.cache
-def _shape(path: str, trust_remote_code: bool) -> tuple[int, int] | None:
+def _shape(path: str, trust_remote_code: bool) -> Shape | None:
     _settle_hub(path)
     try:
         config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
@@ -43,11 +52,16 @@ def _shape(path: str, trust_remote_code: bool) -> tuple[int, int] | None:
         return None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(p.numel() for p in model.parameters()), config.get_text_config().vocab_size
+    head = model.get_output_embeddings()
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=config.get_text_config().vocab_size,
+        width=0 if head is None else head.weight.shape[1],
+    )
 
 
-def model_shape(config: ModelConfig) -> tuple[int, int] | None:
-    """(parameters, vocabulary), from the model's config alone; None where it cannot be read from here."""
+def model_shape(config: ModelConfig) -> Shape | None:
+    """None where its config cannot be read from here."""
     return _shape(config.path, config.trust_remote_code)
 
 

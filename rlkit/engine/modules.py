@@ -37,6 +37,9 @@ class Policy(nn.Module):
         self.path = path
         self.form: tuple[float, float | None] | None = head_form(lm, path) if like is None else like.form
         """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
+        vocabulary, size = lm.get_output_embeddings().weight.shape
+        self.width: int = vocabulary if self.form is None else size
+        """Of what stands for hidden states."""
         self.packs: bool = use_packing(lm.base_model, None if like is None else like.packs)
         """Rows go behind each other, without padding."""
 

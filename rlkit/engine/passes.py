@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlkit.config import RunConfig
+from rlkit.engine.memory import states_bytes
 from rlkit.engine.reference import COMPARED
 from rlkit.interfaces.declarations import Needs
 from rlkit.interfaces.learning import Algorithm, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.wording import size
 
 LOGPROBS: frozenset[Stat] = frozenset({"logprobs"})
 REFERENCE: frozenset[Stat] = frozenset({"ref_logprobs"})
@@ -20,6 +22,10 @@ VALUES: frozenset[Stat] = frozenset({"values"})
 
 OWN: frozenset[Stat] = frozenset({"logprobs", "token_kl", "entropy"})
 """For which the policy must pass; for the reference's alone it need not."""
+
+KEPT_BYTES = 4 * 2**30
+"""Of host memory that a rollout's hidden states may take on a rank. They are reckoned from the config, for the longest
+responses, so that all ranks, a resumed run and the plan decide alike."""
 
 Role = Literal["policy", "reference", "critic"]
 
@@ -44,6 +50,10 @@ class Passes:
     """How often the updates go through the rollout."""
     critic: bool = False
     """A critic learns."""
+    stays: bool = False
+    """A row is on the same rank in every pass."""
+    states: int | None = None
+    """Bytes on a rank, at most, of the reference's hidden states; None: not known here."""
 
     def now(self, old: TokenStats, measured: TokenStats) -> TokenStats:
         """`Batch.now` of an optimizer batch: `old` its rows of the first pass, `measured` those of `update`."""
@@ -62,10 +72,30 @@ class Passes:
 
         counts: dict[Role, tuple[int, int]] = {
             "policy": (without(OWN), epochs * bool(learnt)),
-            "reference": (without(COMPARED) + epochs * bool(learnt & COMPARED), 0),
+            "reference": (1 if self.keeps else without(COMPARED) + epochs * bool(learnt & COMPARED), 0),
             "critic": (without(VALUES), epochs * self.critic),
         }
         return {role: count for role, count in counts.items() if any(count)}
+
+    @property
+    def keeps(self) -> bool:
+        """The reference's hidden states are computed once, before the first pass, and kept for all that compare."""
+        return self._reuses and self._why_not is None
+
+    @property
+    def _reuses(self) -> bool:
+        """More than one pass reads the reference's hidden states, which its log-probs alone do not take."""
+        stages = (self.rollout - VALUES, *self.epochs * (self.update, self.grad | self.observe))
+        return sum(bool(stage & COMPARED) and stage != REFERENCE for stage in stages) > 1
+
+    @property
+    def _why_not(self) -> str | None:
+        """What keeps the states from being kept."""
+        if not self.stays:
+            return "rows change ranks between passes"
+        if self.states is None:
+            return "their size is not known here"
+        return f"{size(self.states)} are over {size(KEPT_BYTES)}" if self.states > KEPT_BYTES else None
 
     def lines(self) -> list[str]:
         """For people."""
@@ -76,6 +106,9 @@ class Passes:
             "beside it": self.observe,
         }
         said = [f"{when}: {', '.join(sorted(stats))}" for when, stats in named.items() if stats]
+        if self._reuses:
+            why_not = self._why_not
+            said.append("the reference's hidden states are " + (f"not kept ({why_not})" if why_not else "kept"))
         counts = [
             f"{role} {sum(count)} forward" + (f", {count[1]} backward" if count[1] else "")
             for role, count in self.forwards().items()
@@ -83,8 +116,8 @@ class Passes:
         return [*said, "each sequence: " + " + ".join(counts)]
 
 
-def passes_of(algorithm: Algorithm, config: RunConfig, *, learns: bool = True) -> Passes:
-    """The passes of a step. `learns`: see `plan_passes`."""
+def passes_of(algorithm: Algorithm, config: RunConfig, ranks: int, width: int | None, *, learns: bool = True) -> Passes:
+    """The passes of a step. `width`: of the policy's hidden states; None: not known. `learns`: see `plan_passes`."""
     return plan_passes(
         algorithm.needs,
         config.batch.minibatches,
@@ -92,6 +125,8 @@ def passes_of(algorithm: Algorithm, config: RunConfig, *, learns: bool = True) -
         critic=algorithm.value_loss is not None,
         learns=learns,
         corrects=config.correction is not None,
+        ranks=ranks,
+        states=None if width is None else states_bytes(config, ranks, width),
     )
 
 
@@ -103,6 +138,8 @@ def plan_passes(
     critic: bool = False,
     learns: bool = True,
     corrects: bool = False,
+    ranks: int = 1,
+    states: int | None = None,
 ) -> Passes:
     """The passes of a rollout that makes an optimizer update for each minibatch of each epoch.
 
@@ -113,11 +150,15 @@ def plan_passes(
     The reference's log-probs come with a KL over the whole vocabulary, for which the reference passes anyway; where
     some are asked for without one, all are known from a first pass.
 
+    A pass that compares reads the reference's hidden states. Where several do, these are kept between them, if there is
+    room, and if no other rank asks for them: with several ranks, each minibatch is dealt out anew.
+
     Args:
         critic: one learns beside the policy.
         learns: False: the policy makes no forward with gradient (a critic warms up alone), which would show how far
             the sampler's log-probs are from its own.
         corrects: the weights of a correction are of the first pass's log-probs.
+        states: bytes of the reference's hidden states on a rank; None: not known.
     """
     once = minibatches * epochs == 1
     first: Set[Stat] = needs.old | (needs.now if once else LOGPROBS)
@@ -138,4 +179,6 @@ def plan_passes(
         once=once,
         epochs=epochs,
         critic=critic,
+        stays=ranks == 1 or minibatches == 1,
+        states=states,
     )

@@ -25,6 +25,7 @@ from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.names import Stat
+from rlkit.interfaces.rewards import SampleKey
 from rlkit.ops.head import Head
 
 
@@ -36,8 +37,17 @@ class Reference(Protocol):
         """As the config's `reference.kind` says it."""
         ...
 
+    @property
+    def kept(self) -> Kept | None:
+        """What `keep` has kept; None: nothing."""
+        ...
+
+    def keep(self, rollout: Rollout) -> None:
+        """Pass over a rollout, and keep this rank's hidden states until `after_rollout`."""
+        ...
+
     def hidden_states(self, place: Mapping[str, Tensor]) -> Tensor:
-        """[N, d'] states that predict the N tokens of a micro-batch (see `place_rows`)."""
+        """[N, d'] states that predict the N tokens of a micro-batch (see `place_rows`), by a pass."""
         ...
 
     def head(self) -> Head | None:
@@ -65,6 +75,30 @@ class Reference(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Hidden states of a rollout's rows, in host memory. They are in the dtype they were computed in, so nothing is
+    rounded: what is compared with them is what a pass anew would give."""
+
+    rows: Mapping[SampleKey, Tensor]
+    """[n, d'] at the n tokens in the row's mask."""
+    empty: Tensor
+    """[0, d']"""
+
+    def of(self, rollout: Rollout) -> Tensor:
+        """[N, d'] of a micro-batch, on the CPU. RlkitError where they are not those of its rows."""
+        found = [self.empty]
+        for key, count in zip(rollout.keys, rollout.mask.sum(1).tolist(), strict=True):
+            states = self.rows.get(key, self.empty) if count else self.empty
+            if len(states) != count:
+                raise RlkitError(
+                    f"{key}: {len(states)} hidden states of the reference are kept, and its mask has {count} tokens: "
+                    "`measure` and `learn` were given different rollouts, or this is a fault in rlkit"
+                )
+            found.append(states)
+        return torch.cat(found)
+
+
 class Model(Protocol):
     """What a reference asks of an engine (`rlkit/engine/deepspeed.py`)."""
 
@@ -74,6 +108,8 @@ class Model(Protocol):
 
     @property
     def head_has_adapters(self) -> bool: ...
+
+    def keep(self, rollout: Rollout, states: Callable[[Mapping[str, Tensor]], Tensor]) -> Kept: ...
 
     def own_logprobs(self, rollout: Rollout, *, adapters: bool = True) -> Tensor: ...
 
@@ -101,6 +137,11 @@ class Compared:
             return None
         return cls(reference, reference.head())
 
+    def hidden_states(self, rollout: Rollout, place: Mapping[str, Tensor]) -> Tensor:
+        """[N, d'] of a micro-batch, which `place_rows` has placed."""
+        kept = self.reference.kept
+        return self.reference.hidden_states(place) if kept is None else kept.of(rollout).to(place["tokens"].device)
+
 
 def check_reference(want: frozenset[Stat], reference: Reference | None) -> None:
     if reference is None and not want.isdisjoint(COMPARED):
@@ -111,9 +152,13 @@ class FrozenModel:
     """A model of its own that never changes."""
 
     kind = "frozen"
+    kept: Kept | None = None
 
     def __init__(self, engine: Model) -> None:
         self._engine = engine
+
+    def keep(self, rollout: Rollout) -> None:
+        self.kept = self._engine.keep(rollout, self.hidden_states)
 
     def hidden_states(self, place: Mapping[str, Tensor]) -> Tensor:
         return self._engine.hidden_states(place)
@@ -128,7 +173,7 @@ class FrozenModel:
         pass
 
     def after_rollout(self) -> None:
-        pass
+        self.kept = None
 
     def save(self, folder: Path) -> None:
         pass
@@ -162,6 +207,7 @@ class MovingModel(FrozenModel):
         self._follower.after_update()
 
     def after_rollout(self) -> None:
+        super().after_rollout()
         self._follower.after_rollout()
         self._renew()
 

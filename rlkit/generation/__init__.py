@@ -53,7 +53,7 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
     if ref.kind != "auto":
         return resolve_ref("samplers", ref, "sampler"), "named in the config"
     shape = model_shape(model)
-    kind, why = choose(shape[0] if shape else None)
+    kind, why = choose(shape.parameters if shape else None)
     if kind == "vllm" and shape is not None:
         from rlkit.generation.vllm import refusal
 

@@ -56,12 +56,17 @@ class Learner:
 
     def passes(self, step: int) -> Passes:
         """What is computed in a step, and when."""
-        return passes_of(self.algorithm, self.config, learns=self._policy_learns(step))
+        ranks, width = distributed.world_size(), self.policy.width
+        return passes_of(self.algorithm, self.config, ranks, width, learns=self._policy_learns(step))
 
     def measure(self, rollout: Rollout, step: int) -> TokenStats:
         """What is needed of the rollout at the weights with which learning from it begins: [B, T], on the CPU."""
+        passes = self.passes(step)
         with self.time("measure"):
-            return self._token_stats(rollout, self.passes(step).rollout)
+            if passes.keeps and self.reference is not None:
+                self.reference.keep(rollout)
+                self.passed["policy", "measure"] += _tokens(rollout)
+            return self._token_stats(rollout, passes.rollout, passes)
 
     def learn(self, rollout: Rollout, old: TokenStats, step: int) -> tuple[dict[str, float], Credited]:
         """All optimizer updates on one rollout; `old` is what `measure` said of it.
@@ -81,7 +86,7 @@ class Learner:
                 counts["updates/skipped"] += 1
                 continue
             with self.time("measure"):
-                batch.now = passes.now(batch.old, self._token_stats(batch.rollout, passes.update))
+                batch.now = passes.now(batch.old, self._token_stats(batch.rollout, passes.update, passes))
             targets = self.algorithm.advantage(batch, self.state.algorithm)
             if number < self.config.batch.minibatches:
                 credited.append((rows, targets))
@@ -139,7 +144,7 @@ class Learner:
                     batch, targets, policy_loss, passes.grad, self.reference, observe=passes.observe
                 )
                 self.passed["policy", "update"] += tokens
-                if (passes.grad | passes.observe) & COMPARED:
+                if (passes.grad | passes.observe) & COMPARED and not passes.keeps:
                     self.passed["policy", "measure"] += tokens
         except NotFiniteError as error:
             self.state.not_finite += 1
@@ -158,9 +163,9 @@ class Learner:
     def _policy_learns(self, step: int) -> bool:
         return step > self.algorithm.critic_warmup_steps
 
-    def _token_stats(self, rollout: Rollout, want: frozenset[Stat]) -> TokenStats:
+    def _token_stats(self, rollout: Rollout, want: frozenset[Stat], passes: Passes) -> TokenStats:
         tokens = _tokens(rollout)
-        own, compares = bool(want & OWN), bool(want & COMPARED)
+        own, compares = bool(want & OWN), bool(want & COMPARED) and not passes.keeps
         # The reference has the policy's shape.
         self.passed["policy", "measure"] += tokens * (own + compares)
         self.passed["critic", "measure"] += tokens * ("values" in want)
