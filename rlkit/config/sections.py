@@ -91,11 +91,23 @@ class LoraConfig(Section):
     """Names of the modules that get adapters; all-linear: every linear layer but the head."""
 
 
+def _settled(dtype: str) -> str:
+    """What `auto` stands for on this machine."""
+    if dtype != "auto":
+        return dtype
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 class ModelConfig(Section):
     path: str
     """A folder or hub id for `from_pretrained`, or `embedded:s` / `embedded:xs`."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of weights and products, in training and sampling."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], AfterValidator(_settled)] = Field(
+        "auto", validate_default=True
+    )
+    """Of weights and products, in training and sampling. auto: bfloat16 on a GPU, float32 on a CPU, which is slower at
+    products in bfloat16."""
     lora: LoraConfig | None = None
     """Train adapters alone; null: all weights."""
     gradient_checkpointing: bool = False

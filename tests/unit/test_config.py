@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
 from rlkit import config as configs
@@ -186,3 +187,14 @@ def test_what_is_assigned_in_python_is_read_as_in_a_file() -> None:
     resolved = configs.resolve(settings)
     assert resolved.optimizer.lr == 1e-4
     assert resolved.algo.options["clip_low"] > 0
+
+
+@pytest.mark.parametrize(("gpu", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_dtype_that_suits_the_machine(gpu: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert configs.ModelConfig(path="here").dtype == dtype
+    assert configs.ModelConfig(path="here", dtype="auto").dtype == dtype
+    assert configs.ModelConfig(path="here", dtype="float32").dtype == "float32"
+    assert configs.resolve(
+        configs.load("embedded_xs", ["model.dtype=bfloat16", "engine.zero_stage=1"])
+    ).model.dtype == ("bfloat16")
