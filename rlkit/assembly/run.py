@@ -56,6 +56,8 @@ def train(
     """
     prepare_environment()
     given = config if isinstance(config, RunConfig) else configs.load(config)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        print(f"{given.run_name}: loading PyTorch, transformers and DeepSpeed", flush=True)
     with importing():
         settings, algorithm = configs.resolve_with_algorithm(given)
         from rlkit.engine import distributed
@@ -143,6 +145,7 @@ def build_loop(
 
         if distributed.main_rank() and not quiet:
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size()), flush=True)
+            print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
     policy, reference, critic = load_engines(config, algorithm, tokenizer)

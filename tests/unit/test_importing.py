@@ -77,6 +77,21 @@ def test_at_the_end_of_the_process_all_of_it_is_looked_through() -> None:
     assert frozen == ["True", "0"]
 
 
+def test_a_run_says_what_it_loads_before_it_does() -> None:
+    first, then = said_by(
+        "import gc, sys\n"
+        "from rlkit import config\n"
+        "from rlkit.assembly import run\n"
+        "def resolve(given):\n"
+        "    print(gc.isenabled(), {'torch', 'transformers', 'deepspeed'} & set(sys.modules))\n"
+        "    sys.exit()\n"
+        "config.resolve_with_algorithm = resolve\n"
+        "run.train('embedded')"
+    )
+    assert first == "vimpo-s-seed0: loading PyTorch, transformers and DeepSpeed"
+    assert then == "False set()"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed's operators are for GPUs")
 def test_joining_the_process_group_starts_no_compiler() -> None:
     (started,) = said_by(
