@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.importing import importing
 from rlkit.interfaces.generation import Request
 from rlkit.tracking import Tracker
 from rlkit.wording import counted
@@ -53,12 +55,14 @@ def train(
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
     prepare_environment()
-    settings, algorithm = configs.resolve_with_algorithm(
-        config if isinstance(config, RunConfig) else configs.load(config)
-    )
-    from rlkit.engine import distributed
+    given = config if isinstance(config, RunConfig) else configs.load(config)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        print(f"{given.run_name}: loading PyTorch, transformers and DeepSpeed", flush=True)
+    with importing():
+        settings, algorithm = configs.resolve_with_algorithm(given)
+        from rlkit.engine import distributed
 
-    distributed.init()
+        distributed.init()
     made: list[str] = []
     with ExitStack() as stack:
         loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet, profile=profile)
@@ -105,40 +109,43 @@ def build_loop(
 ) -> SynchronousLoop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
     has opened, when it is over or cannot begin."""
-    from rlkit.assembly.inputs import check_same_data, read_inputs
-    from rlkit.assembly.plan import make_plan
-    from rlkit.engine import distributed
-    from rlkit.engine.loading import load_engines
-    from rlkit.engine.profiling import Profiler
-    from rlkit.generation import resolve_sampler
-    from rlkit.generation.collector import Collector
-    from rlkit.loop.dynamic_sampling import Gatherer
-    from rlkit.loop.learner import Learner
-    from rlkit.loop.state import RunState
-    from rlkit.loop.synchronous import SynchronousLoop
-    from rlkit.records.folder import RunFolder
-    from rlkit.scoring import Scorer, WeightedReward
-    from rlkit.scoring.noise import check_noise
+    stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
+    with importing():
+        from rlkit.assembly.inputs import check_same_data, read_inputs
+        from rlkit.assembly.plan import make_plan
+        from rlkit.engine import distributed
+        from rlkit.engine.loading import load_engines
+        from rlkit.engine.profiling import Profiler
+        from rlkit.generation import resolve_sampler
+        from rlkit.generation.collector import Collector
+        from rlkit.loop.dynamic_sampling import Gatherer
+        from rlkit.loop.learner import Learner
+        from rlkit.loop.state import RunState
+        from rlkit.loop.synchronous import SynchronousLoop
+        from rlkit.records.folder import RunFolder
+        from rlkit.scoring import Scorer, WeightedReward
+        from rlkit.scoring.noise import check_noise
 
-    if resume:
-        began = RunFolder.open(config.folder).read_config().algo.kind
-        if began != config.algo.kind:
-            raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
-    else:
-        RunFolder.check_free(config.folder)
-    rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
-    scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
-    noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
-    check_noise(noises, scorer.range, config.reward[0].kind)
-    inputs = read_inputs(config)
-    if resume:
-        check_same_data(config, inputs)
-    tokenizer = inputs.tokenizer
-    sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
-    config = config.model_copy(update={"sampler": sampler_ref})
+        if resume:
+            began = RunFolder.open(config.folder).read_config().algo.kind
+            if began != config.algo.kind:
+                raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
+        else:
+            RunFolder.check_free(config.folder)
+        rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
+        scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
+        noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
+        check_noise(noises, scorer.range, config.reward[0].kind)
+        inputs = read_inputs(config)
+        if resume:
+            check_same_data(config, inputs)
+        tokenizer = inputs.tokenizer
+        sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
+        config = config.model_copy(update={"sampler": sampler_ref})
 
-    if distributed.main_rank() and not quiet:
-        print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size()), flush=True)
+        if distributed.main_rank() and not quiet:
+            print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size()), flush=True)
+            print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
     policy, reference, critic = load_engines(config, algorithm, tokenizer)

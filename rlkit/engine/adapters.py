@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -27,6 +24,9 @@ def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
 
     ConfigError for a target that is no linear layer, or that is an output head tied to the embedding.
     """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
     prefix = next(name for name, part in module.named_modules() if part is model)
     settings = PeftLoraConfig(
         r=config.rank,
@@ -83,9 +83,14 @@ def _unfit(model: Any, target: str, known: list[str]) -> str:
     return f"{said} names a layer of class {type(layer).__name__}, and adapters go on linear layers; {listed}"
 
 
+def adapted(layer: Any) -> bool:
+    """Whether it is a layer with adapters. peft's class for them is not asked: it would be imported by every run."""
+    return hasattr(layer, "lora_A")
+
+
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    layers: list[Any] = [layer for layer in module.modules() if adapted(layer)]
     for layer in layers:
         layer.enable_adapters(False)
     try:

@@ -45,8 +45,9 @@ def init() -> None:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not cuda:
-        # Else DeepSpeed compiles a shared-memory all-reduce, 45 s on a fresh machine, that only inference uses.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Else DeepSpeed tries which of its operators a C compiler could make, and makes one, 45 s on a fresh machine: a
+        # shared-memory all-reduce that only inference uses.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     # Not before: DeepSpeed remembers the group for as long as the process lives.
     atexit.register(shutdown)

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlkit.engine.adapters import ADAPTER, adapters_off, weight_of
+from rlkit.engine.adapters import ADAPTER, adapted, adapters_off, weight_of
 from rlkit.engine.attention import use_packing
 from rlkit.engine.head_form import head_form
 from rlkit.engine.weight_names import alike, group, on_disk
@@ -49,13 +48,13 @@ class Policy(nn.Module):
             return Head(None)
         layer = self.lm.get_output_embeddings()
         weight = layer.weight
-        if isinstance(layer, BaseTunerLayer) and adapters:
+        if adapters and adapted(layer):
             weight = weight + layer.get_delta_weight(ADAPTER)
         return Head(weight, getattr(layer, "bias", None), *self.form)
 
     @property
     def head_has_adapters(self) -> bool:
-        return isinstance(self.lm.get_output_embeddings(), BaseTunerLayer)
+        return adapted(self.lm.get_output_embeddings())
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:

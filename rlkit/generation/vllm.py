@@ -22,6 +22,7 @@ from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu
 from rlkit.generation.stops import stops_of
+from rlkit.importing import importing
 from rlkit.interfaces.generation import Completion, Request, Sampler
 from rlkit.registry import sampler
 
@@ -80,8 +81,9 @@ class _VLLM:
             starting.enter_context(_quiet())
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-            from vllm import LLM
-            from vllm.platforms import current_platform
+            with importing():
+                from vllm import LLM
+                from vllm.platforms import current_platform
 
             starting.enter_context(vllm_classes.of_their_own(self._model))
             self._gpu = not current_platform.is_cpu()

@@ -74,6 +74,7 @@ def test_no_import_cycle() -> None:
         (["config", "show", "embedded"], set()),
         (["config", "schema"], set()),
         (["config", "validate", "embedded"], {"torch"}),
+        (["run", "embedded_xs", "--dry-run"], {"torch", "transformers"}),
     ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], allowed: set[str]) -> None:

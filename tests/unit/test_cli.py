@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def test_export_gives_a_folder_that_trains_further(run: Path, tmp_path: Path) ->
     assert "exists already" in again.output
     settings = [f"model.path={tmp_path / 'model'}", "steps=1", "batch.prompts_per_step=4", f"out={tmp_path}"]
     rlkit.train(configs.load("embedded_xs", [*settings, "eval.problems=8"]), quiet=True)
+
+
+def test_what_a_run_has_made_may_be_garbage_when_it_is_over(run: Path) -> None:
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_holds_no_checkpoint_cannot_be_sampled_from(tmp_path: Path) -> None:
