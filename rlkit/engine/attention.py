@@ -9,6 +9,7 @@ it once; attention writes the sequences out, so that each is computed from what 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,12 +67,30 @@ def packed_attention(
         if cu_seq_lens_k is not None and softcap is None and s_aux is None and _flash(query, value):
             out = _varlen(query, key, value, cu_seq_lens_k, max(lengths), scaling, sliding_window)
         else:
+            runs = [list(run) for _, run in itertools.groupby(lengths)]
             # Slices would each have a gradient of the whole row's size.
-            parts = zip(*(torch.split(whole, lengths, 2) for whole in (query, key, value)), strict=True)
-            out = torch.cat([_causal(q, k, v, scaling, softcap, sliding_window, s_aux) for q, k, v in parts], 2)
+            parts = zip(
+                *(torch.split(whole, [sum(run) for run in runs], 2) for whole in (query, key, value)), strict=True
+            )
+            attended = []
+            for run, (q, k, v) in zip(runs, parts, strict=True):
+                q, k, v = (_apart(part, run[0]) for part in (q, k, v))
+                attended.append(_joined(_causal(q, k, v, scaling, softcap, sliding_window, s_aux)))
+            out = torch.cat(attended, 2)
         if kept is not None:
             out = out.index_select(2, kept)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _apart(row: Tensor, length: int) -> Tensor:
+    """[1, heads, n * length, d] -> [n, heads, length, d]: sequences of one length, which attend in one go."""
+    _, heads, _, width = row.shape
+    return row.view(heads, -1, length, width).transpose(0, 1)
+
+
+def _joined(sequences: Tensor) -> Tensor:
+    """The other way."""
+    return sequences.transpose(0, 1).flatten(1, 2)[None]
 
 
 def _causal(

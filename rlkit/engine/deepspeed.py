@@ -258,8 +258,8 @@ class Engine:
                 last = index == len(plan) - 1
                 self._engine.set_gradient_accumulation_boundary(last)
                 part = batch.rows(rows) if rows else replace(batch.rows([0]), rollout=_weightless(batch.rollout))
-                part = part.to(device)
                 new = self._forward(part.rollout, stats, compared, observe=self._observed | observe)
+                part = part.to(device)
                 if rows:
                     if part.old.logprobs is None and new.logprobs is not None:
                         part.old.logprobs = new.logprobs.detach()

@@ -122,8 +122,8 @@ def pack(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> dict[str, Te
 
     Returns:
         `input_ids`, `position_ids`: [1, R].
-        `cu_seq_lens_q`: [n + 1], on the host: the bounds of the n sequences written out, one after the other, to E
-            tokens; `cu_seq_lens_k`: the same, int32 on the device.
+        `cu_seq_lens_q`: [n + 1], the bounds of the n sequences written out, one after the other, to E tokens;
+            `cu_seq_lens_k`: the same in int32.
         `spread`: [E], where in the row each of those tokens is; `kept`: [R], where among those each of the row's is.
             Only where a prompt is shared.
     """
@@ -132,15 +132,14 @@ def pack(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> dict[str, Te
     ends = lengths.cumsum(0)
     starts = ends - lengths
     written = torch.cat([part for pair in zip(prompts, responses, strict=True) for part in pair])
-    device = written.device
     positions = torch.arange(len(written)) - starts.repeat_interleave(lengths)
     bounds = torch.cat([torch.zeros(1, dtype=ends.dtype), ends])
     shared = torch.tensor(
         [False, *(len(one) == len(other) and torch.equal(one, other) for one, other in itertools.pairwise(prompts))]
     )
-    placed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds.to(device, torch.int32)}
+    placed = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds.int()}
     if not shared.any():
-        return placed | {"input_ids": written[None], "position_ids": positions.to(device)[None]}
+        return placed | {"input_ids": written[None], "position_ids": positions[None]}
     again = (shared.repeat_interleave(lengths)) & (positions < sizes.repeat_interleave(lengths))
     kept = (~again).nonzero().flatten()
     # The sequence with which each one's prompt has come.
@@ -148,10 +147,10 @@ def pack(prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> dict[str, Te
     spread = (~again).cumsum(0) - 1
     spread = torch.where(again, spread[starts[first].repeat_interleave(lengths)] + positions, spread)
     return placed | {
-        "input_ids": written[kept.to(device)][None],
-        "position_ids": positions[kept].to(device)[None],
-        "spread": spread.to(device),
-        "kept": kept.to(device),
+        "input_ids": written[kept][None],
+        "position_ids": positions[kept][None],
+        "spread": spread,
+        "kept": kept,
     }
 
 
@@ -159,7 +158,9 @@ def place_rows(rollout: Rollout, device: torch.device, packed: bool) -> dict[str
     """Whole rows, prompt and response, behind each other in one row, or padded on the right; and where the state before
     each token in `mask` is.
 
-    Returns what a policy's forward takes: `input_ids`, `rows`, `columns`, `tokens`; packed also what `pack` gives.
+    The rollout is on the CPU, where placing it makes a GPU wait for nothing. Returns on the device what a policy's
+    forward takes: `input_ids`, `rows`, `columns`, `tokens`; packed also what `pack` gives, of which `cu_seq_lens_q`
+    stays on the CPU.
     """
     prompts = rollout.prompt_tokens
     if not all(len(prompt) for prompt in prompts):
@@ -169,13 +170,13 @@ def place_rows(rollout: Rollout, device: torch.device, packed: bool) -> dict[str
     rows, at = rollout.mask.nonzero(as_tuple=True)
     columns, tokens = sizes[rows] - 1 + at, rollout.tokens[rows, at]
     if packed:
-        placed = pack([prompt.to(tokens) for prompt in prompts], responses)
+        placed = pack(prompts, responses)
         columns = placed["cu_seq_lens_q"][rows] + columns
         if "spread" in placed:
             columns = placed["spread"][columns]
         rows = torch.zeros_like(rows)
     else:
-        ids = [torch.cat([prompt.to(tokens), response]) for prompt, response in zip(prompts, responses, strict=True)]
+        ids = [torch.cat([prompt, response]) for prompt, response in zip(prompts, responses, strict=True)]
         placed = {"input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True)}
     placed |= {"rows": rows, "columns": columns, "tokens": tokens}
     return {name: part if name == "cu_seq_lens_q" else part.to(device) for name, part in placed.items()}

@@ -115,6 +115,16 @@ def test_a_prompt_is_there_once_for_rows_behind_each_other() -> None:
     assert apart["input_ids"].shape[1] == int(apart["cu_seq_lens_q"][-1])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_are_placed_on_another_device(packed: bool) -> None:
+    """One that holds nothing, and would not compute with what is on the CPU."""
+    placed = place_rows(rollout(), torch.device("meta"), packed)
+    here = place_rows(rollout(), torch.device("cpu"), packed)
+    assert placed.keys() == here.keys()
+    on_host = {name for name, part in placed.items() if part.device.type == "cpu"}
+    assert on_host == ({"cu_seq_lens_q"} if packed else set())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PADDED)
 def test_a_model_that_does_not_keep_sequences_apart_is_padded(name: str, dtype: torch.dtype) -> None:
@@ -143,13 +153,13 @@ def test_a_model_that_lets_a_little_through_is_padded() -> None:
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_attention_is_its_definition(softcap: float | None, window: int | None, sinks: bool, key_heads: int) -> None:
-    lengths, heads, width = [5, 1, 9], 4, 8
+    lengths, heads, width = [5, 1, 3, 3, 3, 5], 4, 8
     query = torch.randn(1, heads, sum(lengths), width).double()
     key, value = torch.randn(2, 1, key_heads, sum(lengths), width).double().unbind(0)
     sink = torch.randn(heads).double() if sinks else None
     found, _ = packed_attention(
         None, query, key, value, None, scaling=0.3, softcap=softcap, sliding_window=window, s_aux=sink,
-        cu_seq_lens_q=torch.tensor([0, 5, 6, 15]),
+        cu_seq_lens_q=torch.tensor([0, *lengths]).cumsum(0),
     )  # fmt: skip
     start = 0
     for length in lengths:

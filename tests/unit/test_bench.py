@@ -18,7 +18,7 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
     [
         ("step.py", {"rlkit GRPO", "rlkit VIMPO"}),
         ("head.py", {"log-probs", "and entropy", "and exact KL"}),
-        ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, same reference"}),
+        ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, exact KL", "GRPO, KL by k3"}),
         ("packing.py", {"padded", "packed", "packed, prompts shared"}),
         ("scale.py", {"tokens", "samples", "vocabulary", "layers"}),
     ],

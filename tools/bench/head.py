@@ -3,11 +3,13 @@
     python tools/bench/head.py --json head.json
 
 For each vocabulary and number of tokens: log-probs alone, with the entropy, with the exact KL to a reference. What the
-naive form would need more memory for than there is, by the head's own formula, is left out of it.
+naive form would need more memory for than there is, by the head's own formula, is left out of it. On a GPU where
+liger_kernel is installed, its fused linear cross-entropy stands beside them for the log-probs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,20 @@ def naive(hidden: Tensor, head: Head, tokens: Tensor, want: set[Stat], reference
     return found
 
 
+def liger() -> Callable[..., Any] | None:
+    """Its log-probs; None: it is not here, or there is no GPU for its kernels."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="none")
+
+    def stats(hidden: Tensor, head: Head, tokens: Tensor, **_: Any) -> Any:
+        return {"logprobs": -loss(head.weight, hidden, tokens)}
+
+    return stats
+
+
 @click.command()
 @click.option("--vocabularies", default="32768,49152,152064,262144")
 @click.option("--tokens", "counts", default="512,2048,8192,32768")
@@ -56,6 +72,7 @@ def main(
         vocabularies, counts, width, rounds = "1000", "64", 16, 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    theirs = liger()
     rows = []
     for vocabulary in map(int, vocabularies.split(",")):
         for count in map(int, counts.split(",")):
@@ -83,14 +100,20 @@ def main(
                 work: dict[str, Callable[[], object]] = {"rlkit": lambda run=backward: run(head_stats)}
                 if fits:
                     work["naive"] = lambda run=backward: run(naive)
+                if theirs is not None and name == "log-probs":
+                    work["Liger"] = lambda run=backward: run(theirs)
+                found = alternate(work, rounds)
                 rows += [
                     {
-                        "V": vocabulary, "tokens": count, "what": name, "by": by,
-                        "seconds": each.seconds, "peak MiB": each.peak_mib,
+                        "V": vocabulary, "tokens": count, "what": name, "by": by, "seconds": each.seconds,
+                        "lowest": each.lowest, "highest": each.highest,
+                        "relative": each.seconds / found["naive"].seconds if "naive" in found else "-",
+                        "peak MiB": each.peak_mib, "gradient MiB": vocabulary * width * dtype.itemsize / 2**20,
+                        "logits MiB": 4 * count * vocabulary / 2**20,
                     }
-                    for by, each in alternate(work, rounds).items()
+                    for by, each in found.items()
                 ]  # fmt: skip
-    say(rows, file, hidden=width, dtype=str(dtype))
+    say(rows, file, hidden=width, dtype=str(dtype), liger="beside" if theirs else "needs a GPU, and liger_kernel")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def compare(
 @click.option("--tokens", default=64, help="With --model: of a response, at most.")
 @click.option("--sampler", default="transformers", help="Or vllm.")
 @click.option("--rounds", default=8)
-@click.option("--lr", default=1e-3)
+@click.option("--lr", default=1e-6, help="Small, so that lengths stay as drawn; 1e-3 to see both learn.")
 @click.option("--json", "file", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True, help="Smallest sizes, one round: that it works.")
 def main(
