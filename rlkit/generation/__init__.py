@@ -18,32 +18,21 @@ from typing import TYPE_CHECKING, Any
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.wording import thousands
 
 if TYPE_CHECKING:
     from rlkit.interfaces.generation import Request
 
-VLLM_PAYS_FROM = 10_000_000
-"""Parameters from which vLLM is quicker than the transformers sampler on a CPU."""
 
-
-def choose(model_parameters: int | None) -> tuple[str, str]:
-    """The sampler that `sampler: auto` stands for, and one sentence that says why. Imports no vLLM.
-
-    `model_parameters` is None where the size is not known: then the model is taken for a large one.
-    """
+def choose() -> tuple[str, str]:
+    """The sampler that `sampler: auto` stands for, and one sentence that says why. Imports no vLLM."""
     import torch
 
     if importlib.util.find_spec("vllm") is None:
         return "transformers", "vLLM is not installed"
     if torch.cuda.is_available():
         return "vllm", "vLLM is installed and there is a GPU"
-    if model_parameters is None:
-        return "vllm", "vLLM is installed"
-    size = f"{thousands(model_parameters)} parameters"
-    if model_parameters >= VLLM_PAYS_FROM:
-        return "vllm", f"vLLM is installed and pays for a model of {size}"
-    return "transformers", f"a model of {size} is too small for vLLM to pay"
+    # docs/benchmarks.md: measured from 3 M to 135 M parameters.
+    return "transformers", "there is no GPU, without which vLLM is the slower one"
 
 
 def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]:
@@ -52,9 +41,8 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
 
     if ref.kind != "auto":
         return resolve_ref("samplers", ref, "sampler"), "named in the config"
-    shape = model_shape(model)
-    kind, why = choose(shape.parameters if shape else None)
-    if kind == "vllm" and shape is not None:
+    kind, why = choose()
+    if kind == "vllm" and model_shape(model) is not None:
         from rlkit.generation.vllm import refusal
 
         if refused := refusal(model):
