@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,9 @@ class Side:
     def __init__(self, command: list[str], asked: Mapping[str, Any]) -> None:
         # Variables that rlkit sets for DeepSpeed would have TRL look for other ranks.
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LOCAL_RANK")}
+        with socket.socket() as probe:  # TRL's vLLM joins a group of its own, and two sides may be TRL's
+            probe.bind(("127.0.0.1", 0))
+            environment["MASTER_PORT"] = str(probe.getsockname()[1])
         self._process = subprocess.Popen(
             [*command, json.dumps(asked)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
