@@ -332,7 +332,8 @@ def _interruptible() -> Iterator[_Interrupt]:
     def ask(signum: int, frame: Any) -> None:
         interrupt.asked = True
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # What a shell starts in its background may have been told to ignore interrupts.
+            signal.signal(number, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
         if distributed.main_rank():
             print("\nending after this step; once more to end at once", flush=True)
 

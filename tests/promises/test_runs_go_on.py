@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlkit.cli", "run", *arguments]
+def start(*arguments: str, through: Sequence[str] = ()) -> subprocess.Popen[str]:
+    command = [*through, sys.executable, "-m", "rlkit.cli", "run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -101,11 +102,14 @@ def slow(samples):
 """
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_second_interrupt_ends_at_once(ignored: bool, tmp_path: Path) -> None:
+    """Also where a shell started the run in its background, which has it ignore interrupts."""
     (tmp_path / "slow.py").write_text(SLOW)
     process = start(
         "embedded_xs", "--out", str(tmp_path), "--name", "r", "-s", "steps=500", "-s", "eval.problems=2",
         "-s", "batch.prompts_per_step=2", "--plugin", str(tmp_path / "slow.py"), "-s", "reward=slow",
+        through=("sh", "-c", 'trap "" INT; exec "$@"', "sh") if ignored else (),
     )  # fmt: skip
     wait_for_step(process)
     process.send_signal(signal.SIGINT)
