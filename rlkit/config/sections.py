@@ -91,21 +91,10 @@ class LoraConfig(Section):
     """Names of the modules that get adapters; all-linear: every linear layer but the head."""
 
 
-def _settled(dtype: str) -> str:
-    """What `auto` stands for on this machine."""
-    if dtype != "auto":
-        return dtype
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
 class ModelConfig(Section):
     path: str
     """A folder or hub id for `from_pretrained`, or `embedded:s` / `embedded:xs`."""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], AfterValidator(_settled)] = Field(
-        "auto", validate_default=True
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of weights and products, in training and sampling. auto: bfloat16 on a GPU, float32 on a CPU, which is slower at
     products in bfloat16."""
     lora: LoraConfig | None = None
@@ -114,6 +103,14 @@ class ModelConfig(Section):
     """Compute activations again in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
     """Let the model's folder bring code of its own."""
+
+    def settled(self) -> ModelConfig:
+        """With the dtype that `auto` stands for on this machine."""
+        if self.dtype != "auto":
+            return self
+        import torch
+
+        return self.model_copy(update={"dtype": "bfloat16" if torch.cuda.is_available() else "float32"})
 
 
 class DataConfig(Section):

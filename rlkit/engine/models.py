@@ -97,7 +97,7 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path") -> 
         model = kind.from_pretrained(
             path,
             config=settings,
-            dtype=getattr(torch, config.dtype),
+            dtype=getattr(torch, config.settled().dtype),
             trust_remote_code=config.trust_remote_code,
         )
     if config.gradient_checkpointing:

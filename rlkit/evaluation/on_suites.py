@@ -50,7 +50,9 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
     if len(set(config.suites)) < len(config.suites):
         raise ConfigError(f"suites: {', '.join(config.suites)}: each only once")
     chosen = _chosen(config)
-    config = config.model_copy(update={"sampler": generation.resolve_sampler(config.sampler, config.model)[0]})
+    model = config.model.settled()
+    sampler_ref = generation.resolve_sampler(config.sampler, model)[0]
+    config = config.model_copy(update={"sampler": sampler_ref, "model": model})
     tokenizer = load_tokenizer(config.model)
     otherwise = "write it into its generation_config.json, as eos_token_id, or set stop to the text that ends one"
     generation.checked_end_tokens(config.model, None if config.stop else otherwise)

@@ -45,7 +45,7 @@ class _Transformers:
         path = resolve(model.path)
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self._model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+            path, dtype=getattr(torch, model.settled().dtype), trust_remote_code=model.trust_remote_code
         )
         heed_soft_cap(self._model)
         self._model.to(device).eval().requires_grad_(False)

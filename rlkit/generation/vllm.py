@@ -51,7 +51,7 @@ def refusal(model: ModelConfig) -> str | None:
             TheirConfig(
                 model=resolve(model.path),
                 trust_remote_code=model.trust_remote_code,
-                dtype=model.dtype,
+                dtype=model.settled().dtype,
                 skip_tokenizer_init=True,
             )
         except Exception as error:  # of vLLM's code for a model, which may raise any
@@ -94,7 +94,7 @@ class _VLLM:
                 model=path,
                 skip_tokenizer_init=True,
                 trust_remote_code=model.trust_remote_code,
-                dtype=model.dtype,
+                dtype=model.settled().dtype,
                 max_model_len=context,
                 seed=seed % 2**32,  # numpy's seeds end there
                 tensor_parallel_size=config.tensor_parallel,

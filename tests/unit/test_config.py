@@ -192,9 +192,15 @@ def test_what_is_assigned_in_python_is_read_as_in_a_file() -> None:
 @pytest.mark.parametrize(("gpu", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_the_dtype_that_suits_the_machine(gpu: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert configs.ModelConfig(path="here").dtype == dtype
-    assert configs.ModelConfig(path="here", dtype="auto").dtype == dtype
-    assert configs.ModelConfig(path="here", dtype="float32").dtype == "float32"
-    assert configs.resolve(
-        configs.load("embedded_xs", ["model.dtype=bfloat16", "engine.zero_stage=1"])
-    ).model.dtype == ("bfloat16")
+    assert configs.ModelConfig(path="here").settled().dtype == dtype
+    assert configs.ModelConfig(path="here", dtype="float32").settled().dtype == "float32"
+    stage = ["engine.zero_stage=1"]
+    assert configs.resolve(configs.load("gsm8k_smollm2")).model.dtype == dtype
+    assert configs.resolve(configs.load("embedded_xs", [*stage, "model.dtype=auto"])).model.dtype == dtype
+    assert configs.resolve(configs.load("embedded_xs", [*stage, "model.dtype=bfloat16"])).model.dtype == "bfloat16"
+
+
+def test_bfloat16_by_auto_is_held_against_the_zero_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"engine.zero_stage 0 with model.dtype bfloat16"):
+        configs.resolve(configs.load("embedded_xs", ["model.dtype=auto"]))

@@ -396,7 +396,10 @@ def test_the_share_of_the_peak_counts_each_pass(algo: str, passes: int, monkeypa
     rollout = case.batch.rollout
     learner.learn(rollout, case.batch.old, 1)
     rows = rollout.mask.any(1).nonzero().flatten().tolist()
-    tokens = sum(len(rollout.prompt_tokens[row]) + int(rollout.length[row]) for row in rows)
+    prompts = 0
+    for part in learner._optimizer_batches(rollout, 1):  # of each, every prompt once
+        prompts += sum(map(len, {tuple(rollout.prompt_tokens[row].tolist()) for row in part if row in rows}))
+    tokens = prompts + int(rollout.length[rows].sum())
     assert learner.passed["policy", "update"] == tokens
     assert learner.passed["policy", "measure"] == passes * tokens
 
