@@ -233,6 +233,7 @@ CORRECTED = {"correction": {"mode": "mask", "level": "token", "limit": 1.5}}
 LORA = {"model": {"lora": {"rank": 4}}}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:step 3")
 @pytest.mark.parametrize("algo", COMPARES, ids=lambda algo: algo[0])
 @pytest.mark.parametrize("minibatches", [1, 2])

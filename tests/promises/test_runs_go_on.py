@@ -102,7 +102,7 @@ def slow(samples):
 """
 
 
-@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("ignored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_second_interrupt_ends_at_once(ignored: bool, tmp_path: Path) -> None:
     """Also where a shell started the run in its background, which has it ignore interrupts."""
     (tmp_path / "slow.py").write_text(SLOW)

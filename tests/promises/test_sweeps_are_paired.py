@@ -136,6 +136,7 @@ def test_a_run_that_dies_ends_no_other_and_is_made_once_mended(tmp_path: Path) -
     assert RunFolder.open(out / "mixed/runs/fragile-seed0").read_metrics()[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_each_arm_is_tuned_alike_on_seeds_of_its_own_and_scored_with_the_best(tmp_path: Path) -> None:
     said = sweep(
         "--algos", "grpo,rloo", "--base", "embedded_xs", "--out", str(tmp_path), "--name", "tuned", "-s", "steps=2",

@@ -219,7 +219,9 @@ def test_vllm_is_refused_before_the_ranks_are_joined(folder: Path, monkeypatch: 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(1, ["1"]), (2, ["1", "2"])])
+@pytest.mark.parametrize(
+    ("ranks", "tensor_parallel"), [(1, ["1"]), pytest.param(2, ["1", "2"], marks=pytest.mark.slow)]
+)
 def test_vllm_samples_beside_a_trainers_process_group(folder: Path, ranks: int, tensor_parallel: list[str]) -> None:
     """Each rank asks for its own completions, syncs, asks again; the script holds them against a plain forward."""
     script = Path(__file__).parents[1] / "vllm_ranks.py"
