@@ -28,6 +28,7 @@ def resolve(config: RunConfig) -> RunConfig:
 def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     """`resolve`, and the algorithm that was built to check the config against it."""
     config = _checked(config)
+    # What `auto` stands for must go with the rest too.
     config = _checked(config.model_copy(update={"model": config.model.settled()}))
     # Whole paths, so that the run can be resumed from another folder.
     places = {"path": _whole(config.data.path), "eval_path": _whole(config.data.eval_path)}

@@ -31,7 +31,7 @@ def choose() -> tuple[str, str]:
         return "transformers", "vLLM is not installed"
     if torch.cuda.is_available():
         return "vllm", "vLLM is installed and there is a GPU"
-    # docs/benchmarks.md: measured from 3 M to 135 M parameters.
+    # docs/benchmarks.md: measured from 2.7 to 135 M parameters.
     return "transformers", "there is no GPU, without which vLLM is the slower one"
 
 

@@ -17,7 +17,7 @@ def plan_microbatches(
     budget: int,
     ranks: int,
     packed: bool,
-    prompts: Sequence[tuple[int, ...]] = (),
+    prompts: Sequence[tuple[int, ...]],
 ) -> list[list[list[int]]]:
     """Share rows out over ranks, balanced by tokens, and cut each share into micro-batches.
 
@@ -27,7 +27,7 @@ def plan_microbatches(
             alone.
         ranks: number of ranks.
         packed: rows stand behind each other, without padding; a prompt counts once where rows with it do.
-        prompts: the tokens of each row's prompt; (): no two rows have the same.
+        prompts: the tokens of each row's prompt.
 
     Returns:
         [rank][micro-batch] -> row numbers, those of one prompt behind each other. Every rank has the same number of
@@ -36,14 +36,13 @@ def plan_microbatches(
     """
     bundles = [[row] for row in range(len(lengths))]
     sizes = list(lengths)
-    if packed and prompts:
+    if packed:
         # Small enough for loads to be level, large enough for most prompts to be read once.
         bundles, sizes = _bundles(lengths, prompts, min(budget, sum(lengths) // ranks) // 4)
     largest_first = sorted(range(len(bundles)), key=lambda bundle: (-sizes[bundle], bundle))
     shares = _level(largest_first, sizes, ranks)
-    plans = [_pack(share, sizes, budget) if packed else _cut(share, sizes, budget) for share in shares]
-    if packed:
-        plans = [[sorted(part) for part in plan] for plan in plans]
+    cut = _pack if packed else _cut
+    plans = [cut(share, sizes, budget) for share in shares]
     count = max(len(plan) for plan in plans)
     rows = [[[row for bundle in part for row in bundles[bundle]] for part in plan] for plan in plans]
     return [plan + [[] for _ in range(count - len(plan))] for plan in rows]
@@ -60,17 +59,15 @@ def _bundles(
     bundles: list[list[int]] = []
     sizes: list[int] = []
     for prompt, group in groups.items():
-        begun = False
-        for row in group:
+        for at, row in enumerate(group):
             # Attention's part of what a token takes: it writes the prompt out again.
             more = lengths[row] - len(prompt) + len(prompt) // 8
-            if begun and sizes[-1] + more <= most:
+            if at and sizes[-1] + more <= most:
                 bundles[-1].append(row)
                 sizes[-1] += more
             else:
                 bundles.append([row])
                 sizes.append(lengths[row])
-                begun = True
     return bundles, sizes
 
 
@@ -86,7 +83,8 @@ def _level(items: Sequence[int], sizes: Sequence[int], parts: int) -> list[list[
 
 
 def _pack(items: list[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """As few micro-batches as best fit, decreasing, makes; of equal loads where as many do with those."""
+    """As few micro-batches as best fit, decreasing, makes; of equal loads where as many do with those. Items stand in
+    order, which has the bundles of one prompt side by side."""
     plan: list[list[int]] = []
     room: list[int] = []
     for item in items:
@@ -102,7 +100,7 @@ def _pack(items: list[int], sizes: Sequence[int], budget: int) -> list[list[int]
     level = _level(items, sizes, max(len(plan), 1))
     if all(len(part) == 1 or sum(sizes[item] for item in part) <= budget for part in level):
         plan = [part for part in level if part]
-    return plan
+    return [sorted(part) for part in plan]
 
 
 def _cut(rows: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

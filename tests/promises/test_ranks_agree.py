@@ -119,15 +119,11 @@ def test_gradients_and_weights_are_those_of_plain_pytorch(
 def test_the_ranks_of_this_test_have_unequal_shares() -> None:
     from rlkit.ops.packing import plan_microbatches
 
-    batch, _ = random_batch(SEED)
-    lengths = [
-        len(prompt) + int(length)
-        for prompt, length, valid in zip(
-            batch.rollout.prompt_tokens, batch.rollout.length, batch.rollout.valid, strict=True
-        )
-        if valid
-    ]
-    first, second = plan_microbatches(lengths, 60, ranks=2, packed=True)
+    rollout = random_batch(SEED)[0].rollout
+    valid = rollout.valid.nonzero().flatten().tolist()
+    prompts = [tuple(rollout.prompt_tokens[row].tolist()) for row in valid]
+    lengths = [len(prompt) + int(rollout.length[row]) for row, prompt in zip(valid, prompts, strict=True)]
+    first, second = plan_microbatches(lengths, 60, ranks=2, packed=True, prompts=prompts)
     assert sum(map(len, first)) != sum(map(len, second))
 
 

@@ -232,7 +232,7 @@ def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(
             changes = sum(prompts[a] != prompts[b] for a, b in itertools.pairwise(part))
             assert changes == len({prompts[row] for row in part}) - 1, "rows of one prompt are not side by side"
     if lengths:
-        plan = plan_microbatches(lengths, budget, ranks, packed)
+        plan = plan_microbatches(lengths, budget, ranks, packed, [(row,) for row in range(len(lengths))])
         loads = [sum(lengths[row] for part in share for row in part) for share in plan]
         assert max(loads) - min(loads) <= max(lengths)
 

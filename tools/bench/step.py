@@ -27,7 +27,7 @@ from common import QUICK, Shape, make_model, say
 
 from rlkit.embedded.arithmetic import problems
 
-SIZES = {"0.8 M": Shape(128, 4, 64, 16, 8, 256, 70), "20 M": Shape(512, 6, 64, 8, 8, 256, 70)}
+SIZES = {"0.7 M": Shape(128, 4, 64, 16, 8, 256, 70), "16 M": Shape(512, 6, 64, 8, 8, 256, 70)}
 EQUAL = 64
 """Tokens of responses that are all as long."""
 
