@@ -209,8 +209,8 @@ def test_flash_attention_is_asked_for_the_same(window: int | None, key_heads: in
     assert row == sum(sizes) - 3
     query, key, value = torch.randn(1, 4, row, 8), *torch.randn(2, 1, key_heads, row, 8)
     given = {name: placed[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "spread", "kept")}
-    slow, _ = packed_attention(None, query, key, value, None, sliding_window=window, **given)
+    slow, _ = packed_attention(None, query, key, value, None, scaling=0.3, sliding_window=window, **given)
     monkeypatch.setattr(attention, "_flash", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", mock.create_autospec(varlen_attn, side_effect=documented))
-    fast, _ = packed_attention(None, query, key, value, None, sliding_window=window, **given)
+    fast, _ = packed_attention(None, query, key, value, None, scaling=0.3, sliding_window=window, **given)
     torch.testing.assert_close(fast, slow)

@@ -237,6 +237,25 @@ def test_a_plan_has_every_row_once_and_as_many_passes_on_each_rank(
         assert max(loads) - min(loads) <= max(lengths)
 
 
+def test_rows_of_a_prompt_stand_side_by_side_wherever_they_come_from() -> None:
+    """Each of them goes into a micro-batch alone, the longest first."""
+    prompts = [(row % 2,) * 40 for row in range(6)]
+    ((part,),) = plan_microbatches([40 + length for length in (60, 50, 40, 30, 20, 10)], 450, 1, True, prompts)
+    assert part == [0, 2, 4, 1, 3, 5]
+
+
+def test_a_long_prompt_of_many_short_responses_does_not_fill_memory_in_attention() -> None:
+    """Which writes the prompt out for each: tokens that are no others' work, but take memory there."""
+    ((*parts,),) = plan_microbatches([810] * 60, 4096, 1, True, [(0,) * 800] * 60)
+    assert all(810 * len(part) <= 8 * 4096 for part in parts)
+
+
+def test_few_prompts_are_shared_out_over_the_ranks() -> None:
+    prompts = [(row // 8,) * 10 for row in range(16)]
+    plan = plan_microbatches([40] * 16, 16384, 4, True, prompts)
+    assert [sum(map(len, share)) for share in plan] == [4, 4, 4, 4]
+
+
 def test_a_prompt_is_read_about_once_whatever_the_ranks() -> None:
     prompts = [(number,) * 100 for number in range(16) for _ in range(8)]
     lengths = [100 + 20 * (row % 8 + 1) for row in range(128)]
