@@ -20,7 +20,7 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
         ("head.py", {"log-probs", "and entropy", "and exact KL"}),
         ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, exact KL", "GRPO, KL by k3"}),
         ("packing.py", {"padded", "packed", "packed, prompts shared"}),
-        ("scale.py", {"tokens", "samples", "vocabulary", "layers"}),
+        ("scale.py", {"tokens", "samples", "vocabulary", "parameters", "ranks"}),
     ],
 )
 def test_a_benchmark_runs_in_short(script: str, rows: set[str], tmp_path: Path) -> None:

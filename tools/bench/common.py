@@ -68,6 +68,15 @@ def make_model(folder: Path, shape: Shape) -> Path:
     return folder
 
 
+def run_settings(model: Path, shape: Shape, runs: Path, name: str, *more: str) -> list[str]:
+    """Of a run that trains this model on the embedded task's prompts."""
+    return [
+        f"model.path={model}", f"out={runs}", f"name={name}", "eval.every=0", "sampler=transformers",
+        f"batch.prompts_per_step={shape.prompts}", f"batch.samples_per_prompt={shape.samples}",
+        f"sampling.max_tokens={shape.tokens}", "optimizer.lr=1e-6", *more,
+    ]  # fmt: skip
+
+
 class Steps:
     """A run's training, step by step."""
 
@@ -75,16 +84,8 @@ class Steps:
         prepare_environment()
         from rlkit.engine import distributed
 
-        config = configs.load(
-            "embedded_xs",
-            [
-                f"model.path={model}", f"out={runs}", "steps=100000", "eval.every=0",
-                "sampler=transformers", f"batch.prompts_per_step={shape.prompts}",
-                f"batch.samples_per_prompt={shape.samples}", f"sampling.max_tokens={shape.tokens}",
-                "optimizer.lr=1e-6", f"name={algo}-{time.time_ns()}", *settings,
-            ],
-            algo,
-        )  # fmt: skip
+        settings = (*run_settings(model, shape, runs, f"{algo}-{time.time_ns()}", "steps=100000"), *settings)
+        config = configs.load("embedded_xs", list(settings), algo)
         resolved, algorithm = configs.resolve_with_algorithm(config)
         distributed.init()
         self._stack = ExitStack()
