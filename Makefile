@@ -10,6 +10,9 @@ INDEX := $(if $(filter cpu,$(BUILD)),--extra-index-url $(TORCH_INDEX) --retries 
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check $(if $(filter cpu,$(BUILD)),--no-deps)
 READY := $(VENV)/.ready-$(BUILD)
+# Tests at once: a process takes some 5 GB, and what it tests a core or two. They would share a GPU's memory.
+JOBS ?= $(if $(filter gpu,$(BUILD)),1,2)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
@@ -61,12 +64,12 @@ lint: setup
 	@$(BIN)/mypy
 
 unit: setup
-	@echo "== tests (real DeepSpeed, real vLLM; about a quarter of an hour on two cores)"
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@echo "== tests (real DeepSpeed, real vLLM; about ten minutes on two cores)"
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
 	@echo "== the slowest tests"
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
