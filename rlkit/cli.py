@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rlkit.blame import DEBUG, debugging
-from rlkit.commands import compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
+from rlkit.commands import compare, config, doctor, evaluate, inspect, model, new, plugins, report, run, sweep
 from rlkit.errors import PluginError, RlkitError
 
 
@@ -68,6 +68,7 @@ def main(debug: bool) -> None:
 
 for command in (
     run.run,
+    new.new,
     plugins.list_plugins,
     config.config,
     sweep.sweep,
