@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 import warnings
 from typing import Any
 
 import click
 
-from rlkit.commands import compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
-from rlkit.errors import RlkitError
+from rlkit.blame import DEBUG, debugging
+from rlkit.commands import compare, config, doctor, evaluate, inspect, model, new, plugins, report, run, sweep
+from rlkit.errors import PluginError, RlkitError
 
 
 class _Group(click.Group):
-    """Errors that a user can mend are printed as sentences; others keep their traceback."""
+    """Errors that a user can mend are printed as sentences; others keep their traceback, as all do with `--debug`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # It is most often typed after a command that has failed.
+        if "--debug" in args:
+            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        before = os.environ.get(DEBUG)
+        if ctx.params.get("debug"):
+            os.environ[DEBUG] = "1"
         try:
             return super().invoke(ctx)
         except RlkitError as error:
-            rank = os.environ.get("RANK", "0")
-            click.echo(f"rlkit: {error}" if rank == "0" else f"rlkit (rank {rank}): {error}", err=True)
+            if not _said_elsewhere(error):
+                _say(error)
             ctx.exit(error.exit_code)
+        finally:
+            os.environ.pop(DEBUG, None)
+            os.environ |= {DEBUG: before} if before is not None else {}
+
+
+def _say(error: RlkitError) -> None:
+    rank = os.environ.get("RANK", "0")
+    if debugging():
+        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
+    click.echo(f"rlkit: {error}" if rank == "0" else f"rlkit (rank {rank}): {error}", err=True)
+    if isinstance(error, PluginError) and not debugging():
+        click.echo("rlkit: the same command with --debug shows the whole traceback", err=True)
+
+
+def _said_elsewhere(error: RlkitError) -> bool:
+    """Whether another rank of the run says the same."""
+    distributed = sys.modules.get("rlkit.engine.distributed")
+    return distributed is not None and not distributed.first_to_say(str(error))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rlkit")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show whole tracebacks. May stand anywhere in a command.")
+def main(debug: bool) -> None:
     """Reinforcement learning from verifiable rewards on language models, for comparing algorithms.
 
     `rlkit run --algo vimpo` trains the small model that ships with rlkit, in a few minutes on a CPU.
@@ -37,6 +68,7 @@ def main() -> None:
 
 for command in (
     run.run,
+    new.new,
     plugins.list_plugins,
     config.config,
     sweep.sweep,

@@ -30,6 +30,14 @@ class NotFiniteError(RlkitError):
     """A loss or a gradient that is not finite. The step was not made."""
 
 
+class PluginError(RlkitError):
+    """A plugin's code raised, or did not give what its contract asks for. What it raised is the cause."""
+
+
+class PluginLoadError(PluginError, ConfigError):
+    """A plugin that cannot be imported or made: found before a model is loaded."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'a' or 'b'?" for the known names nearest to `word`, else a list of what is known."""
     names = sorted(known)

@@ -14,12 +14,10 @@ Built-in plugins come in by the same entry points as a stranger's, and are impor
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import inspect
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +28,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, ValidationError, create_model
 
 from rlkit import modules
-from rlkit.errors import ConfigError, module_of, nearest, origin
+from rlkit.blame import Blame, importing_plugin, place, shown
+from rlkit.errors import ConfigError, PluginLoadError, module_of, nearest, origin
 
 Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -223,8 +222,8 @@ def names(kind: Kind) -> list[str]:
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin of that name, imported if need be.
 
-    Raises ConfigError for an unknown name (naming the nearest), for a name that two packages claim, and, with
-    the traceback, for a module that fails to import.
+    Raises ConfigError for an unknown name (naming the nearest), for a name that two packages claim, and for a module
+    that fails to import, with the line that does.
     """
     points = _entry_points(kind).get(name, [])
     if len(points) > 1:
@@ -233,7 +232,7 @@ def find(kind: Kind, name: str) -> Plugin:
     if (kind, name) not in _plugins:
         if not points:
             raise ConfigError(f"unknown {_singular(kind)} {name!r}{nearest(name, names(kind))}")
-        with _importing(f"{_singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})"):
+        with importing_plugin(f"{_singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})", None):
             factory = points[0].load()
         if (kind, name) not in _plugins:
             _add(Plugin(kind, name, factory, origin(factory), _distribution(points[0]), (points[0].module,)))
@@ -252,46 +251,53 @@ def all_plugins(kind: Kind) -> Iterator[tuple[str, Plugin | Exception]]:
 def load(plugins: list[str]) -> None:
     """Import users' plugins: paths to Python files, or module names.
 
-    Raises ConfigError for one that does not exist, and, with the traceback, for one that fails to import.
+    Raises ConfigError for one that does not exist, and for one that fails to import, with the line that does.
     """
     global _loading_from
     for plugin in plugins:
         _loading_from = plugin
         try:
-            with _importing(f"plugin {plugin!r}"):
+            file = str(Path(plugin).resolve()) if modules.is_file(plugin) else None
+            with importing_plugin(f"plugin {place(file) if file else plugin!r}", file):
                 modules.load(plugin, "plugin")
         finally:
             _loading_from = None
-
-
-@contextlib.contextmanager
-def _importing(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{what} failed to import:\n{traceback.format_exc()}") from error
 
 
 def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     """Make the thing a plugin stands for, from validated options.
 
     `context` is what the kind's factories get after their options: nothing for algorithms, advantages, losses,
-    rewards and suites; see `rlkit.generation` and `rlkit.tracking` for the others.
+    rewards and suites; see `rlkit.generation` and `rlkit.tracking` for the others. Raises ConfigError for options that
+    cannot be, and for a factory that raises or makes what cannot stand for its kind.
     """
     plugin = find(kind, name)
     model = validate_options(plugin, options, where=_singular(kind))
-    if "config" in plugin.parameters:
-        return plugin.factory(model, *context)
     values = {field: getattr(model, field) for field in type(model).model_fields}
-    if kind == "rewards" and not plugin.is_class:
+    has_config = "config" in plugin.parameters
+    if kind == "rewards" and not plugin.is_class and not has_config:
         if not values:
             return plugin.factory
-        built = functools.partial(plugin.factory, **values)
-        functools.update_wrapper(built, plugin.factory)
-        return built
-    return plugin.factory(*context, **values)
+        partial = functools.partial(plugin.factory, **values)
+        functools.update_wrapper(partial, plugin.factory)
+        return partial
+    blame = Blame(f"{_singular(kind)} {name!r}", "its factory", plugin.factory, PluginLoadError)
+    with blame:
+        built = plugin.factory(model, *context) if has_config else plugin.factory(*context, **values)
+    lacks = [method for method in _METHODS.get(kind, ()) if not callable(getattr(built, method, None))]
+    if lacks:
+        methods = " and ".join("can be called" if m == "__call__" else f"has a method {m}" for m in lacks)
+        forgot = ": does it end with `return ...`?" if built is None else ""
+        raise blame.fault(f"returned {shown(built)}; it must return something that {methods}{forgot}")
+    return built
+
+
+_METHODS: dict[Kind, tuple[str, ...]] = {
+    **dict.fromkeys(("advantages", "losses", "rewards", "noise"), ("__call__",)),
+    "samplers": ("generate", "sync", "close"),
+    "trackers": ("log", "log_samples", "close"),
+}
+"""What is called of a thing of that kind. Of an algorithm and a suite it is fields."""
 
 
 def validate_options(plugin: Plugin, options: dict[str, Any], where: str) -> BaseModel:

@@ -116,7 +116,7 @@ def build_loop(
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
         from rlkit.engine.profiling import Profiler
-        from rlkit.generation import resolve_sampler
+        from rlkit.generation import build_sampler, resolve_sampler
         from rlkit.generation.collector import Collector
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.learner import Learner
@@ -124,7 +124,7 @@ def build_loop(
         from rlkit.loop.synchronous import SynchronousLoop
         from rlkit.records.folder import RunFolder
         from rlkit.scoring import Scorer, WeightedReward
-        from rlkit.scoring.noise import check_noise
+        from rlkit.scoring.noise import build_noises, check_noise
 
         if resume:
             began = RunFolder.open(config.folder).read_config().algo.kind
@@ -134,7 +134,7 @@ def build_loop(
             RunFolder.check_free(config.folder)
         rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
         scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
-        noises = [registry.build("noise", ref.kind, ref.options) for ref in config.noise]
+        noises = build_noises(config.noise)
         check_noise(noises, scorer.range, config.reward[0].kind)
         inputs = read_inputs(config)
         if resume:
@@ -149,9 +149,7 @@ def build_loop(
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
-    sampler = registry.build(
-        "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
-    )
+    sampler = build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
     folder = None
     if distributed.main_rank():
@@ -162,15 +160,16 @@ def build_loop(
     for tracker in trackers:
         stack.callback(tracker.close)
     refill = config.batch.refill
+    learner = Learner(config, algorithm, policy, reference, critic, RunState())
     loop = SynchronousLoop(
         config=config,
-        learner=Learner(config, algorithm, policy, reference, critic, RunState()),
+        learner=learner,
         gatherer=Gatherer(
             collector=collector,
             noises=noises,
             samples_per_prompt=config.batch.samples_per_prompt,
             params=inputs.sampling,
-            keep=algorithm.keep_group,
+            keep=learner.calls.keep_group,
             leaves_out_truncated=algorithm.leaves_out_truncated,
             limit=refill.limit if refill is not None else 0,
         ),
@@ -212,12 +211,12 @@ def _benchmarks(
 
 
 def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
-    from rlkit.tracking import RunInfo
+    from rlkit.tracking import RunInfo, build_tracker
     from rlkit.tracking.console import Console
 
     info = RunInfo(name=config.run_name, folder=config.folder, config=config.dump(), steps=config.steps)
     trackers: list[Tracker] = [] if quiet else [Console(info)]
-    return trackers + [registry.build("trackers", t.kind, t.options, info) for t in config.trackers]
+    return trackers + [build_tracker(t, info) for t in config.trackers]
 
 
 def plan(config: RunConfig, ranks: int = 1) -> str:

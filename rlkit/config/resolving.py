@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from rlkit import registry
+from rlkit.blame import Blame, shown
 from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, PluginLoadError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     """
     from rlkit.interfaces.learning import Algorithm
 
+    algo = f"algorithm {config.algo.kind!r}"
     algorithm = registry.build("algorithms", config.algo.kind, config.algo.options)
     if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"the factory of {config.algo.kind!r} returned {algorithm!r}, not an rlkit.Algorithm")
-    algo = f"algorithm {config.algo.kind!r}"
+        factory = Blame(algo, "its factory", registry.find("algorithms", config.algo.kind).factory, PluginLoadError)
+        raise factory.fault(f"returned {shown(algorithm)}; it must return an rlkit.Algorithm")
     advantage, loss = f"the advantage of {algo}", f"the policy loss of {algo}"
     if config.advantage is not None:
         algorithm.advantage = registry.build("advantages", config.advantage.kind, config.advantage.options)
@@ -136,10 +138,14 @@ def build_algorithm(config: RunConfig) -> Algorithm:
     if config.loss is not None:
         algorithm.policy_loss = registry.build("losses", config.loss.kind, config.loss.options)
         loss = f"loss {config.loss.kind!r}"
-    advantage_declaration(algorithm.advantage, advantage)
-    loss_declaration(algorithm.policy_loss, loss)
+    with Blame(advantage, "one of its declarations", algorithm.advantage, PluginLoadError):
+        advantage_declaration(algorithm.advantage, advantage)
+    with Blame(loss, "one of its declarations", algorithm.policy_loss, PluginLoadError):
+        loss_declaration(algorithm.policy_loss, loss)
     if algorithm.value_loss is not None:
-        loss_declaration(algorithm.value_loss, f"the value loss of {algo}")
+        value_loss = f"the value loss of {algo}"
+        with Blame(value_loss, "one of its declarations", algorithm.value_loss, PluginLoadError):
+            loss_declaration(algorithm.value_loss, value_loss)
     return algorithm
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import hashlib
 import logging
 import os
 import resource
@@ -89,6 +90,17 @@ def gather_objects(item: T) -> list[T]:
     items: list[Any] = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def first_to_say(text: str) -> bool:
+    """True on the first rank that asks it of this text: what several ranks find is for one of them to say."""
+    if world_size() == 1:
+        return True
+    key = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+    try:
+        return int(dist.distributed_c10d._get_default_store().add(f"rlkit/said/{key}", 1)) == 1
+    except (RuntimeError, ValueError):  # rank 0, which keeps the store, has ended, and has said why
+        return False
 
 
 def any_rank(flag: bool) -> bool:

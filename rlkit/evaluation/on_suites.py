@@ -200,9 +200,7 @@ def _sampling(
     if not context:
         yield _NothingToSample()
         return
-    sampler: Sampler = registry.build(
-        "samplers", config.sampler.kind, config.sampler.options, config.model, context, config.seed
-    )
+    sampler = generation.build_sampler(config.sampler, config.model, context, config.seed)
     try:
         yield sampler
     finally:

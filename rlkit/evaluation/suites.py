@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlkit import data, embedded, registry
+from rlkit.blame import Blame
 from rlkit.config import DataConfig, RewardRef, ScoringConfig
 from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation.gold_check import BadGold, bad_golds
@@ -93,7 +94,8 @@ def rows(name: str, folder: Path | None = None) -> list[Row]:
 
 def _rows(name: str, wanted: Suite, folder: Path | None, limit: int | None) -> list[Row]:
     """All there are; of a local copy that has only part of the suite, where its first `limit` are wanted."""
-    loaded = list(wanted.load(folder))
+    with Blame(f"suite {name!r}", "its load", wanted.load):
+        loaded = list(wanted.load(folder))
     if wanted.count is None or len(loaded) == wanted.count:
         return loaded
     part = folder is not None and 0 < len(loaded) < wanted.count

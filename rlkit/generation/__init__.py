@@ -11,16 +11,21 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlkit import registry
+from rlkit.blame import Blame, shown
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces.generation import Completion
 
 if TYPE_CHECKING:
-    from rlkit.interfaces.generation import Request
+    from torch import Tensor
+
+    from rlkit.interfaces.generation import Request, Sampler
 
 
 def choose() -> tuple[str, str]:
@@ -116,6 +121,59 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _ids(named: Any) -> list[int]:
     return [end for end in (named if isinstance(named, list) else [named]) if isinstance(end, int) and end >= 0]
+
+
+def build_sampler(ref: PluginRef, model: ModelConfig, context: int, seed: int) -> Sampler:
+    """The sampler that `ref` names, which is none of `auto`, with what its factory is told. What it raises, or gives
+    that was not asked for, is a PluginError that names it."""
+    return _Named(registry.build("samplers", ref.kind, ref.options, model, context, seed), f"sampler {ref.kind!r}")
+
+
+class _Named:
+    """A plugin's sampler, whose faults carry its name."""
+
+    def __init__(self, sampler: Sampler, name: str) -> None:
+        self._sampler = sampler
+        self._generate = Blame(name, "its generate", sampler.generate)
+        self._sync = Blame(name, "its sync", sampler.sync)
+        self._close = Blame(name, "its close", sampler.close)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        missing = set(range(len(requests)))
+        with self._generate:
+            for pair in self._sampler.generate(requests):
+                if wrong := _wrong_completion(pair, missing):
+                    raise self._generate.fault(wrong)
+                missing.remove(pair[0])
+                yield pair
+            if missing:
+                raise self._generate.fault(
+                    f"gave no completion for {len(missing)} of {len(requests)} requests, the first of them request "
+                    f"{min(missing)}; it must yield (index, completion) once for each"
+                )
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        with self._sync:
+            self._sampler.sync(weights, version)
+
+    def close(self) -> None:
+        with self._close:
+            self._sampler.close()
+
+
+def _wrong_completion(pair: object, missing: set[int]) -> str | None:
+    """What is wrong with what a sampler yielded while these requests were open; None: nothing."""
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Completion)):
+        return f"yielded {shown(pair)}; it must yield pairs of a request's index and its Completion"
+    index, completion = pair
+    if index not in missing:
+        return f"yielded a completion of request {index}, which there is not, or which was answered before"
+    if len(completion.logprobs) != len(completion.tokens):
+        return (
+            f"yielded {len(completion.logprobs)} logprobs for {len(completion.tokens)} tokens, for request {index}; it "
+            "must give one for each"
+        )
+    return None
 
 
 def check(requests: Sequence[Request], context: int) -> None:

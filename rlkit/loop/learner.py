@@ -27,6 +27,7 @@ from rlkit.engine.reference import COMPARED, Reference
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.loop.calls import Calls
 from rlkit.loop.state import RunState
 from rlkit.ops.importance import importance_weights
 from rlkit.ops.kl import LOG_RATIO_LIMIT, k3
@@ -53,6 +54,9 @@ class Learner:
     """Phase -> seconds since somebody cleared it."""
     passed: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     """(Model, kind of pass) -> tokens that have gone through it, since somebody cleared it."""
+
+    def __post_init__(self) -> None:
+        self.calls = Calls(self.algorithm, self.config)
 
     def passes(self, step: int) -> Passes:
         """What is computed in a step, and when."""
@@ -87,7 +91,7 @@ class Learner:
                 continue
             with self.time("measure"):
                 batch.now = passes.now(batch.old, self._token_stats(batch.rollout, passes.update, passes))
-            targets = self.algorithm.advantage(batch, self.state.algorithm)
+            targets = self.calls.advantage(batch, self.state.algorithm)
             if number < self.config.batch.minibatches:
                 credited.append((rows, targets))
             if weights is not None and kept is not None:
@@ -105,7 +109,7 @@ class Learner:
             for name, value in (metrics | targets.scalars | targets.coefs).items():
                 logged[name].append(value)
             if self._policy_learns(step):
-                self.algorithm.after_update(metrics, self.state.algorithm)
+                self.calls.after_update(metrics, self.state.algorithm)
                 if self.reference is not None:
                     self.reference.after_update()
         if self.reference is not None:
@@ -122,17 +126,15 @@ class Learner:
         """One update of what learns in this step. None: it was not finite, and is left out; several in a row end the
         run."""
         metrics: dict[str, float] = {}
-        value_loss = self.algorithm.value_loss
 
         def critic_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
-            assert value_loss is not None
-            return value_loss(new.get("values"), batch, targets)
+            return self.calls.value_loss(new.get("values"), batch, targets)
 
         def policy_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
             if "ref_logprobs" in passes.known:
                 new.ref_logprobs = batch.old.ref_logprobs
-            loss, said = self.algorithm.policy_loss(new, batch, targets)
-            return loss, said | _movement(new, batch)
+            loss, said = self.calls.policy_loss(new, batch, targets)
+            return loss, dict(said) | _movement(new, batch)
 
         try:
             tokens = _tokens(batch.rollout)

@@ -14,7 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlkit.errors import RlkitError, TokensUnknownError, nearest
+from rlkit.blame import debugging
+from rlkit.errors import PluginError, RlkitError, TokensUnknownError, nearest
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status, UnknownTokens
 
@@ -43,7 +44,7 @@ def score(reward: RewardFn, name: str, samples: Sequence[Sample]) -> list[Reward
     except TokensUnknownError:
         raise
     except Exception as error:
-        raise RlkitError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
+        raise PluginError(f"reward {name!r} raised on a batch of {len(samples)} samples:\n{tail(error)}") from error
     return [
         checked(value, declared, f"reward {name!r}, sample {i} of {len(samples)} ({named(sample)})", sample)
         for i, (value, sample) in enumerate(zip(one_each(returned, name, samples), samples, strict=True), 1)
@@ -178,7 +179,9 @@ def named(sample: Sample) -> str:
 
 
 def tail(error: BaseException) -> str:
-    """The exception with its last frames, without this package's own."""
+    """The exception with its last frames, without this package's own; with all of them where one debugs."""
+    if debugging():
+        return "".join(traceback.format_exception(error)).rstrip()
     here = str(Path(__file__).parent)
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(here):

@@ -7,14 +7,20 @@ disturbs what the first has left.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkit import registry
+from rlkit.blame import Blame, shown
 from rlkit.errors import ConfigError
 from rlkit.interfaces.rewards import RewardResult, SampleKey
+
+if TYPE_CHECKING:
+    from rlkit.config import PluginRef
 
 Range = tuple[float, float]
 
@@ -51,6 +57,32 @@ class Noise(Protocol):
         """The noisy value; None takes the reward away."""
 
 
+def build_noises(refs: Sequence[PluginRef]) -> list[Noise]:
+    """The noises that `refs` name. What one raises, or gives that is no reward, is a PluginError that names it."""
+    return [_Named(registry.build("noise", ref.kind, ref.options), ref.kind) for ref in refs]
+
+
+class _Named:
+    """A plugin's noise, whose faults carry its name."""
+
+    def __init__(self, noise: Noise, kind: str) -> None:
+        self._noise = noise
+        self.kind = kind
+        self._call = Blame(f"noise {kind!r}", "it", noise)
+
+    @property
+    def needs_range(self) -> bool:
+        with self._call:
+            return bool(self._noise.needs_range)
+
+    def __call__(self, value: float, key: SampleKey, coin: Coin, range: Range | None) -> float | None:
+        with self._call:
+            noisy: object = self._noise(value, key, coin, range)
+        if noisy is None or (isinstance(noisy, Real) and math.isfinite(noisy)):
+            return noisy if noisy is None else float(noisy)
+        raise self._call.fault(f"made {shown(noisy)} of the reward {value:g}; it must give a finite number, or None")
+
+
 def apply_noise(
     noises: Sequence[Noise],
     seed: int,
@@ -77,8 +109,9 @@ def check_noise(noises: Sequence[Noise], range: Range | None, reward_name: str) 
     """ConfigError where a noise needs the reward's range and the reward declares none."""
     for layer, noise in enumerate(noises):
         if noise.needs_range and range is None:
+            kind = noise.kind if isinstance(noise, _Named) else type(noise).__name__
             raise ConfigError(
-                f"noise, item {layer + 1} ({type(noise).__name__}) turns a reward r into lowest + highest - r, but "
+                f"noise, item {layer + 1} ({kind}) turns a reward r into lowest + highest - r, but "
                 f"reward {reward_name!r} declares no range. Set its attribute: {reward_name}.range = (0.0, 1.0), "
                 "its lowest and highest value; or use a noise that needs none (gaussian, drop)"
             )

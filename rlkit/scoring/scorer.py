@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from rlkit import registry
 from rlkit.config import ScoringConfig
-from rlkit.errors import RlkitError, TokensUnknownError
+from rlkit.errors import PluginError, RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import named, score
@@ -198,7 +198,7 @@ class Scorer:
             if counts:
                 causes.append(f"reward {part.name!r}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
         said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
-        raise RlkitError(
+        raise PluginError(
             f"{len(lost)} of {len(samples)} samples have no value, more than scoring.max_no_value "
             f"({self._config.max_no_value:g}) allows. {'; '.join(causes)}. Among them: "
             + "; ".join(named(samples[i]) for i in lost[:3])
@@ -241,10 +241,10 @@ def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
     faults = [o for o in outcomes if isinstance(o, Fault)]
     for fault in faults:
         if fault.miscounted or len(faults) == len(outcomes):
-            raise RlkitError(fault.said)
+            raise PluginError(fault.said)
     killed = [o for o in outcomes if isinstance(o, Killed)]
     if len(killed) == len(outcomes) > 1:
-        raise RlkitError(
+        raise PluginError(
             f"reward {name!r} scored none of {len(outcomes)} samples. Each {killed[0].said}\nWhere it only needs more, "
             "raise scoring.timeout_s or scoring.memory_gib"
         )

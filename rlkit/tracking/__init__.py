@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlkit import registry
+from rlkit.blame import Blame
+
+if TYPE_CHECKING:
+    from rlkit.config import PluginRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +57,30 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def build_tracker(ref: PluginRef, info: RunInfo) -> Tracker:
+    """The tracker that `ref` names. What it raises is a PluginError that names it."""
+    return _Named(registry.build("trackers", ref.kind, ref.options, info), f"tracker {ref.kind!r}")
+
+
+class _Named:
+    """A plugin's tracker, whose faults carry its name."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._tracker = tracker
+        self._log = Blame(name, "its log", tracker.log)
+        self._log_samples = Blame(name, "its log_samples", tracker.log_samples)
+        self._close = Blame(name, "its close", tracker.close)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._log:
+            self._tracker.log(step, metrics)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self._log_samples:
+            self._tracker.log_samples(step, rows)
+
+    def close(self) -> None:
+        with self._close:
+            self._tracker.close()

@@ -326,7 +326,7 @@ def test_the_references_log_probs_are_computed_once_a_rollout(
 
 
 def test_a_loss_that_asks_for_them_with_the_gradient_finds_the_same(models: dict[str, Path]) -> None:
-    batch, targets = random_batch(fresh_seed(), rows=16)
+    batch, _ = random_batch(fresh_seed(), rows=16)
     config = tiny(models["tied"], batch={"tokens_per_microbatch": 60, "minibatches": 2})
     policy, reference = engine_of(config), Counted(engine_of(tiny(models["reference"]), frozen=True))
     seen: dict[int, Tensor] = {}
@@ -337,7 +337,9 @@ def test_a_loss_that_asks_for_them_with_the_gradient_finds_the_same(models: dict
         return logprob_loss(new, batch, targets)
 
     loss.needs = Needs(grad=frozenset({"logprobs", "ref_logprobs"}))  # type: ignore[attr-defined]
-    algorithm = Algorithm(advantage=lambda batch, state: targets, policy_loss=loss)
+    algorithm = Algorithm(
+        advantage=lambda batch, state: Targets(advantages=torch.ones(batch.mask.shape)), policy_loss=loss
+    )
     learner = Learner(config, algorithm, policy, reference, None, RunState())
     old = learner.measure(batch.rollout, 1)
     asked = reference.asked
