@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from rlkit.errors import ConfigError
-
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -25,16 +23,20 @@ def sample(run: Path, prompt: str, count: int, seed: int) -> None:
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-def export(run: Path, folder: Path) -> None:
-    """Copy the newest model of RUN to FOLDER, for `from_pretrained` and vLLM."""
-    import shutil
+@click.option("--merged", is_flag=True, help="Of a LoRA run: the whole model, not its adapter alone.")
+@click.option("--push", "name", metavar="ORG/NAME", help="Upload it to the Hugging Face hub under this name.")
+@click.option("--base", metavar="ORG/NAME", help="What the hub calls the model that the run began with.  [model.path]")
+def export(run: Path, folder: Path, merged: bool, name: str | None, base: str | None) -> None:
+    """Write the newest model of RUN to FOLDER, with a model card: for `from_pretrained`, peft, vLLM and the hub.
 
-    from rlkit.records.folder import RunFolder
+    Of a LoRA run it is the adapter. A repository that --push makes is public, unless its organisation has it otherwise.
+    """
+    from rlkit import hub
+    from rlkit.assembly import export as exports
 
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already: choose another name, or remove it first")
-    try:
-        shutil.copytree(RunFolder(run).newest_model(), folder)
-    except OSError as error:
-        raise ConfigError(f"cannot write {folder}: {error}") from error
+    if name is not None:
+        exports.check_push(run, name, merged=merged, base=base)
+    exports.export(run, folder, merged=merged, base=base, name=name)
     click.echo(str(folder))
+    if name is not None:
+        click.echo(f"{hub.push(folder, name)} (public where it is new, unless its organisation has it otherwise)")

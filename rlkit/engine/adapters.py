@@ -1,9 +1,10 @@
-"""LoRA adapters by peft: on which layers, switched off, merged."""
+"""LoRA adapters by peft: on which layers, switched off, merged, written alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ ADAPTER = "default"
 BYPASSED = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 """Families whose kernels read the weights of these layers past their modules, so that adapters would do nothing."""
 BYPASSED_LAYERS = {"x_proj", "dt_proj", "out_proj"}
+EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""Layers of a mixture's experts, by the names that adapters of older transformers have for them: where peft loads an
+adapter of other layers of these names, it takes them for the experts."""
 
 
 def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
@@ -110,3 +114,49 @@ def weight_of(model: Any, name: str) -> tuple[list[nn.Parameter], Callable[[], T
     weight = layer.base_layer.weight
     parts = [weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
     return parts, lambda: weight.detach() + layer.get_delta_weight(ADAPTER).detach()
+
+
+def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Those of a model's adapters, under peft's names on disk; none where peft could not load them as they are."""
+    packed = any(".experts." in name for name, _ in model.named_parameters())
+    if packed and any(name.rpartition(".")[2] in EXPERTS for name, layer in model.named_modules() if adapted(layer)):
+        return {}
+    return {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def write_adapter(folder: Path, model: Any, weights: Mapping[str, Tensor], base: str) -> None:
+    """Write the adapters of `model` as peft's folder, which goes on the model `base`; `weights` as
+    `adapter_parameters` names them."""
+    from peft import LoraConfig as PeftLoraConfig
+    from safetensors.torch import save_file
+
+    layers = {name: layer for name, layer in model.named_modules() if adapted(layer)}
+    layer: Any = next(iter(layers.values()))
+    folder.mkdir(parents=True)
+    PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=layer.r[ADAPTER],
+        lora_alpha=layer.lora_alpha[ADAPTER],
+        target_modules=_short(model, layers),
+        inference_mode=True,
+    ).save_pretrained(folder)
+    file = folder / "adapter_model.safetensors"
+    save_file(dict(weights), file, metadata={"format": "pt"})
+    file.chmod(0o644)  # written for the user alone
+
+
+def _short(model: Any, layers: Mapping[str, Any]) -> list[str]:
+    """The last parts of the layers' names, where no other layer of the model has such a name; else whole names."""
+    own = {name.rpartition(".")[2] for name in layers}
+    # What stands within an adapted layer is the adapter's.
+    named = {
+        name.removesuffix(".base_layer")
+        for name, _ in model.named_modules()
+        if name.removesuffix(".base_layer").rpartition(".")[2] in own and ".lora_" not in name
+    }
+    return sorted(own if named == layers.keys() else layers)

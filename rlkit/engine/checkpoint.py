@@ -6,6 +6,7 @@ checkpoints/step-00000040/
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
     reference/      what a moving reference keeps, a file a rank
     hf/             the policy as a Hugging Face folder; not there where it could not be written
+    adapter/        its LoRA adapters alone, as peft has them; likewise
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.reference import Reference
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.records.checkpoints import MODEL, complete, path_of
+from rlkit.records.checkpoints import ADAPTER, MODEL, complete, path_of
 from rlkit.records.checkpoints import latest as latest
 
 
@@ -57,7 +58,7 @@ def save(
         of = {"engines": identity, "reference": _kind(reference)}
         (hidden / "model.json").write_text(json.dumps(of, indent=1))
     try:
-        engines["policy"].export(hidden / MODEL)
+        add_model(hidden, engines["policy"])
     except RlkitError as error:
         if distributed.main_rank():
             warnings.warn(
@@ -116,16 +117,17 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
 
 
 def add_model(path: Path, policy: Engine) -> bool:
-    """Write the Hugging Face folder of a checkpoint that lacks it, of which `policy` was loaded; False: it is there.
-    Collective. RlkitError where it cannot be written."""
-    if distributed.any_rank((path / MODEL).is_dir()):
-        return False
-    hidden = path / f".{MODEL}"
-    policy.export(hidden)
-    if distributed.main_rank():
-        hidden.rename(path / MODEL)
-    distributed.barrier()
-    return True
+    """Write what a checkpoint lacks of the folders that other programs load, the adapters' too where `policy`, which is
+    that of the checkpoint, has any; False: all are there. Collective. RlkitError where one cannot be written."""
+    exports = {MODEL: policy.export} | ({ADAPTER: policy.export_adapter} if policy.has_adapters else {})
+    missing = [name for name in exports if not distributed.any_rank((path / name).is_dir())]
+    for name in missing:
+        hidden = path / f".{name}"
+        exports[name](hidden)
+        if distributed.main_rank():
+            hidden.rename(path / name)
+        distributed.barrier()
+    return bool(missing)
 
 
 def _kind(reference: Reference | None) -> str:

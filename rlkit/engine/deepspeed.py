@@ -381,21 +381,42 @@ class Engine:
 
         RlkitError, on every rank, where it cannot be written; then there is no folder.
         """
-        main = distributed.main_rank()
-        state = {name: weight.cpu() for name, weight in self.weights() if main}
-        failure = None
-        if main:
+        state = {name: weight.cpu() for name, weight in self.weights() if distributed.main_rank()}
+
+        def write() -> None:
             assert isinstance(self._module, Policy)
+            self._module.write(folder, state)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
+
+        self._written(folder, write, "model")
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there is something for `export_adapter` to write."""
+        return isinstance(self._module, Policy) and bool(self._module.adapters())
+
+    def export_adapter(self, folder: Path) -> None:
+        """Write the policy's adapters as a folder that peft loads. RlkitError as `export`."""
+        policy = self._module
+        assert isinstance(policy, Policy)
+        parameters = policy.adapters()
+        with self._gathered(list(parameters.values())):
+            weights = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+        self._written(folder, lambda: policy.write_adapter(folder, weights), "adapter")
+
+    def _written(self, folder: Path, write: Callable[[], None], what: str) -> None:
+        """Have the main rank write a folder. RlkitError, on every rank, where it cannot; then there is none."""
+        failure = None
+        if distributed.main_rank():
             try:
-                self._module.write(folder, state)
-                if self._tokenizer is not None:
-                    self._tokenizer.save_pretrained(folder)
+                write()
             except Exception as error:  # the other ranks must not wait for this one, whatever it is
                 shutil.rmtree(folder, ignore_errors=True)
                 failure = f"{type(error).__name__}: {error}"
         failure = distributed.gather_objects(failure)[0]
         if failure is not None:
-            raise RlkitError(f"the model could not be written to {folder}: {failure}")
+            raise RlkitError(f"the {what} could not be written to {folder}: {failure}")
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer state and the number of updates, to be read by `load`."""

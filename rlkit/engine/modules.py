@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlkit.engine.adapters import ADAPTER, adapted, adapters_off, weight_of
+from rlkit.embedded import resolve
+from rlkit.engine.adapters import ADAPTER, adapted, adapter_parameters, adapters_off, weight_of, write_adapter
 from rlkit.engine.attention import use_packing
 from rlkit.engine.head_form import head_form
 from rlkit.engine.weight_names import alike, group, on_disk
@@ -130,6 +131,15 @@ class Policy(nn.Module):
         self.lm.save_pretrained(folder, state_dict=weights, save_original_format=False)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # written for the user alone
+
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """The parameters of its adapters, under peft's names on disk; empty where it has none that peft can load."""
+        return adapter_parameters(self.lm)
+
+    def write_adapter(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write `weights`, named as `adapters` does, as peft's folder."""
+        base = resolve(self.path)
+        write_adapter(folder, self.lm, weights, str(Path(base).resolve()) if Path(base).exists() else base)
 
 
 class Critic(nn.Module):

@@ -30,7 +30,7 @@ def evaluate(
     sampling: SamplingParams,
     name: str = "heldout",
 ) -> dict[str, float]:
-    """`eval/NAME/mean@k`: the share of correct answers, over problems and k samples of each.
+    """`eval/NAME/mean@k`: the share of correct answers, over `eval/NAME/problems` and k samples of each.
 
     Every evaluation of a run draws with the same seeds, so two of them differ by the weights alone. An answer
     without a verdict counts as wrong, however many there are, and is counted in `eval/NAME/no_value`; why is said once
@@ -43,6 +43,7 @@ def evaluate(
         _say_what_has_no_value(name, scored)
     return {
         f"eval/{name}/mean@{config.samples}": correct / len(scored),
+        f"eval/{name}/problems": float(len(problems)),
         f"eval/{name}/no_value": float(sum(s.result.value is None for s in scored)),
         f"eval/{name}/length": sum(len(s.completion.tokens) for s in scored) / len(scored),
     }

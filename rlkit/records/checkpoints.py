@@ -11,6 +11,8 @@ from pathlib import Path
 
 MODEL = "hf"
 """In a checkpoint: the policy as a Hugging Face folder."""
+ADAPTER = "adapter"
+"""Likewise: its LoRA adapters alone, as peft has them."""
 
 
 def path_of(folder: Path, step: int) -> Path:

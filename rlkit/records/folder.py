@@ -210,6 +210,16 @@ class RunFolder:
             )
         return model
 
+    def newest_adapter(self) -> Path:
+        """The folder of the newest checkpoint's LoRA adapters. RlkitError where there is none, as `newest_model`."""
+        adapter = self.newest_model().with_name(checkpoints.ADAPTER)
+        if not adapter.is_dir():
+            raise RlkitError(
+                f"{adapter.parent} holds no adapter alone: peft would load it on other layers, as with some mixtures "
+                "of experts, or an older rlkit made the checkpoint. Give --merged for the model with adapters merged"
+            )
+        return adapter
+
     def read_data_digests(self) -> dict[str, str]:
         """Of the data that the run's newest start had, by what they are for; empty where none are on record."""
         record = self.read_provenance()

@@ -121,7 +121,7 @@ def test_an_update_and_its_export(
     assert re.search(r"<\|im_start\|>user\n.*####.*<\|im_end\|>\n<\|im_start\|>assistant\n$", read, re.DOTALL)
 
     export = tmp_path / "export"
-    rlkit("export", str(run.path), str(export))
+    rlkit("export", str(run.path), str(export), "--merged")
     trained = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
     assert largest_change(model, trained) > 1e-4
     assert trained.generation_config.eos_token_id == model.generation_config.eos_token_id

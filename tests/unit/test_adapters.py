@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, make
+from peft import AutoPeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
 
 from rlkit.config import LoraConfig, ModelConfig
 from rlkit.engine.models import load_critic, load_policy
@@ -123,3 +125,37 @@ def test_adapters_on_the_head_learn_what_a_plain_forward_pass_would(tmp_path: Pa
     plain = policy.lm(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
     for one, other in zip(ours, torch.autograd.grad(plain, learnt.values()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "named"),
+    [
+        ("Llama", "all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        # Another layer has a down_proj too, which gets none.
+        ("Llama", ["1.mlp.down_proj", "o_proj"],
+         {"model.layers.1.mlp.down_proj", "model.layers.0.self_attn.o_proj", "model.layers.1.self_attn.o_proj"}),
+        ("Qwen3-MoE", "all-linear", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("GPT-2", ["c_proj"], {"c_proj"}),
+    ],
+)  # fmt: skip
+def test_peft_loads_the_adapters_that_are_written(family: str, targets: Any, named: set[str], tmp_path: Path) -> None:
+    policy = loaded(family, tmp_path / "model", targets)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.adapters().values():
+            parameter.normal_(0, 0.2)
+    policy.write_adapter(tmp_path / "adapter", {n: p.detach().clone() for n, p in policy.adapters().items()})
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert set(again.peft_config["default"].target_modules) == named
+    tokens = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    with torch.no_grad():
+        merged, ours = again(input_ids=tokens).logits, policy.lm.eval()(input_ids=tokens).logits
+        bare = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(input_ids=tokens).logits
+    torch.testing.assert_close(merged, ours)
+    assert (ours - bare).abs().max() > 0.1
+
+
+def test_what_peft_would_take_for_experts_is_not_written(tmp_path: Path) -> None:
+    policy = loaded("DeepSeek-V3", tmp_path, "all-linear")
+    assert any(".lora_" in name for name, _ in policy.named_parameters())
+    assert not policy.adapters()
