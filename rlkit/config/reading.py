@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlkit import registry
+from rlkit.config.keys import full_name
 from rlkit.config.sections import RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
 
@@ -45,7 +46,7 @@ def load(
             data["algo"] = {"kind": algo}
     # A plugin's kind comes first: it drops the options of the one before.
     for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".kind")):
-        set_key(data, override)
+        set_key(data, override, full_name)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -126,13 +127,16 @@ def parse_value(text: str, where: str) -> Any:
     return text if plain and (commented or changed or isinstance(value, str)) else value
 
 
-def set_key(data: dict[str, Any], override: str) -> None:
-    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one."""
+def set_key(data: dict[str, Any], override: str, named: Callable[[str, Any], str] = lambda key, _: key) -> None:
+    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one.
+
+    named: what a key is called in full, by its name and value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")
     value = parse_value(text, f"-s {override}")
-    *path, last = key.split(".")
+    *path, last = named(key, value).split(".")
     here = data
     for part in path:
         inner = here.get(part) or {}

@@ -35,12 +35,12 @@ THE_SWEEPS = {
 
 
 def _flat(settings: Any, prefix: str = "") -> Any:
-    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}; and `lr` alone is the optimizer's."""
+    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}; a short name (lr) is the key that it stands for."""
     if not isinstance(settings, Mapping):
         return {} if settings is None else settings
     flat: Settings = {}
     for key, value in settings.items():
-        name = "optimizer.lr" if f"{prefix}{key}" == "lr" else f"{prefix}{key}"
+        name = configs.full_name(f"{prefix}{key}", value)
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
@@ -201,8 +201,10 @@ def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
 
 def given_settings(settings: Sequence[str], tune: Sequence[str], plugins: Sequence[str]) -> dict[str, Any]:
     """The fields that the command line's key=v1,v2 make: one value is set, several are a grid. ConfigError."""
-    parsed = dict(map(parse_values, settings))
-    tuned = {("optimizer.lr" if key == "lr" else key): values for key, values in map(parse_values, tune)}
+    parsed, tuned = (
+        {configs.full_name(key, values): values for key, values in map(parse_values, given)}
+        for given in (settings, tune)
+    )
     fields = {
         "set": {key: values[0] for key, values in parsed.items() if len(values) == 1},
         "grid": {key: values for key, values in parsed.items() if len(values) > 1},
