@@ -8,7 +8,7 @@ against plugins and each other.
 from __future__ import annotations
 
 from rlkit.config.keys import full_name
-from rlkit.config.reading import load, parse_value, parse_yaml, presets, set_key
+from rlkit.config.reading import load, parse_value, parse_yaml, presets, read_yaml, set_key
 from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
 from rlkit.config.sections import (
     AverageReference,
@@ -74,6 +74,7 @@ __all__ = [
     "parse_value",
     "parse_yaml",
     "presets",
+    "read_yaml",
     "resolve",
     "resolve_ref",
     "resolve_rewards",
