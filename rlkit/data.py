@@ -87,7 +87,7 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
 
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
     """
-    chat = _uses_chat(config, tokenizer)
+    chat = uses_chat(config, tokenizer)
     prompts = [column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
     answers = golds(rows, config.answer, "data.answer", path)
     texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
@@ -116,9 +116,9 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     return ProblemSet(problems, len(rows) - len(problems), duplicates, path, put)
 
 
-def prompt_tokens(prompt: str, config: DataConfig, tokenizer: Any) -> list[int]:
-    """Token ids of one question, put to the model as the problems of `config` are."""
-    chat = _uses_chat(config, tokenizer)
+def prompt_tokens(prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any) -> list[int]:
+    """Token ids of one question, or of a conversation's messages, put to the model as the problems of `config` are."""
+    chat = uses_chat(config, tokenizer)
     return _encode([_render(prompt, config, tokenizer, chat, "the prompt")], tokenizer, chat)[0][0]
 
 
@@ -324,7 +324,7 @@ def _identity(prompt: Any) -> str:
 # Prompts
 
 
-def _uses_chat(config: DataConfig, tokenizer: Any) -> bool:
+def uses_chat(config: DataConfig, tokenizer: Any) -> bool:
     """Whether prompts go through the tokenizer's chat template. ConfigError for settings that do not go together."""
     has = getattr(tokenizer, "chat_template", None) is not None
     if config.template is not None and "{prompt}" not in config.template:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -20,6 +20,14 @@ class ConfigError(RlkitError):
     """A setting that cannot be: found before a model is loaded."""
 
     exit_code = 2
+
+
+class SettingsError(ConfigError):
+    """Settings that cannot be: for each key, its path and the sentence on it."""
+
+    def __init__(self, mistakes: Sequence[tuple[Sequence[str], str]]) -> None:
+        super().__init__("\n".join(said for _, said in mistakes))
+        self.mistakes = mistakes
 
 
 class TokensUnknownError(ConfigError):

@@ -23,13 +23,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, ValidationError, create_model
 
 from rlkit import modules
 from rlkit.blame import Blame, importing_plugin, place, shown
-from rlkit.errors import ConfigError, PluginLoadError, module_of, nearest, origin
+from rlkit.errors import ConfigError, PluginLoadError, SettingsError, module_of, nearest, origin
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
@@ -301,51 +304,52 @@ _METHODS: dict[Kind, tuple[str, ...]] = {
 
 
 def validate_options(plugin: Plugin, options: dict[str, Any], where: str) -> BaseModel:
-    """The options as the plugin's model; ConfigError naming each key that does not fit."""
+    """The options as the plugin's model; SettingsError naming each key that does not fit."""
     try:
         return plugin.options.model_validate(options)
     except ValidationError as error:
-        raise ConfigError(explain(error, plugin.options, where)) from error
+        raise explain(error, plugin.options, where) from error
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> SettingsError:
     """One sentence for each mistake: the key, where it stands, and what to do."""
-    lines = []
+    mistakes = []
     for item in error.errors():
         inside, path = _walked(model, item["loc"])
-        if where:
-            path.insert(0, where)
-        if item["type"] == "extra_forbidden":
+        path = [where, *path] if where else path
+        mistakes.append((path, _said(item, path, inside)))
+    return SettingsError(mistakes)
+
+
+def _said(item: ErrorDetails, path: list[str], inside: type[BaseModel] | None) -> str:
+    key = ".".join(path)
+    match item["type"]:
+        case "extra_forbidden":
             known = inside.model_fields if inside else {}
             place = f"in {'.'.join(path[:-1])!r}" if path[:-1] else "at the top level"
-            lines.append(f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}")
-        elif item["type"] == "missing" and path[-1] == "kind":
-            lines.append(f"{'.'.join(path)!r} is missing: name the plugin whose options these are")
-        elif item["type"] == "union_tag_invalid":
+            return f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}"
+        case "missing" if path[-1] == "kind":
+            return f"{key!r} is missing: name the plugin whose options these are"
+        case "union_tag_invalid":
             tags = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
             tag = item["ctx"]["tag"]
-            lines.append(f"{'.'.join(path)!r}: there is no {tag!r}{nearest(tag, tags)}")
-        elif item["type"] == "missing":
-            lines.append(f"{'.'.join(path)!r} is missing: it has no default")
-        elif item["type"] == "value_error":
-            prefix = f"{'.'.join(path)!r}: " if path else ""
-            lines.append(prefix + str(item["ctx"]["error"]))
-        elif item["type"] in ("model_type", "model_attributes_type"):
-            lines.append(f"{'.'.join(path)!r}: should hold keys and values of its own (got {item['input']!r})")
-        elif item["type"] == "list_type":
-            lines.append(
-                f"{'.'.join(path)!r}: should be a list, as in -s '{'.'.join(path)}=[a, b]' (got {item['input']!r})"
-            )
-        elif item["type"] == "string_type":
-            key = ".".join(path)
-            lines.append(
+            return f"{key!r}: there is no {tag!r}{nearest(tag, tags)}"
+        case "missing":
+            return f"{key!r} is missing: it has no default"
+        case "value_error":
+            prefix = f"{key!r}: " if path else ""
+            return prefix + str(item["ctx"]["error"])
+        case "model_type" | "model_attributes_type":
+            return f"{key!r}: should hold keys and values of its own (got {item['input']!r})"
+        case "list_type":
+            return f"{key!r}: should be a list, as in -s '{key}=[a, b]' (got {item['input']!r})"
+        case "string_type":
+            return (
                 f"{key!r}: should be text (got {item['input']!r}). If YAML has made that of a text, put quotes around "
                 f"it, which the shell must leave there, as in -s '{key}=\"no\"'"
             )
-        else:
-            said = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{'.'.join(path)!r}: {said} (got {item['input']!r})")
-    return "\n".join(lines)
+    said = item["msg"][0].lower() + item["msg"][1:]
+    return f"{key!r}: {said} (got {item['input']!r})"
 
 
 def _walked(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

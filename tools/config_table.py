@@ -8,111 +8,35 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-import types
-import typing
-from collections.abc import Iterator
-from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from rlkit import registry
-from rlkit.config import PluginRef, RunConfig
+from rlkit.config import RunConfig
+from rlkit.config.keys import Key, keys
 
 HEAD = "| key | type | default | what it is |\n|---|---|---|---|"
 
 
 def config_table() -> str:
     """Every field of RunConfig; sections with dots."""
-    return "\n".join([HEAD, *_rows(RunConfig)])
+    return _table(RunConfig)
 
 
 def options_table(kind: registry.Kind, name: str) -> str:
     """The options of a plugin."""
-    return "\n".join([HEAD, *_rows(registry.find(kind, name).options)])
+    return _table(registry.find(kind, name).options)
 
 
-def _rows(model: type[BaseModel], prefix: str = "", defaults: BaseModel | None = None) -> Iterator[str]:
-    """`defaults`: a section's default where it differs from its class's own."""
-    for name, field in model.model_fields.items():
-        default = getattr(defaults, name) if defaults else field.get_default(call_default_factory=True)
-        sections = [part for part in _parts(field.annotation) if _is_section(part)]
-        if len(sections) > 1:
-            yield _row(prefix + name, field, _yaml(default))
-            for kind in sections:
-                yield from _rows_of_a_kind(kind, f"{prefix}{name}.")
-            continue
-        section = next(iter(sections), None)
-        if section is None or not isinstance(default, BaseModel):
-            required = field.is_required() and defaults is None
-            if section is None or not required:
-                yield _row(prefix + name, field, None if required else _yaml(default))
-        if section is not None:
-            yield from _rows(section, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
+def _table(model: type[BaseModel]) -> str:
+    return "\n".join([HEAD, *map(_row, keys(model))])
 
 
-def _rows_of_a_kind(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Of a section that is one of several: what its rows are for is said first."""
-    kind = section.model_fields["kind"].default
-    for name, field in section.model_fields.items():
-        if name != "kind":
-            said = copy.copy(field)
-            said.description = f"{kind}: {field.description}"
-            yield _row(prefix + name, said, None if field.is_required() else _yaml(field.default))
-
-
-def _row(key: str, field: FieldInfo, default: str | None) -> str:
-    said = " ".join((field.description or "").split()).replace("None", "`null`").replace("|", r"\|")
-    cells = [f"`{key}`", _type(field.annotation), f"`{default}`" if default else "**required**", said]
+def _row(key: Key) -> str:
+    default = f"`{key.default}`" if key.default else "**required**"
+    cells = [f"`{key.name}`", key.type, default, key.meaning.replace("|", r"\|")]
     return "| " + " | ".join(cells) + " |"
-
-
-def _yaml(value: Any) -> str:
-    """As one would write it in a config."""
-    if isinstance(value, PluginRef):
-        value = value.kind
-    if isinstance(value, float):
-        return f"{value:g}"
-    plain = list(value) if isinstance(value, tuple) else value
-    if not isinstance(plain, (bool, int, list, dict, types.NoneType)):
-        plain = str(plain)
-    text: str = yaml.safe_dump(plain, default_flow_style=True)
-    return text.strip().removesuffix("...").strip()
-
-
-def _type(annotation: Any) -> str:
-    parts = _parts(annotation)
-    names = dict.fromkeys(_name(part) for part in parts if part is not types.NoneType)
-    return ", ".join(names) + (" or null" if types.NoneType in parts else "")
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """The members of a union, with what Annotated adds taken off; of anything else, itself."""
-    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _parts(members[0])
-    if origin in (typing.Union, types.UnionType):
-        return [part for member in members for part in _parts(member)]
-    return [annotation]
-
-
-def _name(part: Any) -> str:
-    origin, members = typing.get_origin(part), typing.get_args(part)
-    if origin is Literal:
-        return ", ".join(f"`{member}`" for member in members)
-    if origin in (list, tuple):
-        return "list of " + _type(members[0])
-    if _is_section(part):
-        return "section"
-    name: str = part.__name__
-    return {"str": "text", "Path": "path", "PluginRef": "plugin", "dict": "mapping"}.get(name, name)
-
-
-def _is_section(part: Any) -> bool:
-    return isinstance(part, type) and issubclass(part, BaseModel) and part is not PluginRef
 
 
 if __name__ == "__main__":

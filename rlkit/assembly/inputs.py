@@ -55,7 +55,7 @@ class Inputs:
 
 def read_inputs(config: RunConfig) -> Inputs:
     """Of a resolved config. ConfigError for what cannot be read or does not fit together."""
-    quiet_loading(config)
+    quiet_loading(config.model)
     tokenizer, room = load_tokenizer(config.model), {config.model.path: positions(config.model)}
     if config.critic.path is not None and config.critic.path not in room:
         critic = config.model.model_copy(update={"path": config.critic.path})
@@ -104,11 +104,11 @@ def check_same_data(config: RunConfig, inputs: Inputs) -> None:
         )
 
 
-def quiet_loading(config: RunConfig) -> None:
+def quiet_loading(model: ModelConfig) -> None:
     """transformers' progress bars are for people who wait."""
     from transformers.utils import logging
 
-    if config.model.path.startswith("embedded:") or not sys.stderr.isatty():
+    if model.path.startswith("embedded:") or not sys.stderr.isatty():
         logging.disable_progress_bar()
 
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
-from rlkit import registry
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
-from rlkit.interfaces.generation import Request
 from rlkit.tracking import Tracker
 from rlkit.wording import counted
 
@@ -278,19 +276,8 @@ def _draw(folder: Path) -> None:
 def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     """Responses of a run's newest model to a prompt, drawn as in training."""
     prepare_environment()
-    from rlkit.assembly.inputs import quiet_loading, sampling_params
-    from rlkit.data import prompt_tokens
-    from rlkit.engine.models import load_tokenizer
+    from rlkit.assembly.sampling import open_model
     from rlkit.records.folder import RunFolder
 
-    folder = RunFolder.open(run)
-    config = folder.read_config()
-    quiet_loading(config)
-    model = config.model.model_copy(update={"path": str(folder.newest_model()), "lora": None})
-    tokenizer = load_tokenizer(model)
-    tokens = prompt_tokens(prompt, config.data, tokenizer)
-    params = sampling_params(config)
-    sampler = registry.build("samplers", "transformers", {}, model, len(tokens) + params.max_tokens, seed)
-    requests = [Request(prompt_tokens=tokens, seed=seed + i, params=params) for i in range(count)]
-    completions = dict(sampler.generate(requests))
-    return [tokenizer.decode(completions[i].tokens, skip_special_tokens=True) for i in range(count)]
+    RunFolder.open(run)
+    return open_model(str(run)).answer(prompt, count, seed)

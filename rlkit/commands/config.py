@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rlkit import config as configs
+from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import settings_options
 from rlkit.errors import ConfigError, nearest
 
@@ -55,7 +56,7 @@ def _preset(name: str) -> str:
     return shipped[name]
 
 
-@config.command("validate")
+@config.command("validate", cls=SettingsCommand, model=lambda: configs.RunConfig)
 @settings_options
 def config_validate(settings: configs.RunConfig) -> None:
     """Check a preset or a YAML file, and print it with every default filled in."""

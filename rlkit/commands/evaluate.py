@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from rlkit import registry
+from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import plugins_option
 from rlkit.config.reading import set_key
 from rlkit.errors import ConfigError, RlkitError, nearest
@@ -22,7 +24,13 @@ _data = click.option(
 _json = click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write it as JSON too.")
 
 
-@click.command("eval")
+def _settings() -> type[BaseModel]:
+    from rlkit.evaluation.settings import EvaluationConfig
+
+    return EvaluationConfig
+
+
+@click.command("eval", cls=SettingsCommand, model=_settings)
 @click.option("--model", required=True, metavar="PATH|RUN", help="A model's folder or hub id, or a run's folder.")
 @click.option("--suite", "names", default="", help="Names with commas between; see `rlkit list suites`.")
 @click.option(
@@ -34,11 +42,12 @@ _json = click.option("--json", "as_json", type=click.Path(dir_okay=False, path_t
 @click.option("--prompt", help="Your data's column of questions.  [a run's; or prompt, problem or question]")
 @click.option("--answer", help="Its column of golds; dots go into nested columns; null: there are none.  [likewise]")
 @click.option("--reward", metavar="NAME|FILE.py:FUNCTION", help="What judges the answers.  [a run's]")
-@click.option("--n", "samples", type=click.IntRange(min=1), help="Samples of each problem.  [32 for AIME, else 1]")
+@click.option("-n", "samples", type=click.IntRange(min=1), help="Samples of each problem.  [32 for AIME, else 1]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many problems.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), help="Longest response.  [4096, or what the model has room for]"
 )
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: greedy.  [1]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of responses and results.")
 @click.option(
     "-s",
@@ -59,6 +68,7 @@ def evaluate(
     samples: int | None,
     limit: int | None,
     max_tokens: int | None,
+    temperature: float | None,
     out: Path | None,
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
@@ -71,6 +81,7 @@ def evaluate(
     rlkit eval --model embedded:s --data test.jsonl --prompt question --reward final_answer
     """
     from rlkit.assembly.run import prepare_environment
+    from rlkit.assembly.sampling import model_of
 
     registry.load(list(plugins))
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -87,9 +98,10 @@ def evaluate(
         "samples": samples,
         "limit": limit,
         "max_tokens": max_tokens,
+        "temperature": temperature,
     }
     settings: dict[str, Any] = {
-        "model": _model(model),
+        "model": model_of(model).model_dump(),
         "suites": wanted,
         "out": out or _folder(model),
         "plugins": [],
@@ -105,16 +117,6 @@ def evaluate(
         run_evaluation(config)
     except KeyboardInterrupt as stopped:
         raise RlkitError(f"stopped. The same command goes on from the responses in {config.out}") from stopped
-
-
-def _model(path: str) -> dict[str, Any]:
-    """The model's settings: a run's newest, with the run's dtype, or a path with what suits it."""
-    from rlkit.records.folder import RunFolder
-
-    if RunFolder.is_one(Path(path)):
-        run = RunFolder(Path(path))
-        return run.read_config().model.model_dump() | {"path": str(run.newest_model()), "lora": None}
-    return {"path": path} | ({"dtype": "float32"} if path.startswith("embedded:") else {})
 
 
 def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
@@ -135,10 +137,10 @@ def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
 def _tokenizer(model: str | None) -> Any:
     if model is None:
         return None
-    from rlkit.config import ModelConfig
+    from rlkit.assembly.sampling import model_of
     from rlkit.engine.models import load_tokenizer
 
-    return load_tokenizer(ModelConfig(**_model(model)))
+    return load_tokenizer(model_of(model))
 
 
 def _folder(model: str) -> Path:

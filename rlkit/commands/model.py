@@ -2,22 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from rlkit.errors import ConfigError, RlkitError
+from rlkit.wording import visible
+
+if TYPE_CHECKING:
+    from rlkit.assembly.sampling import Asked, Message
+
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("prompt")
-@click.option("-n", "--count", default=1, type=click.IntRange(min=1), help="Responses.  [1]")
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option("--model", metavar="RUN|PATH", help="The same as MODEL.")
+@click.option("-n", "count", default=1, type=click.IntRange(min=1), help="Responses to each prompt.  [1]")
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: greedy.  [a run's; or 1]")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest response.  [a run's; or 512]")
 @click.option("--seed", default=0, help="Decides what is drawn.  [0]")
-def sample(run: Path, prompt: str, count: int, seed: int) -> None:
-    """Ask the newest model of RUN, as in `rlkit sample runs/vimpo-s-seed0 "47+85="`."""
-    from rlkit.assembly import run as runs
+def sample(
+    words: tuple[str, ...],
+    model: str | None,
+    count: int,
+    temperature: float | None,
+    max_tokens: int | None,
+    seed: int,
+) -> None:
+    """Ask a model: the newest of a run, or a folder, a hub id, embedded:s.
 
-    for response in runs.sample(run, prompt, count, seed):
-        click.echo(response)
+    Without PROMPT you talk with it, until Ctrl-D; or the prompt comes from a pipe.
+
+    \b
+    rlkit sample runs/vimpo-s-seed0 "47+85=" -n 3
+    rlkit sample embedded:s --temperature 0
+    """
+    from rlkit.assembly.run import prepare_environment
+
+    model, prompt = _model_and_prompt(words, model)
+    talks = prompt is None and _at_a_terminal()
+    if prompt is None and not talks:
+        prompt = sys.stdin.read().rstrip("\n")
+        if not prompt:
+            raise ConfigError('no prompt: write one behind the model, as in rlkit sample embedded:s "47+85="')
+    prepare_environment()
+    from rlkit.assembly.sampling import open_model
+
+    asked = open_model(model, temperature, max_tokens)
+    if talks:
+        _talk(asked, count, seed)
+    else:
+        assert prompt is not None
+        for response in asked.answer(prompt, count, seed):
+            click.echo(response)
+
+
+def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
+    given = ([model] if model is not None else []) + list(words)
+    if not given:
+        raise click.UsageError("name the model first: a run's folder, a model's folder or hub id, or embedded:s")
+    if len(given) > 2:
+        raise click.UsageError(f"{given[2]!r}: one prompt at a time; put quotes around it where it has spaces")
+    return given[0], given[1] if len(given) == 2 else None
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _talk(asked: Asked, count: int, seed: int) -> None:
+    """Prompts typed and answered, until the end of the input."""
+    turns: list[Message] | None = [] if asked.converses else None
+    if turns is not None and count > 1:
+        raise ConfigError("-n: a conversation goes on with one response; give a prompt to get several")
+    how = "one prompt at a time" if turns is None else "a conversation, whose turns are kept"
+    click.echo(f"{asked.name}: {how}. Ctrl-D ends it.", err=True)
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  lines can then be edited, and found again
+    while True:
+        try:
+            prompt = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            click.echo(err=True)
+            return
+        if not prompt.strip():
+            continue
+        try:
+            responses = asked.answer(prompt if turns is None else [*turns, _said("user", prompt)], count, seed)
+        except RlkitError as error:
+            click.echo(f"rlkit: {error}", err=True)
+            continue
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            return
+        for response in responses:
+            click.echo(visible(response))
+        if turns is not None:
+            turns += [_said("user", prompt), _said("assistant", responses[0])]
+        seed += count  # what is asked twice is drawn anew
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
 
 @click.command()

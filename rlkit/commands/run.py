@@ -12,13 +12,15 @@ import click
 
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.commands.options import load, plugins_option, set_option
+from rlkit.commands.hints import SettingsCommand
+from rlkit.commands.options import joined, load, plugins_option, set_option, short_options
 from rlkit.errors import ConfigError
 
 
-@click.command()
+@click.command(cls=SettingsCommand, model=lambda: configs.RunConfig)
 @click.argument("words", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
 @click.option("--algo", metavar="NAME", help="The algorithm: vimpo, grpo, ppo, ... (see `rlkit list`).")
+@short_options()
 @set_option
 @plugins_option
 @click.option("--seed", type=int, help="Decides data order, samples and noise.")
@@ -34,6 +36,7 @@ from rlkit.errors import ConfigError
 def run(
     words: tuple[str, ...],
     algo: str | None,
+    shorts: tuple[str, ...],
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
     seed: int | None,
@@ -60,7 +63,7 @@ def run(
     # Quoted: values are read as YAML, where a name such as 1 would be a number.
     shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
     shortcut = (f"{key}={value}" for key, value in shortcuts.items() if value is not None)
-    settings = load(config, algo, (*overrides, *more, *shortcut), plugins)
+    settings = load(config, algo, (*joined(shorts, (*overrides, *more)), *shortcut), plugins)
     if resume is None and os.environ.get("WANDB_SWEEP_ID") and (run_id := os.environ.get("WANDB_RUN_ID")):
         # An agent of wandb's starts one command for many runs, which may differ in what their name leaves out.
         settings = settings.model_copy(update={"name": f"{settings.run_name}-{run_id}"})

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlkit.commands.compare import show
+from rlkit.commands.hints import SettingsCommand
+from rlkit.commands.options import joined, short_options
+from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.wording import counted
 
@@ -15,12 +18,13 @@ if TYPE_CHECKING:
     from rlkit.sweep.spec import SweepConfig
 
 
-@click.command()
+@click.command(cls=SettingsCommand, model=lambda: RunConfig)
 @click.argument("file", required=False)
 @click.option("--algos", metavar="NAME,...", help="The algorithms to compare: vimpo,grpo,ppo.")
 @click.option("--seeds", metavar="RANGE", help="0-4, or 0,2,5.  [0]")
 @click.option("--noise", metavar="NOISE,...", help="none,group_flip:0.25,flip:0.25; + between those that act together.")
 @click.option("--base", metavar="CONFIG", help="Preset or YAML file that all runs share.  [embedded]")
+@short_options(several=True)
 @click.option("-s", "--set", "settings", multiple=True, metavar="KEY=V,...", help="Any field; several values: a grid.")
 @click.option("--tune", multiple=True, metavar="KEY=V,...", help="Choose these for each arm first, as in lr=1e-4,2e-4.")
 @click.option("--tune-seeds", metavar="RANGE", help="Seeds to tune on; none of them is scored.")
@@ -39,6 +43,7 @@ def sweep(
     seeds: str | None,
     noise: str | None,
     base: str | None,
+    shorts: tuple[str, ...],
     settings: tuple[str, ...],
     tune: tuple[str, ...],
     tune_seeds: str | None,
@@ -61,6 +66,7 @@ def sweep(
 
     given: dict[str, Any] = {"algos": algos, "seeds": seeds, "noise": noise, "base": base, "tune_seeds": tune_seeds}
     given = {key: value for key, value in given.items() if value is not None}
+    settings = joined(shorts, settings)
     if resume is not None:
         if file or name or out or plugins or settings or tune or wandb_sweep or set(given) - {"seeds"}:
             raise ConfigError(

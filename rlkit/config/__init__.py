@@ -1,12 +1,14 @@
 """A run's settings: YAML in, resolved YAML out.
 
 A run needs a model, data and a reward; the presets in `configs/` give them. sections.py has every setting and its
-default, reading.py takes them from files and the command line, resolving.py holds them against plugins and each other.
+default, keys.py says what each is, reading.py takes them from files and the command line, resolving.py holds them
+against plugins and each other.
 """
 
 from __future__ import annotations
 
-from rlkit.config.reading import load, parse_value, parse_yaml, presets, set_key
+from rlkit.config.keys import full_name
+from rlkit.config.reading import load, parse_value, parse_yaml, presets, read_yaml, set_key
 from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
 from rlkit.config.sections import (
     AverageReference,
@@ -67,10 +69,12 @@ __all__ = [
     "Section",
     "StopTexts",
     "build_algorithm",
+    "full_name",
     "load",
     "parse_value",
     "parse_yaml",
     "presets",
+    "read_yaml",
     "resolve",
     "resolve_ref",
     "resolve_rewards",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from rlkit import registry
+from rlkit.config.keys import full_name
+from rlkit.config.places import Places
 from rlkit.config.sections import RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
 
@@ -34,23 +36,22 @@ def load(
     Raises ConfigError for what cannot be read, unknown keys, wrong types and settings that do not fit together.
     """
     if isinstance(source, dict):
-        where, data = "", source
+        data, places = source, Places()
     else:
-        text, where = _read(str(source))
-        data = parse_yaml(text, where)
+        data, places = read_yaml(*_read(str(source)))
     data = dict(data)
     if algo is not None:
         named = as_ref(data.get("algo"))
         if not (isinstance(named, dict) and named.get("kind") == algo):
             data["algo"] = {"kind": algo}
+            places.set_elsewhere("algo")
     # A plugin's kind comes first: it drops the options of the one before.
     for override in sorted(overrides or [], key=lambda o: not o.partition("=")[0].endswith(".kind")):
-        set_key(data, override)
+        places.set_elsewhere(set_key(data, override, full_name))
     try:
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(data).read_from(places)
     except ValidationError as error:
-        said = registry.explain(error, RunConfig)
-        raise ConfigError(f"{where}:\n{said}" if where else said) from error
+        raise places.point(registry.explain(error, RunConfig), in_file=True) from error
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -68,22 +69,36 @@ def _read(source: str) -> tuple[str, str]:
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """Keys and values of a YAML file; `where` is for messages. Warns of a comment that cuts off what looks like text.
 
-    Raises ConfigError for what is not YAML, and for what holds no keys."""
+    Raises ConfigError for what is not YAML, for what holds no keys, and for a key that is there twice."""
+    return read_yaml(text, where)[0]
+
+
+def read_yaml(text: str, where: str) -> tuple[dict[str, Any], Places]:
+    """What `parse_yaml` reads, and where each key stands."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
+        raise ConfigError(_not_yaml(error, where)) from error
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, got {type(data).__name__}")
     for before, comment in comments(text):
         if _cuts(before, comment):
             line = before.end_mark.line + 1
             warnings.warn(
-                f"{where}, line {line}: the text ends at {before.value!r}, for ' #' begins a comment in YAML, and "
+                f"{where}:{line}: the text ends at {before.value!r}, for ' #' begins a comment in YAML, and "
                 f"{comment!r} is not read. Put quotes around the whole text if it is part of it",
-                stacklevel=2,
+                stacklevel=3,
             )
-    return data
+    return data, Places(where, text)
+
+
+def _not_yaml(error: yaml.YAMLError, where: str) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"{where} is not YAML: {error}"
+    # Of an unclosed bracket, what is wrong is found at the end of the file.
+    begun = f" ({error.context}, from line {error.context_mark.line + 1})" if error.context_mark else ""
+    tab = ". It is a tab: YAML indents with spaces alone" if r"'\t'" in str(error.problem) else ""
+    return f"{where}:{error.problem_mark.line + 1}: not YAML: {error.problem}{begun}{tab}"
 
 
 def comments(text: str) -> Iterator[tuple[Any, str]]:
@@ -126,12 +141,17 @@ def parse_value(text: str, where: str) -> Any:
     return text if plain and (commented or changed or isinstance(value, str)) else value
 
 
-def set_key(data: dict[str, Any], override: str) -> None:
-    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one."""
+def set_key(data: dict[str, Any], override: str, named: Callable[[str, Any], str] = lambda key, _: key) -> str:
+    """Set a key=value of the command line in plain data; dots go into sections. ConfigError for what is not one.
+
+    named: what a key is called in full, by its name and value.
+    Returns the key whose value is another one now: the section, where it is another plugin's.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"-s {override}: expected key=value, as in -s optimizer.lr=1e-4")
     value = parse_value(text, f"-s {override}")
+    key = named(key, value)
     *path, last = key.split(".")
     here = data
     for part in path:
@@ -147,4 +167,6 @@ def set_key(data: dict[str, Any], override: str) -> None:
         here = here[part]
     if last == "kind" and here.get("kind") != value:
         here.clear()
+        key = ".".join(path)
     here[last] = value
+    return key

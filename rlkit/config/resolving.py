@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rlkit import registry
 from rlkit.blame import Blame, shown
 from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
-from rlkit.errors import ConfigError, PluginLoadError
+from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     """`resolve`, and the algorithm that was built to check the config against it."""
+    try:
+        return _resolved(config)
+    except SettingsError as error:
+        raise config.places.point(error) from error
+
+
+def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     config = _checked(config)
     # What `auto` stands for must go with the rest too.
     config = _checked(config.model_copy(update={"model": config.model.settled()}))
@@ -41,8 +48,8 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
         "model": config.model.model_copy(update={"path": _whole(config.model.path)}),
         "algo": resolve_ref("algorithms", config.algo, "algo"),
         "reward": resolve_rewards(config.reward),
-        "noise": [resolve_ref("noise", ref, "noise") for ref in config.noise],
-        "trackers": [resolve_ref("trackers", t, "trackers") for t in config.trackers],
+        "noise": _resolved_list("noise", config.noise, "noise"),
+        "trackers": _resolved_list("trackers", config.trackers, "trackers"),
     }
     if config.advantage is not None:
         changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
@@ -106,9 +113,10 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
 def _checked(config: RunConfig) -> RunConfig:
     """The config, validated anew: what was assigned in Python after it was made has not been."""
     try:
-        return RunConfig.model_validate(config.model_dump(warnings=False))
+        return RunConfig.model_validate(config.model_dump(warnings=False)).read_from(config.places)
     except ValidationError as error:
-        raise ConfigError(registry.explain(error, RunConfig)) from error
+        # Not where the file has it: what was assigned later is wrong.
+        raise ConfigError(str(registry.explain(error, RunConfig))) from error
 
 
 def _own_reference(algorithm: Algorithm, name: str) -> Reference:
@@ -163,11 +171,24 @@ def _whole(path: str | None) -> str | None:
 
 def resolve_rewards(rewards: Sequence[RewardRef]) -> list[RewardRef]:
     """Rewards with all their options, as `resolve_ref`."""
-    return [RewardRef(weight=ref.weight, **resolve_ref("rewards", ref, "reward").model_dump()) for ref in rewards]
+    resolved = _resolved_list("rewards", rewards, "reward")
+    return [RewardRef(weight=ref.weight, **each.model_dump()) for ref, each in zip(rewards, resolved, strict=True)]
+
+
+def _resolved_list(kind: registry.Kind, refs: Sequence[PluginRef], where: str) -> list[PluginRef]:
+    """`resolve_ref` of each; one of several is called by its number, from 0, as in `noise.1`."""
+    return [resolve_ref(kind, ref, f"{where}.{i}" if len(refs) > 1 else where) for i, ref in enumerate(refs)]
 
 
 def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
-    """The plugin by name with all its options, as its model fills them in."""
-    plugin = registry.find(kind, ref.kind)
+    """The plugin by name with all its options, as its model fills them in.
+
+    where: the key, for messages. SettingsError for a plugin that is not there, or cannot be used, or options that do
+    not fit.
+    """
+    try:
+        plugin = registry.find(kind, ref.kind)
+    except ConfigError as error:
+        raise SettingsError([((where, "kind"), str(error))]) from error
     options = registry.validate_options(plugin, ref.options, where)
     return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))

@@ -10,7 +10,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from rlkit.config.places import Places
 
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -363,6 +374,17 @@ class RunConfig(Section):
     """Besides the console and the files, which are always written: wandb, tensorboard, or a plugin's."""
     plugins: list[str] = []
     """Python files or modules to import first."""
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    @property
+    def places(self) -> Places:
+        """Where the settings stand in the file that they were read from."""
+        return self._places
+
+    def read_from(self, places: Places) -> Self:
+        """The same config, whose settings stand there."""
+        self._places = places
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -119,7 +119,7 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     try:
         return EvaluationConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(registry.explain(error, EvaluationConfig)) from error
+        raise registry.explain(error, EvaluationConfig) from error
 
 
 def samples_of(suite: OpenSuite, config: EvaluationConfig) -> int:

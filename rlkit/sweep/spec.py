@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig, Section
-from rlkit.errors import ConfigError, nearest
+from rlkit.config.keys import SHORT
+from rlkit.config.places import Places
+from rlkit.errors import ConfigError, SettingsError, nearest
 from rlkit.sweep.labels import is_own, settings_label
 
 Settings = dict[str, Any]
@@ -35,12 +37,12 @@ THE_SWEEPS = {
 
 
 def _flat(settings: Any, prefix: str = "") -> Any:
-    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}; and `lr` alone is the optimizer's."""
+    """{optimizer: {lr: 1}} -> {optimizer.lr: 1}; a short name (lr) is the key that it stands for."""
     if not isinstance(settings, Mapping):
         return {} if settings is None else settings
     flat: Settings = {}
     for key, value in settings.items():
-        name = "optimizer.lr" if f"{prefix}{key}" == "lr" else f"{prefix}{key}"
+        name = configs.full_name(f"{prefix}{key}", value)
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
@@ -117,6 +119,18 @@ class SweepConfig(Section):
     """Settings to choose for each arm before the scored runs, on seeds of their own: every combination is tried."""
     tune_seeds: Seeds = []
     """Seeds of the tuning runs; none of them may be scored."""
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    def place_of(self, path: Sequence[str], algo: str, settings: Settings) -> str:
+        """The line that gives a setting to an arm with these settings; "" where none of the sweep's own file does."""
+        key = ".".join(path)
+        cases = [f"list.{i}" for i, case in enumerate(self.written) if key in case and case[key] == settings.get(key)]
+        names = [key, *(short for short, name in SHORT.items() if name == key)]
+        roots = ["set", f"algos.{algo}", "grid", "zip", *cases, "tune"]
+        return next(
+            (line for root in roots for name in names if (line := self._places.line([root, name]))),
+            "",
+        )
 
     @model_validator(mode="after")
     def _whole(self) -> SweepConfig:
@@ -171,6 +185,7 @@ def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
     Raises ConfigError for what cannot be read, unknown keys, and a sweep that has no arms or contradicts itself.
     """
     data: Any = {}
+    places = Places()
     if source is not None:
         file, ours = Path(source), shipped()
         if not file.is_file() and source not in ours:
@@ -182,27 +197,34 @@ def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
             text = file.read_text() if file.is_file() else ours[source]
         except OSError as error:
             raise ConfigError(f"the sweep's file {source} cannot be read: {error}") from error
-        data = configs.parse_yaml(text, source)
+        data, places = configs.read_yaml(text, source)
     # A file's own settings stay beside those of the command line.
-    for name in ("set", "grid"):
-        if name in given and isinstance(data.get(name), dict):
+    for name in given:
+        if name in ("set", "grid") and isinstance(data.get(name), dict):
+            for key in given[name]:
+                places.set_elsewhere(f"{name}.{key}")
             given = {**given, name: {**_flat(data[name]), **given[name]}}
+        else:
+            places.set_elsewhere(name)
     data = {**data, **given}
     base = data.get("base")
     if isinstance(base, str) and base not in configs.presets():
         # What the file says now is what all runs share, whatever becomes of it until the last.
         data["base"] = configs.load(base).model_dump(mode="json", exclude_unset=True)
     try:
-        return SweepConfig.model_validate(data)
+        spec = SweepConfig.model_validate(data)
     except ValidationError as error:
-        said = registry.explain(error, SweepConfig)
-        raise ConfigError(f"{source}:\n{said}" if source else said) from error
+        raise places.point(registry.explain(error, SweepConfig), in_file=True) from error
+    spec._places = places
+    return spec
 
 
 def given_settings(settings: Sequence[str], tune: Sequence[str], plugins: Sequence[str]) -> dict[str, Any]:
     """The fields that the command line's key=v1,v2 make: one value is set, several are a grid. ConfigError."""
-    parsed = dict(map(parse_values, settings))
-    tuned = {("optimizer.lr" if key == "lr" else key): values for key, values in map(parse_values, tune)}
+    parsed, tuned = (
+        {configs.full_name(key, values): values for key, values in map(parse_values, given)}
+        for given in (settings, tune)
+    )
     fields = {
         "set": {key: values[0] for key, values in parsed.items() if len(values) == 1},
         "grid": {key: values for key, values in parsed.items() if len(values) > 1},
@@ -235,6 +257,10 @@ class Arm:
                 config = config.model_copy(update={"noise": parse_noises(self.noise)})
             return configs.resolve(config)
         except ConfigError as error:
+            said = str(error)
+            if isinstance(error, SettingsError):
+                placed = [(spec.place_of(path, self.algo, self.settings), each) for path, each in error.mistakes]
+                said = "\n".join(f"{place}: {each}" if place else each for place, each in placed)
             shared = [key for key in {**spec.set, **spec.grid} if key.startswith("algo.")]
             hint = (
                 f"\nA setting of one algorithm alone stands under its name, in a sweep's file: "
@@ -242,7 +268,7 @@ class Arm:
                 if shared and len(spec.algos) > 1
                 else ""
             )
-            raise ConfigError(f"arm {self.name!r}, condition {self.condition!r}: {error}{hint}") from error
+            raise ConfigError(f"arm {self.name!r}, condition {self.condition!r}: {said}{hint}") from error
 
 
 def parse_noises(text: str) -> list[configs.PluginRef]:

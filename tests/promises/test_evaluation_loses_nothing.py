@@ -112,7 +112,7 @@ def test_an_evaluation_that_is_stopped_goes_on_with_the_same_command(tmp_path: P
     rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(10, 13) for b in (25, 38, 47)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ["--model", "embedded:xs", "--data", str(tmp_path / "test.jsonl"), "--reward", "final_answer"]
-    asked += ["--n", "128", "--max-tokens", "64", "--out"]
+    asked += ["-n", "128", "--max-tokens", "64", "--out"]
     done, _ = (whole := start(*asked, str(tmp_path / "whole"), command="eval")).communicate(timeout=240)
     assert whole.returncode == 0, done
 

@@ -89,7 +89,7 @@ def test_every_field_says_what_is_not_plain_from_its_name() -> None:
 def test_not_yaml(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("a: [1\n")
-    with pytest.raises(ConfigError, match=re.escape(f"{file} is not YAML")):
+    with pytest.raises(ConfigError, match=re.escape(f"{file}:2: not YAML: ") + r".*from line 1"):
         configs.load(file)
 
 
@@ -141,7 +141,7 @@ def test_a_file_whose_text_is_cut_by_a_comment_warns_with_its_line(tmp_path: Pat
     text = re.sub(r"^data:.*$", section, file.read_text(), flags=re.MULTILINE)
     file.write_text(text)
     line = next(i for i, each in enumerate(text.splitlines(), 1) if "####" in each)
-    with pytest.warns(UserWarning, match=rf"x.yaml, line {line}: .*'End with'.*'#### and the number'.*quotes"):
+    with pytest.warns(UserWarning, match=rf"x.yaml:{line}: .*'End with'.*'#### and the number'.*quotes"):
         assert configs.load(file).data.system == "End with"
 
 

@@ -179,6 +179,9 @@ def test_the_commands_and_samples_of_a_page_work(page: str, place: Path) -> None
 
 def run(arguments: list[str]) -> None:
     if arguments[0] == "run":
+        for option in ("--steps", "--batch"):
+            if option in arguments:
+                del arguments[arguments.index(option) : arguments.index(option) + 2]
         arguments += [part for setting in SMALL for part in ("-s", setting)]
         if "--resume" in arguments:
             arguments += ["-s", "steps=3"]

@@ -417,7 +417,7 @@ def test_misspelt_settings_and_too_many_tokens_are_refused(tmp_path: Path, plugi
 
 @needs_data
 def test_the_command_prints_a_table_and_says_where_the_files_are(tmp_path: Path) -> None:
-    arguments = ["--model", "embedded:xs", "--suite", "math500,gsm8k", "--limit", "2", "--n", "2", "--max-tokens", "8"]
+    arguments = ["--model", "embedded:xs", "--suite", "math500,gsm8k", "--limit", "2", "-n", "2", "--max-tokens", "8"]
     said = CliRunner().invoke(evaluate_command, [*arguments, "--data", str(DATA), "--out", str(tmp_path)])
     assert said.exit_code == 0, said.output
     for words in ("temperature 1, top-p 0.7", "mean@2*", "pass@2", "gsm8k", str(tmp_path)):

@@ -76,7 +76,7 @@ def responses(out: str = "evals/xs", name: str = "test") -> list[dict[str, Any]]
 
 
 def test_a_file_is_measured_on_as_a_suite_is() -> None:
-    output = said(*JUDGED, "--n", "2")
+    output = said(*JUDGED, "-n", "2")
     assert "test: 6 problems x 2 samples of at most 24 tokens, verifier final_answer\n" in output
     assert "  questions in column 'question', golds in 'answer', of test.jsonl\n" in output
     rows, found = responses(), results()
@@ -166,7 +166,7 @@ def test_of_a_graded_reward_the_mean_is_shown() -> None:
         "def graded(samples):\n"
         "    return [None if s.answer == '37' and s.key.index else len(s.answer) / 4 + s.key.index for s in samples]\n"
     )
-    output = said("--data", "test.jsonl", "--plugin", "plugin.py", "--reward", "graded", "--n", "2", *SHORT)
+    output = said("--data", "test.jsonl", "--plugin", "plugin.py", "--reward", "graded", "-n", "2", *SHORT)
     per_problem = [0.5 if row["answer"] == "37" else len(str(row["answer"])) / 4 + 0.5 for row in ROWS]
     found = results()["reward"]
     assert found["value"] == pytest.approx(sum(per_problem) / len(ROWS))

@@ -141,7 +141,7 @@ def test_a_run_is_evaluated_by_its_newest_model(run: Path, tmp_path: Path) -> No
     folder.mkdir()
     rows = [{"problem": f"{i}+1=", "answer": str(i + 1)} for i in range(30)]
     (folder / "aime25.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--suite", "aime25", "--n", "1", "--limit", "2", "--max-tokens", "8", "--data", str(folder)]
+    options = ["--suite", "aime25", "-n", "1", "--limit", "2", "--max-tokens", "8", "--data", str(folder)]
     said = CliRunner().invoke(eval_command, ["--model", str(run), *options])
     assert said.exit_code == 0, said.exception
     (results,) = (run / "eval").glob("*/results.json")

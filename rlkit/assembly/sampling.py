@@ -1,0 +1,101 @@
+"""A model that is asked: prompts or a conversation in, texts out, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlkit import registry
+from rlkit.config import DataConfig, ModelConfig
+from rlkit.errors import RlkitError
+from rlkit.interfaces.generation import Request, SamplingParams
+
+MAX_TOKENS = 512
+"""Longest response of a model that comes from no run."""
+
+Message = dict[str, str]
+"""Of a conversation: a role and a content."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model with all that it takes to ask it; it is loaded once."""
+
+    name: str
+    data: DataConfig
+    """How a prompt is put to it."""
+    params: SamplingParams
+    positions: int | None
+    tokenizer: Any
+    sampler: Any
+
+    @property
+    def converses(self) -> bool:
+        """Whether it takes the turns of a conversation: by a chat template, and not a text around one question."""
+        from rlkit.data import uses_chat
+
+        return uses_chat(self.data, self.tokenizer) and self.data.template is None
+
+    def answer(self, prompt: str | list[Message], count: int = 1, seed: int = 0) -> list[str]:
+        """Responses to a prompt or a conversation, which are as long as the model has room for and no longer.
+
+        RlkitError where there is no room for any.
+        """
+        from rlkit.data import prompt_tokens
+
+        tokens = prompt_tokens(prompt, self.data, self.tokenizer)
+        params = self.params
+        if self.positions is not None:
+            room = self.positions - len(tokens)
+            if room < 1:
+                raise RlkitError(
+                    f"no room for a response: the prompt takes {len(tokens)} tokens, and {self.name} reads "
+                    f"{self.positions} with its response"
+                )
+            params = replace(params, max_tokens=min(params.max_tokens, room))
+        requests = [Request(prompt_tokens=tokens, seed=seed + i, params=params) for i in range(count)]
+        completions = dict(self.sampler.generate(requests))
+        return [self.tokenizer.decode(completions[i].tokens, skip_special_tokens=True) for i in range(count)]
+
+
+def open_model(path: str, temperature: float | None = None, max_tokens: int | None = None) -> Asked:
+    """A run's newest model, asked as in training; or a model's folder or hub id, or embedded:s.
+
+    What is not None takes the place of the run's temperature and length, or of 1 and 512. Raises ConfigError, and
+    RlkitError for a run without a model.
+    """
+    from rlkit.assembly.inputs import quiet_loading, sampling_params
+    from rlkit.engine.models import load_tokenizer, positions
+    from rlkit.records.folder import RunFolder
+
+    model, data = model_of(path), DataConfig(path="")
+    params = SamplingParams(max_tokens=MAX_TOKENS)
+    if RunFolder.is_one(Path(path)):
+        run = RunFolder(Path(path)).read_config()
+        data, params = run.data, sampling_params(run)
+    params = replace(
+        params,
+        temperature=params.temperature if temperature is None else temperature,
+        max_tokens=max_tokens or params.max_tokens,
+    )
+    quiet_loading(model)
+    tokenizer, room = load_tokenizer(model), positions(model)
+    # The room for prompt and response is seen to with each prompt.
+    sampler = registry.build("samplers", "transformers", {}, model, room or 2**31, 0)
+    return Asked(path, data, params, room, tokenizer, sampler)
+
+
+def model_of(path: str) -> ModelConfig:
+    """A run's newest model, with the run's dtype, or a path with what suits it. RlkitError for a run without one."""
+    from rlkit.records.folder import RunFolder
+
+    here = Path(path)
+    is_run, is_model = RunFolder.is_one(here), (here / "config.json").is_file()
+    # A folder of runs, or one beside them, was meant for a run: of that the hub knows nothing.
+    if not is_run and not is_model and any(RunFolder.below(each) for each in (here, here.parent) if each != Path()):
+        RunFolder.open(here)
+    if is_run:
+        run = RunFolder(here)
+        return run.read_config().model.model_copy(update={"path": str(run.newest_model()), "lora": None})
+    return ModelConfig(path=path, dtype="float32" if path.startswith("embedded:") else "auto")
