@@ -18,7 +18,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import RunConfig, Section
 from rlkit.errors import ConfigError, nearest
-from rlkit.sweep.labels import is_own, settings_label
+from rlkit.sweeps.labels import is_own, settings_label
 
 Settings = dict[str, Any]
 """Dotted key -> value, as in `optimizer.lr`."""
