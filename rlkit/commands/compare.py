@@ -24,7 +24,7 @@ def compare(paths: tuple[Path, ...], metrics: tuple[str, ...], threshold: float 
 
     Takes runs' folders or a sweep's. Prints tables, and writes a page, a picture and CSV files.
     """
-    from rlkit.sweep.sweep_folder import SweepFolder
+    from rlkit.sweeps.sweep_folder import SweepFolder
 
     if out is None:
         out = paths[0] / "comparison" if len(paths) == 1 and SweepFolder.is_one(paths[0]) else Path("comparison")

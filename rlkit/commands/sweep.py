@@ -15,7 +15,7 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
-    from rlkit.sweep.spec import SweepConfig
+    from rlkit.sweeps.spec import SweepConfig
 
 
 @click.command(cls=SettingsCommand, model=lambda: RunConfig)
@@ -61,8 +61,8 @@ def sweep(
 
     rlkit sweep --algos vimpo,grpo,ppo --seeds 0-4 --noise none,group_flip:0.25 --base embedded_xs
     """
-    from rlkit import sweep as sweeps
-    from rlkit.sweep import spec as specs
+    from rlkit import sweeps
+    from rlkit.sweeps import spec as specs
 
     given: dict[str, Any] = {"algos": algos, "seeds": seeds, "noise": noise, "base": base, "tune_seeds": tune_seeds}
     given = {key: value for key, value in given.items() if value is not None}
@@ -96,7 +96,7 @@ def sweep(
         raise RlkitError(f"interrupted; go on with: {again}")
     failures = []
     if outcome.scored:
-        from rlkit.sweep.wandb_sweep import log_comparison
+        from rlkit.sweeps.wandb_sweep import log_comparison
 
         try:
             show([folder], folder / "comparison")
@@ -113,7 +113,7 @@ def sweep(
 
 
 def _write_definition(spec: SweepConfig, file: Path, folder: Path) -> None:
-    from rlkit.sweep.wandb_sweep import write_definition
+    from rlkit.sweeps.wandb_sweep import write_definition
 
     _, *base = write_definition(spec, file, folder)
     click.echo(f"{file}: `wandb sweep {file}` makes the sweep known, and prints the command that starts an agent")

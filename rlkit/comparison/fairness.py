@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from rlkit.comparison.runs import IRRELEVANT, Read, Run, condition_name, flatten
 from rlkit.records import samples
-from rlkit.sweep.labels import is_own, short_key
-from rlkit.sweep.sweep_folder import Tuning
+from rlkit.sweeps.labels import is_own, short_key
+from rlkit.sweeps.sweep_folder import Tuning
 
 K = TypeVar("K", bound=Hashable)
 

@@ -23,7 +23,7 @@ from rlkit.comparison.terminal import (
     to_threshold,
     verdict,
 )
-from rlkit.sweep.labels import settings_label
+from rlkit.sweeps.labels import settings_label
 from rlkit.wording import counted, number
 
 

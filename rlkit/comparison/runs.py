@@ -17,8 +17,8 @@ from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import Curve, read_curves
 from rlkit.records.samples import step_files
 from rlkit.scoring.noise import noise_label
-from rlkit.sweep.labels import is_own, settings_label
-from rlkit.sweep.sweep_folder import SweepFolder, Tuning
+from rlkit.sweeps.labels import is_own, settings_label
+from rlkit.sweeps.sweep_folder import SweepFolder, Tuning
 
 
 @dataclass(frozen=True)

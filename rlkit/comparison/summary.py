@@ -25,7 +25,7 @@ from rlkit.comparison.seeds import (
 from rlkit.errors import ConfigError, nearest
 from rlkit.records.metrics import Curve
 from rlkit.records.statistics import area, final_value, first_reaching, smoothing_window
-from rlkit.sweep.sweep_folder import Tuning
+from rlkit.sweeps.sweep_folder import Tuning
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from synthetic_runs import PROVENANCE, write_rollout, write_run
 
 from rlkit.comparison import Comparison, compare, text
 from rlkit.comparison.fairness import Finding
-from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
 ARMS = ("vimpo", "grpo")
 SEEDS = (0, 1)

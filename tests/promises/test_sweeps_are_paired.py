@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlkit.records.folder import RunFolder
-from rlkit.sweep.sweep_folder import SweepFolder
+from rlkit.sweeps.sweep_folder import SweepFolder
 
 SMALL = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4", "sampling.max_tokens=16"]
 ALGOS = ("vimpo", "grpo", "ppo")

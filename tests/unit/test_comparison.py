@@ -21,7 +21,7 @@ from rlkit.comparison import Comparison, compare, text, write
 from rlkit.comparison.runs import read_runs
 from rlkit.comparison.seeds import t_quantile
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
 FLIPS = ({"kind": "group_flip", "prob": 0.25},)
 

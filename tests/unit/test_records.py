@@ -351,7 +351,7 @@ def test_reading_and_comparing_need_no_torch(run: RunFolder) -> None:
         "import sys, rlkit\n"
         f"run = rlkit.load_run({str(run.path)!r})\n"
         "run.config, run.provenance, run.metrics, run.evaluation, run.rollouts(), run.credit()\n"
-        "import rlkit.records.statistics, rlkit.sweep, rlkit.comparison, rlkit.tracking.console\n"
+        "import rlkit.records.statistics, rlkit.sweeps, rlkit.comparison, rlkit.tracking.console\n"
         "print(sorted({'torch', 'matplotlib', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -12,8 +12,7 @@ import pytest
 from synthetic_runs import Metrics, write_run
 
 from rlkit import config as configs
-from rlkit import report
-from rlkit import sweep as sweeps
+from rlkit import report, sweeps
 from rlkit.comparison import compare
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
@@ -33,7 +32,7 @@ from rlkit.records.statistics import (
 )
 from rlkit.report import curve
 from rlkit.report.page import _facts
-from rlkit.sweep.jobs import Job
+from rlkit.sweeps.jobs import Job
 
 
 @pytest.fixture

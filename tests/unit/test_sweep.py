@@ -17,15 +17,15 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from rlkit import config as configs
-from rlkit import sweep as sweeps
+from rlkit import sweeps
 from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.scoring.noise import noise_label
-from rlkit.sweep import spec as specs
-from rlkit.sweep.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus
-from rlkit.sweep.progress import Display
-from rlkit.sweep.spec import SweepConfig
-from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweeps import spec as specs
+from rlkit.sweeps.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus
+from rlkit.sweeps.progress import Display
+from rlkit.sweeps.spec import SweepConfig
+from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
 
 def made(**given: Any) -> SweepConfig:

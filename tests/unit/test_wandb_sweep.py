@@ -23,11 +23,11 @@ from rlkit.cli import main
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
-from rlkit.sweep import spec as specs
-from rlkit.sweep.spec import SweepConfig
-from rlkit.sweep.sweep_folder import SweepFolder, SweepRun
-from rlkit.sweep.wandb_sweep import definition, grouped
-from rlkit.sweep.wandb_sweep import log_comparison as log_sweep_s_comparison
+from rlkit.sweeps import spec as specs
+from rlkit.sweeps.spec import SweepConfig
+from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun
+from rlkit.sweeps.wandb_sweep import definition, grouped
+from rlkit.sweeps.wandb_sweep import log_comparison as log_sweep_s_comparison
 from rlkit.tracking import RunInfo
 from rlkit.tracking.wandb import WandbConfig, log_comparison
 

@@ -22,13 +22,13 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_curves
 from rlkit.records.statistics import final_value
-from rlkit.sweep import spec as specs
-from rlkit.sweep.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
-from rlkit.sweep.labels import settings_label
-from rlkit.sweep.progress import Display
-from rlkit.sweep.spec import Arm, SweepConfig
-from rlkit.sweep.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
-from rlkit.sweep.wandb_sweep import grouped
+from rlkit.sweeps import spec as specs
+from rlkit.sweeps.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
+from rlkit.sweeps.labels import settings_label
+from rlkit.sweeps.progress import Display
+from rlkit.sweeps.spec import Arm, SweepConfig
+from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
+from rlkit.sweeps.wandb_sweep import grouped
 from rlkit.wording import duration, size
 
 TUNED_BY = "reward/clean"

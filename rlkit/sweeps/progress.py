@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from rlkit.sweep.jobs import Job, left_s
+from rlkit.sweeps.jobs import Job, left_s
 from rlkit.wording import duration
 
 

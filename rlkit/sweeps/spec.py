@@ -20,7 +20,7 @@ from rlkit.config import RunConfig, Section
 from rlkit.config.keys import SHORT
 from rlkit.config.places import Places
 from rlkit.errors import ConfigError, SettingsError, nearest
-from rlkit.sweep.labels import is_own, settings_label
+from rlkit.sweeps.labels import is_own, settings_label
 
 Settings = dict[str, Any]
 """Dotted key -> value, as in `optimizer.lr`."""

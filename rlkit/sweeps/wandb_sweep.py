@@ -13,8 +13,8 @@ from rlkit import config as configs
 from rlkit.config import PluginRef
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
-from rlkit.sweep.spec import SweepConfig, arms
-from rlkit.sweep.sweep_folder import SweepFolder
+from rlkit.sweeps.spec import SweepConfig, arms
+from rlkit.sweeps.sweep_folder import SweepFolder
 
 
 def grouped(ref: PluginRef, group: str) -> PluginRef:
