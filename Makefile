@@ -14,13 +14,14 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow study setup lint unit clean help
+.PHONY: run package test test-slow study setup lint unit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
 	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (three minutes)"
 	@echo "make test    formatting, types and the tests, but for the slowest"
 	@echo "make test-slow   the slowest tests: whole runs, pairs of ranks (several minutes)"
+	@echo "make package     source archive and wheel, in dist/"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
 setup: $(READY)
@@ -34,6 +35,7 @@ $(READY): requirements/$(BUILD).txt pyproject.toml
 	@echo "   the other locked requirements"
 	@$(PIP) -r requirements/$(BUILD).txt
 	@echo "   rlkit itself"
+	@$(BIN)/pip uninstall -qq -y rlkit 2>/dev/null  # the name it had before: with both, plugins are registered twice
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "== set-up done: $(BIN)/rlkit --help"
@@ -68,5 +70,9 @@ test-slow: setup
 	@echo "== the slowest tests"
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+package: setup
+	@echo "== source archive and wheel"
+	@$(BIN)/python tools/package.py dist | tail -2
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from rlkit import distribution
 from rlkit.commands import compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
 from rlkit.errors import RlkitError
 
@@ -25,7 +26,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="rlkit")
+@click.version_option(package_name=distribution.NAME, prog_name="rlkit")
 def main() -> None:
     """Reinforcement learning from verifiable rewards on language models, for comparing algorithms.
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlkit import distribution
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
@@ -39,6 +40,8 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
     """The sampler with all its options, whatever `auto` stands for here, and one sentence that says why it."""
     from rlkit.engine.models import model_shape
 
+    if ref.kind == "vllm":
+        distribution.check_extra("sampler vllm", "vllm")
     if ref.kind != "auto":
         return resolve_ref("samplers", ref, "sampler"), "named in the config"
     kind, why = choose()

@@ -108,7 +108,7 @@ def test_every_plugin_that_ships_and_its_options_are_named() -> None:
     for kind in registry.KINDS:
         for name in registry.names(kind):
             plugin = registry.find(kind, name)
-            if not plugin.distribution.startswith("rlkit "):
+            if not plugin.distribution.startswith("rlkit-rlvr "):
                 continue
             for word in (name, *plugin.options.model_fields):
                 assert f"`{word}" in text, f"{kind} {name}: {word} is not in docs/"
