@@ -14,13 +14,14 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run package test test-slow study setup lint unit clean help
+.PHONY: run docs package test test-slow study setup lint unit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
 	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (three minutes)"
 	@echo "make test    formatting, types and the tests, but for the slowest"
 	@echo "make test-slow   the slowest tests: whole runs, pairs of ranks (several minutes)"
+	@echo "make docs        the documentation's site, in site/; a broken link is an error"
 	@echo "make package     source archive and wheel, in dist/"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
@@ -70,9 +71,14 @@ test-slow: setup
 	@echo "== the slowest tests"
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+docs: setup
+	@echo "== the documentation's site"
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q && echo "== site/index.html"
+
 package: setup
 	@echo "== source archive and wheel"
 	@$(BIN)/python tools/package.py dist | tail -2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
