@@ -17,13 +17,15 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-slow study setup lint unit clean help
+.PHONY: run docs package test test-slow study setup lint unit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
 	@echo "make study   a short form of docs/studies/noise.md: three algorithms, with and without noise (three minutes)"
 	@echo "make test    formatting, types and the tests, but for the slowest"
 	@echo "make test-slow   the slowest tests: whole runs, pairs of ranks (several minutes)"
+	@echo "make docs        the documentation's site, in site/; a broken link is an error"
+	@echo "make package     source archive and wheel, in dist/"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
 setup: $(READY)
@@ -37,6 +39,7 @@ $(READY): requirements/$(BUILD).txt pyproject.toml
 	@echo "   the other locked requirements"
 	@$(PIP) -r requirements/$(BUILD).txt
 	@echo "   rlkit itself"
+	@$(BIN)/pip uninstall -qq -y rlkit 2>/dev/null  # the name it had before: with both, plugins are registered twice
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "== set-up done: $(BIN)/rlkit --help"
@@ -71,5 +74,14 @@ test-slow: setup
 	@echo "== the slowest tests"
 	@$(PYTEST) -m slow $(ARGS)
 
+docs: setup
+	@echo "== the documentation's site"
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q && echo "== site/index.html"
+
+package: setup
+	@echo "== source archive and wheel"
+	@$(BIN)/python tools/package.py dist | tail -2
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

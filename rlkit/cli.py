@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from rlkit import distribution
 from rlkit.blame import DEBUG, debugging
 from rlkit.commands import compare, config, doctor, evaluate, inspect, model, new, plugins, report, run, sweep
 from rlkit.errors import PluginError, RlkitError
@@ -55,7 +56,7 @@ def _said_elsewhere(error: RlkitError) -> bool:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="rlkit")
+@click.version_option(package_name=distribution.NAME, prog_name="rlkit")
 @click.option("--debug", is_flag=True, help="Show whole tracebacks. May stand anywhere in a command.")
 def main(debug: bool) -> None:
     """Reinforcement learning from verifiable rewards on language models, for comparing algorithms.

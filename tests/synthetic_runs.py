@@ -15,7 +15,7 @@ Metrics = Mapping[str, float | None]
 
 PROVENANCE = {
     "versions": {"python": "3.12.1", "rlkit": "0.1.0", "torch": "2.13.0"},
-    "plugins": {"rewards/final_answer": "rlkit 0.1.0"},
+    "plugins": {"rewards/final_answer": "rlkit-rlvr 0.1.0"},
     "git": {"commit": "0123456789abcdef", "changed": False},
     "platform": "Linux-6.1",
     "cores": 2,

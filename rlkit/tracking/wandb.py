@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import netrc
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlkit import registry
+from rlkit import distribution, registry
 from rlkit.config import Section
 from rlkit.errors import ConfigError
 from rlkit.scoring.noise import noise_label
@@ -110,8 +109,7 @@ def _numbers(column: Sequence[str]) -> list[Any]:
 
 def _package() -> Any:
     """wandb itself. ConfigError where it is not installed."""
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("tracker wandb: the package is not installed. Run: pip install 'rlkit[wandb]'")
+    distribution.check_extra("tracker wandb", "wandb")
     import wandb
 
     return wandb

@@ -110,7 +110,7 @@ def test_a_fair_comparison_has_nothing_to_say_and_says_what_it_looked_at(tmp_pat
         (
             {"provenance": {"plugins": {"rewards/final_answer": "mine 2.0"}}},
             "rewards/final_answer is not the same version",
-            ("mine 2.0", "rlkit 0.1.0"),
+            ("mine 2.0", "rlkit-rlvr 0.1.0"),
         ),
         ({"steps": 30}, "same number of steps", ("30 steps: vimpo-seed0", "20 steps: grpo-seed0")),
         ({"done": 12}, "same number of steps", ("12 steps: vimpo-seed0",)),

@@ -88,7 +88,7 @@ def test_list_shows_each_built_in_algorithm_with_its_paper() -> None:
     assert result.exit_code == 0
     assert "vimpo" in result.output
     assert "2606.20008" in result.output
-    assert "[rlkit 0.1.0]" in result.output
+    assert "[rlkit-rlvr 0.1.0]" in result.output
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -103,12 +103,54 @@ def test_the_tables_of_declarations_name_the_code_s(page: str, declarations: lis
     assert sorted(named) == sorted({each.name for kind in declarations for each in dataclasses.fields(kind)})
 
 
+def keys() -> set[str]:
+    """Every config key, sections and the options of the plugins that ship among them."""
+    places = {"algorithms": "algo", "rewards": "reward", "samplers": "sampler"}
+    found = {
+        f"{places[kind]}.{key}" for kind in places for name in registry.names(kind) for key in option_keys(kind, name)
+    }
+    import config_table
+
+    found |= set(re.findall(r"^\| `([\w.]+)`", config_table.config_table(), re.MULTILINE))
+    return found | {".".join(key.split(".")[:n]) for key in found for n in range(1, key.count(".") + 1)}
+
+
+def option_keys(kind: registry.Kind, name: str) -> list[str]:
+    import config_table
+
+    return re.findall(r"^\| `([\w.]+)`", config_table.options_table(kind, name), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("page", "column"),
+    [
+        ("from-trl.md", 2),
+        ("from-verl.md", 2),
+        ("from-openrlhf.md", 2),
+        ("metrics.md", 5),
+        ("learning-rates.md", None),
+        ("troubleshooting.md", None),
+    ],
+)
+def test_the_keys_that_a_page_names_are_there(page: str, column: int | None, table_tool: ModuleType) -> None:
+    text = (DOCS / page).read_text()
+    if column is not None:
+        text = "\n".join(line.split("|")[column] for line in text.splitlines() if line.startswith("|"))
+    known = keys()
+    sections = {key.split(".")[0] for key in known}
+    named = {
+        found[1] for found in re.finditer(r"[`( ]([a-z_]+(?:\.[a-z_]+)+)", text) if found[1].split(".")[0] in sections
+    }
+    assert len(named) > 5
+    assert sorted(named - known) == []
+
+
 def test_every_plugin_that_ships_and_its_options_are_named() -> None:
     text = "".join(page.read_text() for page in DOCS.glob("*.md"))
     for kind in registry.KINDS:
         for name in registry.names(kind):
             plugin = registry.find(kind, name)
-            if not plugin.distribution.startswith("rlkit "):
+            if not plugin.distribution.startswith("rlkit-rlvr "):
                 continue
             for word in (name, *plugin.options.model_fields):
                 assert f"`{word}" in text, f"{kind} {name}: {word} is not in docs/"
@@ -149,6 +191,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "around-the-algorithm.md",
         "reading-a-run.md",
         "configuration.md",
+        "from-trl.md",
+        "from-verl.md",
+        "from-openrlhf.md",
+        "learning-rates.md",
         "evaluation.md",
         "sweeps.md",
         "writing-a-reward.md",

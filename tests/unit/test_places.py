@@ -12,7 +12,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.cli import main
 from rlkit.errors import ConfigError
-from rlkit.sweep import spec as specs
+from rlkit.sweeps import spec as specs
 
 HEAD = "algo: vimpo\nmodel: {path: embedded:xs}\ndata: {path: embedded:arithmetic}\n"
 """Three lines, of a config that lacks the reward."""

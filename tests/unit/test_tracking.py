@@ -121,7 +121,7 @@ def test_the_config_reads_back_as_it_was(folder: RunFolder, config: RunConfig) -
 def test_provenance_names_versions_plugins_and_seed(folder: RunFolder) -> None:
     record = json.loads(folder.provenance_file.read_text())
     assert record["versions"]["torch"] == torch.__version__
-    assert record["plugins"]["algorithms/grpo"].startswith("rlkit ")
+    assert record["plugins"]["algorithms/grpo"].startswith("rlkit-rlvr ")
     assert record["plugins"]["rewards/tracked_length"] == "registered in this process"
     assert record["seed"] == 7
     assert record["cores"] >= 1

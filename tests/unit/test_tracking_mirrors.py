@@ -126,7 +126,7 @@ def test_a_tracker_whose_package_is_missing_says_how_to_get_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf"pip install 'rlkit\[{name}\]'"):
+    with pytest.raises(ConfigError, match=rf"pip install 'rlkit-rlvr\[{name}\]'"):
         registry.build("trackers", name, {}, info(tmp_path / "run"))
 
 
