@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rlkit import registry
+from rlkit import distribution, registry
 from rlkit.errors import ConfigError
 
 Kind = Literal["algorithm", "reward", "noise", "suite"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-RLKIT = "rlkit"
-"""The distribution that a written package depends on."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _GROUPS: dict[Kind, registry.Kind] = {
@@ -122,7 +119,7 @@ def _filled(template: str, kind: Kind, name: str) -> str:
     values = {
         "my_kind": kind,
         "my_group": _GROUPS[kind],
-        "my_rlkit": RLKIT,
+        "my_rlkit": distribution.NAME,
         "my_object": class_name if kind == "noise" else name,
         "my_plugin": name,
         "my-plugin": re.sub("_+", "-", name).strip("-"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from rlkit import registry, scaffold
+from rlkit import distribution, registry, scaffold
 from rlkit.cli import main
 from rlkit.config import PluginRef
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
@@ -52,7 +52,7 @@ def test_a_package_has_all_it_needs_under_its_name(kind: scaffold.Kind, place: P
     group = scaffold._GROUPS[kind]
     (point,) = project["project"]["entry-points"][f"rlkit.{group}"].values()
     assert f"rlkit.{group}" in {f"rlkit.{each}" for each in registry.KINDS}
-    assert project["project"]["dependencies"] == [scaffold.RLKIT]
+    assert project["project"]["dependencies"] == [distribution.NAME]
     registry.load([f"{name}/{name}.py"])
     assert registry.find(group, name).factory.__name__ == point.partition(":")[2]
     assert registry.find(group, name).summary
