@@ -9,6 +9,7 @@ import click
 
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.commands import completion
 from rlkit.commands.described import key_page
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import plugins_option, settings_options
@@ -30,7 +31,7 @@ def config_ls() -> None:
 
 
 @config.command("show")
-@click.argument("name", metavar="PRESET|KEY")
+@click.argument("name", metavar="PRESET|KEY", shell_complete=completion.presets_and_keys)
 @plugins_option
 def config_show(name: str, plugins: tuple[str, ...]) -> None:
     """Print a preset; or explain a key, such as optimizer.lr, a plugin's option (algo.beta), or a section (batch)."""
@@ -42,7 +43,7 @@ def config_show(name: str, plugins: tuple[str, ...]) -> None:
 
 
 @config.command("cp")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.presets)
 @click.argument("file", type=click.Path(path_type=Path))
 def config_cp(name: str, file: Path) -> None:
     """Copy a preset to FILE: it is yours then."""

@@ -8,13 +8,14 @@ import traceback
 import click
 
 from rlkit import registry
+from rlkit.commands import completion
 from rlkit.commands.described import plugin_page
 from rlkit.commands.options import plugins_option
 
 
 @click.command("list")
 @click.argument("kind", required=False, type=click.Choice(registry.KINDS))
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.of_its_kind)
 @plugins_option
 def list_plugins(kind: registry.Kind | None, name: str | None, plugins: tuple[str, ...]) -> None:
     """Show the plugins: name, one line, and the package each comes from; or all of one, as in `list rewards math`."""
