@@ -29,6 +29,7 @@ class OverlongPenalty(Section):
     buffer: Annotated[int, Field(ge=1)]
     """Tokens before the limit over which the penalty grows."""
     scale: Annotated[float, Field(ge=0)] = 1.0
+    """What is taken off at the limit."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -35,9 +35,13 @@ class Code:
     has the forms. Tests that cannot be read, or used: `bad_gold`. Whatever a program does, its own failure has the
     value 0; `error`, without a value, is a fault of the sandbox.
 
-    `timeout_s` (seconds), `memory_mib` (MiB of address space of one process), `processes` (threads included) and
-    `output_kib` (KiB) bound each test. `partial`: the share of tests passed, instead of all or nothing; the first test
-    that runs out of time is the last one tried.
+    timeout_s: seconds that each test may take.
+    memory_mib: MiB of address space of one process.
+    processes: how many a test may start, threads included.
+    output_kib: KiB that a test may print.
+    partial: give the share of tests passed, instead of all or nothing; the first test that runs out of time is the
+        last one tried.
+    unsafe_run_without_sandbox: run the programs as they are, with all that you may do.
 
     Building it tries the sandbox out: ConfigError where bubblewrap is missing or does not hold.
     """

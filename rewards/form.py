@@ -22,8 +22,10 @@ def format(samples: Sequence[Sample], *, thinking: str = "think", answer: str = 
     """1 where the response is <think>...</think><answer>...</answer> and nothing else; else 0 (arXiv 2501.12948).
 
     Each tag stands once, the answer is not empty, and white space around the tags is free. A prompt that ends with
-    <think> has opened it already. `answer` "": what follows the thinking is the answer, without tags. An empty
-    response: `no_answer`.
+    <think> has opened it already. An empty response: `no_answer`.
+
+    thinking: name of the tag around the thinking.
+    answer: name of the tag around the answer; "": what follows the thinking is the answer, without tags.
     """
     return [_format(sample, thinking, answer) for sample in samples]
 
@@ -52,7 +54,10 @@ def _format(sample: Sample, thinking: str, answer: str) -> RewardResult:
 class Length:
     """DAPO's soft overlong penalty (arXiv 2503.14476): 0 up to max_tokens - buffer, falling to -1 at max_tokens.
 
-    Both in tokens of the response. Give it a weight beside a reward on the answer.
+    Give it a weight beside a reward on the answer.
+
+    max_tokens: length, in tokens of the response, at which the penalty is -1: as a rule `sampling.max_tokens`.
+    buffer: tokens over which it falls to that.
     """
 
     def __init__(self, *, max_tokens: int, buffer: int):
@@ -69,9 +74,11 @@ class Length:
 class JsonSchema:
     """1 where the response's JSON fits a schema; else 0.
 
-    The JSON is the last ```json block, or the whole response. The schema is `definition`, or comes with each
-    row, as an object or as text, in the column `column`. No JSON that parses: `no_answer`; a row without a sound
+    The JSON is the last ```json block, or the whole response. No JSON that parses: `no_answer`; a row without a sound
     schema: `bad_gold`. References to other documents are not followed.
+
+    definition: the schema of all rows; null: each row has its own, in `column`.
+    column: the data's column of schemas, as objects or as text.
     """
 
     def __init__(self, *, definition: dict[str, Any] | None = None, column: str = ""):

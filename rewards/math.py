@@ -28,13 +28,15 @@ def math(
 ) -> list[RewardResult]:
     r"""1 where the answer equals the gold: as text, as exact rationals, part by part, or to math-verify; else 0.
 
-    `answer_in` says where the answer stands: `boxed`, `answer_tag`, `hashes`, `last_number`, or `auto`: the last
-    <answer>, else the last \boxed{}, else the last ####, else the last "answer is", else, unless `strict`, what the
-    response ends with. `tolerance`, between numbers, is absolute; or it names the column that holds it (empty: 0),
-    as OlympiadBench's `error`. No answer: status `no_answer`. An answer that is too long, or of a form that computer
-    algebra may not come back from: `refused`. A gold without an answer: `bad_gold`.
+    No answer: status `no_answer`. An answer that is too long, or of a form that computer algebra may not come back
+    from: `refused`. A gold without an answer: `bad_gold`. It sets no deadline of its own: it runs in a worker process
+    that can be killed.
 
-    It sets no deadline of its own: it runs in a worker process that can be killed.
+    answer_in: where the answer stands. auto: the last <answer>, else the last \boxed{}, else the last ####, else the
+        last "answer is", else, unless `strict`, what the response ends with.
+    strict: an answer must be marked: what a response merely ends with is none.
+    tolerance: how far a number may lie from the gold; or the column that holds that (empty: 0), as OlympiadBench's
+        `error`.
     """
     return [any_gold(lambda s: _verdict(s, answer_in, strict, tolerance), sample) for sample in samples]
 

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlkit import noise
 from rlkit.interfaces.rewards import SampleKey
 from rlkit.scoring.noise import Coin, Range
 
-
-def _probability(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"a probability lies between 0 and 1, got {value}")
-    return value
-
-
-def _deviation(value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"a standard deviation is 0 or a positive number, got {value}")
-    return value
-
-
-Probability = Annotated[float, AfterValidator(_probability)]
-Deviation = Annotated[float, AfterValidator(_deviation)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Options(BaseModel):

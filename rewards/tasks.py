@@ -24,10 +24,13 @@ _SAME = str.maketrans("\u00d7\u00b7\u00f7\u2212[]", "**/-()")  # times, dot, div
 def countdown(samples: Sequence[Sample], *, nums: str = "nums", marker: str = "####") -> list[RewardResult]:
     """1 for an expression of + - * / and brackets that equals the target, each number used at most once; else 0.
 
-    The target is the gold; the numbers stand in the column `nums`. The expression is what follows the last "####",
-    or, without one, what the last <answer> tag holds; "= target" after it is allowed. Neither: status `no_answer`.
-    An answer of more than 300 characters or with brackets more than 20 deep: `refused`. Division is exact, and a
-    minus stands between two numbers only. An unusable target or list of numbers: `bad_gold`.
+    The target is the gold. The expression is what follows the last "####", or, without one, what the last <answer>
+    tag holds; "= target" after it is allowed. Neither: status `no_answer`. An answer of more than 300 characters or
+    with brackets more than 20 deep: `refused`. Division is exact, and a minus stands between two numbers only. An
+    unusable target or list of numbers: `bad_gold`.
+
+    nums: the data's column of the numbers.
+    marker: the text before the answer.
     """
     return [any_gold(lambda s: _countdown(s, nums, marker), sample) for sample in samples]
 
@@ -38,6 +41,9 @@ def sorting(samples: Sequence[Sample], *, items: str = "items", marker: str = "#
     """1 for the whole numbers of the column `items` in ascending order; else 0.
 
     The answer is found as by `countdown`; commas, spaces or semicolons separate its numbers.
+
+    items: the data's column of the numbers.
+    marker: the text before the answer.
     """
     return [_sorting(sample, items, marker) for sample in samples]
 

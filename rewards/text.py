@@ -28,6 +28,8 @@ def final_answer(samples: Sequence[Sample], *, marker: str = "####") -> list[Rew
 
     Of what follows the marker, its first line counts. A gold without the marker is used whole, so GSM8K's worked
     solutions and plain numbers both do. No marker in the response: status `no_answer`; an empty gold: `bad_gold`.
+
+    marker: the text before the answer.
     """
     return [any_gold(lambda s: _final_answer(s, marker), sample) for sample in samples]
 
@@ -66,6 +68,8 @@ def exact(samples: Sequence[Sample], *, ignore_case: bool = False) -> list[Rewar
     """1 where the response is the gold answer, white space around both aside; else 0.
 
     An empty response: `no_answer`; an empty gold: `bad_gold`.
+
+    ignore_case: take capital and small letters as the same.
     """
 
     def judge(sample: Sample) -> RewardResult:
@@ -85,8 +89,12 @@ def numeric(
 ) -> list[RewardResult]:
     """1 where the answer is a number within `tolerance` of the gold, or within `relative` times the gold; else 0.
 
-    Exact rational arithmetic: 0.5 is 1/2, and 0.1 + 0.2 is 0.3. `answer_in` as in `math`. An answer that is no
-    number, or none: `no_answer`; a gold that is no number: `bad_gold`.
+    Exact rational arithmetic: 0.5 is 1/2, and 0.1 + 0.2 is 0.3. An answer that is no number, or none: `no_answer`; a
+    gold that is no number: `bad_gold`.
+
+    tolerance: how far the answer may lie from the gold.
+    relative: how far, as a share of the gold; the larger of the two counts.
+    answer_in: where the answer stands; as in `math`.
     """
 
     def judge(sample: Sample) -> RewardResult:
@@ -110,6 +118,9 @@ class Regex:
 
     Of several matches the last one counts. With a group: no match is `no_answer`, and an empty gold `bad_gold`.
     Python's regular expressions can take exponential time, so this runs in a worker process.
+
+    pattern: a regular expression of Python's.
+    ignore_case: take capital and small letters as the same.
     """
 
     def __init__(self, *, pattern: str, ignore_case: bool = False):
@@ -141,6 +152,9 @@ def choice(samples: Sequence[Sample], *, letters: str = "ABCDE", answer_in: Plac
 
     The answer is found as in `math`: (B), B., **B**, option B, and \text{(B) 5} all are B. No letter of `letters` in
     it: `no_answer`; a gold without one: `bad_gold`.
+
+    letters: those of the options, as capitals.
+    answer_in: where the answer stands; as in `math`.
     """
 
     def judge(sample: Sample) -> RewardResult:
@@ -168,6 +182,8 @@ def contains(samples: Sequence[Sample], *, ignore_case: bool = True) -> list[Rew
     """1 where the gold occurs in the response as whole words; else 0. A model can earn it by listing guesses.
 
     An empty response: `no_answer`; an empty gold: `bad_gold`.
+
+    ignore_case: take capital and small letters as the same.
     """
 
     def judge(sample: Sample) -> RewardResult:

@@ -1,7 +1,8 @@
 """Named plugins: decorators and entry points.
 
 A plugin is a factory. Its options are the fields of the pydantic model that its parameter `config` is
-annotated with, or, where it has none, its keyword-only parameters. A reward may be the function itself.
+annotated with, or, where it has none, its keyword-only parameters, of which its docstring says the meaning in lines
+that begin with `name: `. A reward may be the function itself.
 
     @algorithm("mine")
     def mine(config: MineConfig) -> Algorithm: ...
@@ -17,15 +18,16 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from rlkit import modules
 from rlkit.blame import Blame, importing_plugin, place, shown
@@ -53,9 +55,23 @@ class Plugin:
     """What another process loads to have it too: modules, or the file it was loaded from."""
 
     @property
+    def doc(self) -> str:
+        """Its docstring."""
+        return inspect.getdoc(_whole(self.factory)) or ""
+
+    @property
     def summary(self) -> str:
         """The first line of its docstring."""
-        return (inspect.getdoc(_whole(self.factory)) or "").partition("\n")[0]
+        return self.doc.partition("\n")[0]
+
+    @property
+    def source(self) -> str:
+        """The file and the line where it is written; "" where there is none, as of built-in functions."""
+        whole = inspect.unwrap(_whole(self.factory))
+        try:
+            return f"{inspect.getsourcefile(whole)}:{inspect.getsourcelines(whole)[1]}"
+        except (OSError, TypeError):
+            return ""
 
     @property
     def is_class(self) -> bool:
@@ -97,10 +113,13 @@ class Plugin:
                 config.__name__, (config,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__}
             )
         fields: dict[str, Any] = {}
-        for name, parameter in self.parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[name] = (self._hint(name), default)
+        options = [name for name, each in self.parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+        meanings = _meanings(self.doc, options)
+        for name in options:
+            hint, default = self._hint(name), self.parameters[name].default
+            if name in meanings:
+                hint = Annotated[hint, Field(description=meanings[name])]
+            fields[name] = (hint, ... if default is inspect.Parameter.empty else default)
         return create_model(f"{self.name}_options", __config__=ConfigDict(extra="forbid"), **fields)
 
     def _hint(self, name: str) -> Any:
@@ -132,6 +151,29 @@ def _whole(factory: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     return factory
+
+
+def paragraphs(doc: str, options: Sequence[str]) -> list[str]:
+    """A docstring's paragraphs, but for what it says of options."""
+    split = [" ".join(part.split()) for part in re.split(r"\n\s*\n", doc)]
+    return [part for part in split if part and part.partition(":")[0].partition(" (")[0] not in options]
+
+
+def _meanings(doc: str, options: Sequence[str]) -> dict[str, str]:
+    """What a docstring says of each option: in lines that begin with `name: `, each up to the next one or an empty
+    line."""
+    found: dict[str, str] = {}
+    current = None
+    for line in doc.splitlines():
+        begun = re.match(r"\s*(\w+)(?: \([^)]*\))?: +(.*)", line)
+        if begun and begun[1] in options:
+            current = begun[1]
+            found[current] = begun[2]
+        elif not line.strip():
+            current = None
+        elif current is not None:
+            found[current] += f" {line.strip()}"
+    return found
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str | int]:

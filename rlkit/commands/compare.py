@@ -7,11 +7,19 @@ from pathlib import Path
 
 import click
 
+from rlkit.commands import completion
 from rlkit.errors import ConfigError
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=click.Path(path_type=Path))
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="RUN...|SWEEP",
+    type=click.Path(path_type=Path),
+    shell_complete=completion.runs,
+)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Compare this.  [clean reward, pass rates]")
 @click.option("--threshold", type=float, metavar="X", help="Steps, time and tokens until a metric is at X.")
 @click.option(

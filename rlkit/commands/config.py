@@ -8,8 +8,11 @@ from pathlib import Path
 import click
 
 from rlkit import config as configs
+from rlkit import registry
+from rlkit.commands import completion
+from rlkit.commands.described import key_page
 from rlkit.commands.hints import SettingsCommand
-from rlkit.commands.options import settings_options
+from rlkit.commands.options import plugins_option, settings_options
 from rlkit.errors import ConfigError, nearest
 
 
@@ -28,14 +31,19 @@ def config_ls() -> None:
 
 
 @config.command("show")
-@click.argument("name")
-def config_show(name: str) -> None:
-    """Print a preset."""
-    click.echo(_preset(name), nl=False)
+@click.argument("name", metavar="PRESET|KEY", shell_complete=completion.presets_and_keys)
+@plugins_option
+def config_show(name: str, plugins: tuple[str, ...]) -> None:
+    """Print a preset; or explain a key, such as optimizer.lr, a plugin's option (algo.beta), or a section (batch)."""
+    registry.load(list(plugins))
+    if name in configs.presets():
+        click.echo(_preset(name), nl=False)
+    else:
+        click.echo(key_page(name))
 
 
 @config.command("cp")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.presets)
 @click.argument("file", type=click.Path(path_type=Path))
 def config_cp(name: str, file: Path) -> None:
     """Copy a preset to FILE: it is yours then."""
@@ -66,6 +74,10 @@ def config_validate(settings: configs.RunConfig) -> None:
 
 
 @config.command("schema")
-def config_schema() -> None:
-    """Print the config's JSON schema, with what each field means."""
-    click.echo(json.dumps(configs.RunConfig.model_json_schema(), indent=2))
+@plugins_option
+def config_schema(plugins: tuple[str, ...]) -> None:
+    """Print the config's JSON schema, with what each key means and the options of every plugin, for editors."""
+    from rlkit.config.schema import schema
+
+    registry.load(list(plugins))
+    click.echo(json.dumps(schema(), indent=2))

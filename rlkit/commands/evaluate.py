@@ -10,6 +10,7 @@ import click
 from pydantic import BaseModel
 
 from rlkit import registry
+from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import plugins_option
 from rlkit.config.reading import set_key
@@ -31,17 +32,35 @@ def _settings() -> type[BaseModel]:
 
 
 @click.command("eval", cls=SettingsCommand, model=_settings)
-@click.option("--model", required=True, metavar="PATH|RUN", help="A model's folder or hub id, or a run's folder.")
-@click.option("--suite", "names", default="", help="Names with commas between; see `rlkit list suites`.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="PATH|RUN",
+    help="A model's folder or hub id, or a run's folder.",
+    shell_complete=completion.models,
+)
+@click.option(
+    "--suite",
+    "names",
+    default="",
+    help="Names with commas between; see `rlkit list suites`.",
+    shell_complete=completion.plugins("suites", several=True),
+)
 @click.option(
     "--data",
     metavar="FILE|ID|FOLDER",
     help="Problems of your own: a .json, .jsonl or .parquet file, or a data set's hub id. With --suite: a folder of "
     "local copies (math500.jsonl, ...).  [the hub]",
+    shell_complete=completion.files,
 )
 @click.option("--prompt", help="Your data's column of questions.  [a run's; or prompt, problem or question]")
 @click.option("--answer", help="Its column of golds; dots go into nested columns; null: there are none.  [likewise]")
-@click.option("--reward", metavar="NAME|FILE.py:FUNCTION", help="What judges the answers.  [a run's]")
+@click.option(
+    "--reward",
+    metavar="NAME|FILE.py:FUNCTION",
+    help="What judges the answers.  [a run's]",
+    shell_complete=completion.plugins("rewards"),
+)
 @click.option("-n", "samples", type=click.IntRange(min=1), help="Samples of each problem.  [32 for AIME, else 1]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many problems.")
 @click.option(
@@ -153,8 +172,18 @@ def _folder(model: str) -> Path:
 
 
 @click.command("verify")
-@click.argument("path", metavar="RUN|FILE", type=click.Path(exists=True, path_type=Path))
-@click.option("--reward", "rewards", multiple=True, required=True, metavar="NAME", help="A verifier; several compare.")
+@click.argument(
+    "path", metavar="RUN|FILE", type=click.Path(exists=True, path_type=Path), shell_complete=completion.runs
+)
+@click.option(
+    "--reward",
+    "rewards",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="A verifier; several compare.",
+    shell_complete=completion.plugins("rewards"),
+)
 @click.option("--response", default="response", help="Column of the responses.  [response]")
 @click.option("--answer", default="answer", help="Column of the golds.  [answer]")
 @click.option("--expected", help="Column of verdicts to compare with.  [for a run: its own]")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from rlkit.config.keys import SHORT, keys
+from rlkit.config.keys import PLUGINS, SHORT, keys
 
 MEANT: dict[str, tuple[str, ...]] = {
     "accelerate_config": ("engine.zero_stage",),
@@ -135,9 +135,6 @@ MEANT: dict[str, tuple[str, ...]] = {
 }
 """What users of TRL, verl and OpenRLHF type -> the keys that are the same thing here, or the nearest to it."""
 
-PLUGINS = ("algo", "reward", "sampler")
-"""Sections whose keys are a plugin's."""
-
 
 class SettingsCommand(click.Command):
     """A command whose `-s` sets keys: an unknown option is answered with the key that it may be.
@@ -167,15 +164,14 @@ def hint(option: str, options: list[str], model: type[BaseModel]) -> str:
     if f"-{word}" in options:
         return f"did you mean -{word}?"
     known = {key.name for key in keys(model)}
-    meant = _meant(word, known)
-    found = meant or _called(word, known)
+    found = meant(word, known) or _called(word, known)
     if not found:
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.8)
         if near:
             return f"did you mean {near[0]}?"
         words = [*MEANT, *known, *(key.rpartition(".")[2] for key in known)]
         for each in difflib.get_close_matches(word, words, n=1, cutoff=0.75):
-            found = _meant(each, known) or _called(each, known)
+            found = meant(each, known) or _called(each, known)
     if not found:
         return ""
     if len(found) == 1:
@@ -183,7 +179,7 @@ def hint(option: str, options: list[str], model: type[BaseModel]) -> str:
     return "it may be " + ", or ".join(_ways(key, options)[0] for key in found[:4])
 
 
-def _meant(word: str, known: set[str]) -> list[str]:
+def meant(word: str, known: set[str]) -> list[str]:
     """The keys of `MEANT` that are there, in full or without their section; a plugin's own are taken on trust."""
     found = []
     for key in MEANT.get(word, ()):

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
+from rlkit.commands import completion
 from rlkit.errors import ConfigError
 
 _run = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command("inspect")
-@click.argument("run", type=_run)
-@click.argument("other", metavar="[RUN2]", required=False, type=_run)
+@click.argument("run", type=_run, shell_complete=completion.runs)
+@click.argument("other", metavar="[RUN2]", required=False, type=_run, shell_complete=completion.runs)
 @click.option("--step", type=click.IntRange(min=1), help="Which step.  [the last]")
 @click.option("--prompt", metavar="ID", help="Only this prompt: how its id begins.")
 @click.option("--surprise", metavar="KIND", help="Only responses that deserve a second look; a wrong KIND lists all.")

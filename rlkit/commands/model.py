@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlkit.commands import completion
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.wording import visible
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
-@click.option("--model", metavar="RUN|PATH", help="The same as MODEL.")
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]", shell_complete=completion.model_of_sample)
+@click.option("--model", metavar="RUN|PATH", help="The same as MODEL.", shell_complete=completion.models)
 @click.option("-n", "count", default=1, type=click.IntRange(min=1), help="Responses to each prompt.  [1]")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: greedy.  [a run's; or 1]")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest response.  [a run's; or 512]")
@@ -109,7 +110,7 @@ def _said(role: str, content: str) -> Message:
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path), shell_complete=completion.runs)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--merged", is_flag=True, help="Of a LoRA run: the whole model, not its adapter alone.")
 @click.option("--push", "name", metavar="ORG/NAME", help="Upload it to the Hugging Face hub under this name.")

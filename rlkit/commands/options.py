@@ -10,15 +10,34 @@ from typing import Any
 import click
 
 from rlkit import config as configs
+from rlkit.commands import completion
 from rlkit.config.keys import SHORT
 from rlkit.errors import ConfigError
 
 set_option = click.option(
-    "-s", "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set any field of the config."
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any field of the config.",
+    shell_complete=completion.settings,
 )
 plugins_option = click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first."
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE|MODULE",
+    help="Import a plugin first.",
+    shell_complete=completion.files,
 )
+algo_option = click.option(
+    "--algo",
+    metavar="NAME",
+    help="The algorithm: vimpo, grpo, ppo, ... (see `rlkit list`).",
+    shell_complete=completion.plugins("algorithms"),
+)
+
 
 _SAID = {
     "model": "A folder or hub id, or embedded:s.",
@@ -57,6 +76,7 @@ def short_options(several: bool = False) -> Callable[[Callable[..., Any]], Calla
                 type=kind,
                 metavar="V,..." if several else "N" if name in _NUMBERS else "NAME",
                 help=_SAID[name] if key == name else f"{_SAID[name]} Short for -s {key}=...",
+                shell_complete=completion.OF_SHORT.get(name),
             )(wrapped)
         return wrapped
 
@@ -77,8 +97,8 @@ def joined(shorts: tuple[str, ...], overrides: tuple[str, ...]) -> tuple[str, ..
 def settings_options(f: Callable[..., Any]) -> Callable[..., Any]:
     """The options that make a config out of a preset or a file."""
 
-    @click.argument("config", default="embedded")
-    @click.option("--algo", metavar="NAME", help="The algorithm; other options of the same one stay as they are.")
+    @click.argument("config", default="embedded", shell_complete=completion.presets)
+    @algo_option
     @short_options()
     @set_option
     @plugins_option

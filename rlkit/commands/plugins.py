@@ -8,15 +8,21 @@ import traceback
 import click
 
 from rlkit import registry
+from rlkit.commands import completion
+from rlkit.commands.described import plugin_page
 from rlkit.commands.options import plugins_option
 
 
 @click.command("list")
 @click.argument("kind", required=False, type=click.Choice(registry.KINDS))
+@click.argument("name", required=False, shell_complete=completion.of_its_kind)
 @plugins_option
-def list_plugins(kind: registry.Kind | None, plugins: tuple[str, ...]) -> None:
-    """Show the plugins: name, one line, and the package each comes from."""
+def list_plugins(kind: registry.Kind | None, name: str | None, plugins: tuple[str, ...]) -> None:
+    """Show the plugins: name, one line, and the package each comes from; or all of one, as in `list rewards math`."""
     registry.load(list(plugins))
+    if kind is not None and name is not None:
+        click.echo(plugin_page(registry.find(kind, name)))
+        return
     failed = []
     for each in [kind] if kind else registry.KINDS:
         rows = list(registry.all_plugins(each))
@@ -32,5 +38,7 @@ def list_plugins(kind: registry.Kind | None, plugins: tuple[str, ...]) -> None:
             click.echo("  none")
     for each, name, error in failed:
         click.echo(f"\n{each} {name!r}: " + "".join(traceback.format_exception_only(error)), err=True)
+    if kind is not None and not failed:
+        click.echo(f"`rlkit list {kind} NAME` shows the options of one.")
     if failed:
         sys.exit(1)

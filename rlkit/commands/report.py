@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from rlkit.commands import completion
 from rlkit.errors import RlkitError
 
 
 @click.command("report")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path), shell_complete=completion.runs)
 def report(run: Path) -> None:
     """Write RUN/report.html: curves, timing, samples, settings, and what calls for attention.
 

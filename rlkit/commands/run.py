@@ -12,22 +12,36 @@ import click
 
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
-from rlkit.commands.options import joined, load, plugins_option, set_option, short_options
+from rlkit.commands.options import algo_option, joined, load, plugins_option, set_option, short_options
 from rlkit.errors import ConfigError
 
 
 @click.command(cls=SettingsCommand, model=lambda: configs.RunConfig)
-@click.argument("words", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")
-@click.option("--algo", metavar="NAME", help="The algorithm: vimpo, grpo, ppo, ... (see `rlkit list`).")
+@click.argument("words", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...", shell_complete=completion.config_words)
+@algo_option
 @short_options()
 @set_option
 @plugins_option
 @click.option("--seed", type=int, help="Decides data order, samples and noise.")
 @click.option("--name", help="Name of the run's folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of all runs.  [runs]")
-@click.option("--noise", "noises", multiple=True, metavar="KIND:P", help="Disturb rewards, as in group_flip:0.25.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder.")
+@click.option(
+    "--noise",
+    "noises",
+    multiple=True,
+    metavar="KIND:P",
+    help="Disturb rewards, as in group_flip:0.25.",
+    shell_complete=completion.plugins("noise"),
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with the run in this folder.",
+    shell_complete=completion.runs,
+)
 @click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
 @click.option(
     "--profile", type=click.IntRange(min=1), metavar="N", help="Trace N steps, after the first, into the run's folder."

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlkit.commands import completion
 from rlkit.commands.compare import show
 from rlkit.commands.hints import SettingsCommand
-from rlkit.commands.options import joined, short_options
+from rlkit.commands.options import joined, plugins_option, short_options
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.wording import counted
@@ -19,20 +20,55 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SettingsCommand, model=lambda: RunConfig)
-@click.argument("file", required=False)
-@click.option("--algos", metavar="NAME,...", help="The algorithms to compare: vimpo,grpo,ppo.")
+@click.argument("file", required=False, shell_complete=completion.sweeps)
+@click.option(
+    "--algos",
+    metavar="NAME,...",
+    help="The algorithms to compare: vimpo,grpo,ppo.",
+    shell_complete=completion.plugins("algorithms", several=True),
+)
 @click.option("--seeds", metavar="RANGE", help="0-4, or 0,2,5.  [0]")
-@click.option("--noise", metavar="NOISE,...", help="none,group_flip:0.25,flip:0.25; + between those that act together.")
-@click.option("--base", metavar="CONFIG", help="Preset or YAML file that all runs share.  [embedded]")
+@click.option(
+    "--noise",
+    metavar="NOISE,...",
+    help="none,group_flip:0.25,flip:0.25; + between those that act together.",
+    shell_complete=completion.plugins("noise", several=True),
+)
+@click.option(
+    "--base",
+    metavar="CONFIG",
+    help="Preset or YAML file that all runs share.  [embedded]",
+    shell_complete=completion.presets,
+)
 @short_options(several=True)
-@click.option("-s", "--set", "settings", multiple=True, metavar="KEY=V,...", help="Any field; several values: a grid.")
-@click.option("--tune", multiple=True, metavar="KEY=V,...", help="Choose these for each arm first, as in lr=1e-4,2e-4.")
+@click.option(
+    "-s",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=V,...",
+    help="Any field; several values: a grid.",
+    shell_complete=completion.settings,
+)
+@click.option(
+    "--tune",
+    multiple=True,
+    metavar="KEY=V,...",
+    help="Choose these for each arm first, as in lr=1e-4,2e-4.",
+    shell_complete=completion.settings,
+)
 @click.option("--tune-seeds", metavar="RANGE", help="Seeds to tune on; none of them is scored.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Import a plugin first.")
+@plugins_option
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at once; cores and GPUs are shared out.  [1]")
 @click.option("--name", help="Name of the sweep's folder.  [the file's, else sweep]")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the folder stands.  [runs]")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Make what is missing of this sweep.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="SWEEP",
+    help="Make what is missing of this sweep.",
+    shell_complete=completion.runs,
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
     "--wandb-sweep", type=click.Path(path_type=Path), metavar="FILE", help="Write wandb's definition and stop."

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rlkit import registry
 from rlkit.config.sections import PluginRef
 
 SHORT = {
@@ -24,6 +25,19 @@ SHORT = {
     "batch": "batch.prompts_per_step",
 }
 """Short name -> key: options of the commands that take settings, and keys of the command line and of sweeps."""
+
+PLUGINS: dict[str, registry.Kind] = {
+    "algo": "algorithms",
+    "advantage": "advantages",
+    "loss": "losses",
+    "reward": "rewards",
+    "noise": "noise",
+    "sampler": "samplers",
+    "trackers": "trackers",
+}
+"""Keys whose values are plugins -> their kind."""
+LISTS = ("noise", "trackers")
+"""Those of them that hold a list."""
 
 
 def full_name(key: str, value: Any) -> str:

@@ -183,12 +183,14 @@ def _resolved_list(kind: registry.Kind, refs: Sequence[PluginRef], where: str) -
 def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
     """The plugin by name with all its options, as its model fills them in.
 
-    where: the key, for messages. SettingsError for a plugin that is not there, or cannot be used, or options that do
-    not fit.
+    where: the key, for messages. SettingsError for a name that no plugin has, or options that do not fit; ConfigError
+    for a plugin that cannot be used.
     """
     try:
         plugin = registry.find(kind, ref.kind)
     except ConfigError as error:
+        if ref.kind in registry.names(kind):
+            raise
         raise SettingsError([((where, "kind"), str(error))]) from error
     options = registry.validate_options(plugin, ref.options, where)
     return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))

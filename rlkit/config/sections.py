@@ -53,7 +53,9 @@ Ref = Annotated[PluginRef, BeforeValidator(as_ref, json_schema_input_type=str | 
 class RewardRef(PluginRef):
     """A reward by name, with its options, and its weight in the sum of several."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
     weight: float = 1.0
+    """Its share in the sum of several rewards."""
 
 
 _FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
@@ -238,10 +240,10 @@ class CopyReference(Section):
     """Rollouts after which the policy is copied."""
 
 
+_References = Annotated[FrozenReference | NoReference | AverageReference | CopyReference, Field(discriminator="kind")]
 Reference = Annotated[
-    FrozenReference | NoReference | AverageReference | CopyReference,
-    Field(discriminator="kind"),
-    BeforeValidator(as_ref, json_schema_input_type=str | dict[str, Any]),
+    _References,
+    BeforeValidator(as_ref, json_schema_input_type=Literal["frozen", "none", "average"] | _References),
 ]
 
 
@@ -253,6 +255,7 @@ class CorrectionConfig(Section):
     mode: Literal["truncate", "mask"] = "truncate"
     """truncate: weights above `limit` are set to it. mask: what is above it, or below 1 / limit, is left out."""
     limit: Annotated[float, Field(gt=1)] = 2.0
+    """Largest weight that is not truncated or masked."""
 
 
 class RefillConfig(Section):
@@ -300,6 +303,7 @@ class ScoringConfig(Section):
     """How rewards are computed: in worker processes, which a function that hangs or dies cannot outlive."""
 
     workers: Positive = 2
+    """Processes that score, on each rank."""
     timeout_s: Annotated[float, Field(gt=0)] = 3.0
     """For one sample. A worker that is over it is killed and replaced."""
     memory_gib: Annotated[float, Field(gt=0)] = 4.0

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 import yaml
@@ -47,11 +46,6 @@ def test_rewards_are_a_list_with_weights_and_one_needs_no_list() -> None:
 def test_naming_another_kind_drops_the_options_of_the_one_before() -> None:
     assert configs.load("embedded", ["algo.lam=0.9", "algo.kind=ppo"]).algo.options == {"lam": 0.9}
     assert configs.load("embedded", ["algo.kind=vimpo"]).algo.options == {"beta": 0.05}
-
-
-def test_the_schema_takes_the_presets_as_they_are() -> None:
-    for text in configs.presets().values():
-        jsonschema.validate(yaml.safe_load(text), configs.RunConfig.model_json_schema())
 
 
 def test_a_loss_and_an_advantage_can_be_set_by_name() -> None:

@@ -1,0 +1,88 @@
+"""The JSON schema of a config, with the options of every plugin that is registered: an editor completes by it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from rlkit import registry
+from rlkit.config.keys import LISTS, PLUGINS
+from rlkit.config.sections import RewardRef, RunConfig
+
+Schema = dict[str, Any]
+
+
+def schema() -> Schema:
+    """For a YAML file as `rlkit run` takes it. A plugin that does not import may have any options."""
+    whole = RunConfig.model_json_schema()
+    shared: Schema = whole["$defs"]
+    for field, kind in PLUGINS.items():
+        shared[kind] = _one_of(kind, shared)
+        one: Schema = {"$ref": f"#/$defs/{kind}"}
+        listed = {"type": "array", "items": one}
+        said = {key: value for key, value in whole["properties"][field].items() if key in ("description", "default")}
+        if field == "reward":
+            taken: Schema = {"anyOf": [one, {**listed, "minItems": 1}]}
+        elif field in LISTS:
+            taken = listed
+        else:
+            taken = {"anyOf": [one, {"type": "null"}]} if whole["properties"][field].get("default", "") is None else one
+        whole["properties"][field] = {**said, **taken}
+    for unused in ("PluginRef", "RewardRef"):
+        shared.pop(unused, None)
+    whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return whole
+
+
+def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
+    """A plugin of a kind: its name, or a section that the name, as `kind`, tells apart from the others."""
+    plugins = dict(registry.all_plugins(kind))
+    names: list[Schema] = [{"const": name, **_described(plugin)} for name, plugin in plugins.items()]
+    sections = [_section(kind, name, plugin, shared) for name, plugin in plugins.items()]
+    if kind == "samplers":
+        names.append({"const": "auto"})
+        sections.append({"type": "object", "properties": {"kind": {"const": "auto"}}, "additionalProperties": False})
+    if kind == "rewards":
+        function = {"type": "string", "pattern": r"\.py:\w+$", "description": "FILE.py:FUNCTION"}
+        names.append(function)
+        options = shared["rewards.function"]["properties"]
+        sections.append(_closed({**options, "kind": function}, ["kind"]))
+    return {"anyOf": [*names, *sections]}
+
+
+def _section(kind: registry.Kind, name: str, plugin: registry.Plugin | Exception, shared: Schema) -> Schema:
+    """`kind` and the plugin's options, with what they share put among the definitions."""
+    here = f"{kind}.{name}"
+    fixed: Schema = {"kind": {"const": name, **_described(plugin)}}
+    if kind == "rewards":
+        fixed["weight"] = RewardRef.model_json_schema()["properties"]["weight"]
+    try:
+        model: type[BaseModel] | None = None if isinstance(plugin, Exception) else plugin.options
+        options = model.model_json_schema(ref_template=f"#/$defs/{here}.{{model}}") if model else None
+    except PydanticInvalidForJsonSchema:  # a type that only Python has
+        options = None
+    if options is None:
+        shared[here] = {"type": "object", "properties": fixed, "required": ["kind"]}
+    else:
+        shared |= {f"{here}.{inner}": each for inner, each in options.get("$defs", {}).items()}
+        closed = options.get("additionalProperties") is False
+        required = ["kind", *options.get("required", [])]
+        shared[here] = _closed({**fixed, **options.get("properties", {})}, required, closed)
+    return {"$ref": f"#/$defs/{here}"}
+
+
+def _closed(properties: Schema, required: list[str], closed: bool = True) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        **({"additionalProperties": False} if closed else {}),
+    }
+
+
+def _described(plugin: registry.Plugin | Exception) -> Schema:
+    said = "" if isinstance(plugin, Exception) else re.sub(r"\s+", " ", plugin.summary)
+    return {"description": said} if said else {}
