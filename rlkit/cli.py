@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rlkit.commands import compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
+from rlkit.commands import compare, config, doctor, evaluate, init, inspect, model, plugins, report, run, sweep
 from rlkit.errors import RlkitError
 
 
@@ -37,6 +37,7 @@ def main() -> None:
 
 for command in (
     run.run,
+    init.init,
     plugins.list_plugins,
     config.config,
     sweep.sweep,
