@@ -52,6 +52,8 @@ def init(
 
     prepare_environment()
     registry.load(list(plugins))
+    if algo is not None:
+        registry.find("algorithms", algo)
     from rlkit.proposal import config_file, machine
     from rlkit.proposal import data as datas
     from rlkit.proposal import model as models
@@ -61,14 +63,22 @@ def init(
     model = model or ask("Model (a folder, a hub id, or embedded:s)", "embedded:s", "--model")
     looked = models.look_at(model)
     say(f"  {looked}")
-    data = data or ask("Data (a file, a hub id, or embedded:arithmetic)", looked.task or datas.here(), "--data")
+    found = looked.task or datas.here()
+    data = data or ask("Data (a file, a hub id, or embedded:arithmetic)", found, "--data", "no data was found here")
     rows = datas.read(data, subset)
-    say(f"  {len(rows)} rows with the columns {', '.join(rows[0])}")
-    prompt = prompt or ask("Column of the questions", datas.found_column(rows, PROMPTS), "--prompt")
-    answer = answer or ask("Column of the golds (null: there are none)", datas.found_column(rows, ANSWERS), "--answer")
+    columns = ", ".join(rows[0])
+    say(f"  {len(rows)} rows with the columns {columns}")
+    unknown = f"{data}: which of its columns ({columns}) holds the "
+    found = datas.found_column(rows, PROMPTS)
+    prompt = prompt or ask("Column of the questions", found, "--prompt", f"{unknown}questions is not known")
+    found = datas.found_column(rows, ANSWERS)
+    answer = answer or ask(
+        "Column of the golds (null: there are none)", found, "--answer", f"{unknown}golds is not known"
+    )
     problems = datas.look_at(data, subset, rows, prompt, None if answer == NO_GOLDS else answer)
+    found = verifiers.propose(problems, looked)
     reward = reward or ask(
-        "What judges the answers (`rlkit list rewards`)", verifiers.propose(problems, looked), "--reward"
+        "What judges the answers (`rlkit list rewards`)", found, "--reward", verifiers.none(problems)
     )
     verifier = verifiers.take(problems, reward, plugins)
     for verdict in verifier.verdicts:
@@ -88,13 +98,16 @@ def init(
     click.echo(f"{file} is written. What it would do: {command} --dry-run")
 
 
-def _take(question: str, found: str | None, option: str) -> str:
+def _take(question: str, found: str | None, option: str, unknown: str = "") -> str:
+    """What was found. ConfigError, beginning with `unknown`, where nothing was."""
     if found is None:
-        raise ConfigError(f"{question.partition(' (')[0]}: nothing was found to take. Give {option}")
+        raise ConfigError(f"{unknown}. Give {option}")
     return found
 
 
-def _ask(question: str, found: str | None, option: str) -> str:
+def _ask(question: str, found: str | None, option: str, unknown: str = "") -> str:
+    if found is None:
+        _aside(f"  {unknown}")
     try:
         said: str = click.prompt(question, default=found, err=True)
     except click.Abort as error:

@@ -112,6 +112,19 @@ def propose(data: Data, model: Model | None = None) -> str | None:
     return None
 
 
+def none(data: Data) -> str:
+    """What to say where `propose` has nothing."""
+    gold = next((text for text in data.gold_texts() if text.strip()), None)
+    if gold is None:
+        return (
+            f"{data.path}: there are no golds to be held against answers, so a reward that needs none must judge them"
+        )
+    return (
+        f"{data.path}: no verifier that ships is known to suit golds such as {one_line(gold, 80)!r} in column "
+        f"{data.answer}. Another column may hold short answers (--answer); or write a reward (docs/writing-a-reward.md)"
+    )
+
+
 def take(data: Data, name: str, plugins: Sequence[str]) -> Verifier:
     """The verifier, tried on golds. ConfigError where it takes hardly one of them for right."""
     (ref,) = TypeAdapter(Rewards).validate_python(name)

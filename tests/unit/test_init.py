@@ -184,17 +184,23 @@ def test_a_reward_of_one_s_own(base: Path) -> None:
          "choice takes none of 19 golds in column answer of formulas.jsonl for right, though each was given as its own "
          "answer: '\\\\frac{1}{7}' is one that it does not. If that is not the column of golds, set --answer; else "
          "--reward math suits them better"),
-        (["--data", "essays.jsonl"], "What judges the answers: nothing was found to take. Give --reward"),
+        (["--data", "essays.jsonl"], "essays.jsonl: no verifier that ships is known to suit golds such as 'All of"),
+        (["--data", "essays.jsonl", "--answer", "null"], "so a reward that needs none must judge them. Give --reward"),
+        (["--data", "others.jsonl"],
+         "others.jsonl: which of its columns (task, result) holds the questions is not known. Give --prompt"),
+        (["--data", "others.jsonl", "--prompt", "task"],
+         "others.jsonl: which of its columns (task, result) holds the golds is not known. Give --answer"),
         (["--data", "formulas.jsonl", "--reward", "mth"], "unknown reward 'mth'; did you mean 'math'?"),
         (["--data", "formulas.jsonl", "--algo", "gpro"], "unknown algorithm 'gpro'; did you mean 'gspo' or 'grpo'?"),
         (["--data", "long.jsonl"],
          "the shortest prompt of long.jsonl has 2559 tokens, and {base} has 2048 positions for prompt and response"),
-        ([], "Data: nothing was found to take. Give --data"),
+        ([], "no data was found here. Give --data"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said(arguments: list[str], said: str, base: Path) -> None:
     written("formulas.jsonl", LATEX)
     written("essays.jsonl", [{"problem": "Write.", "answer": "All of it is told in very many words. " * 9}])
+    written("others.jsonl", [{"task": "1+1", "result": "2"}])
     written("long.jsonl", [{"problem": "long " * 500, "answer": "1"}])
     model = [] if "--model" in arguments else ["--model", base]
     result = init("mine.yaml", *model, *arguments, "--yes")
