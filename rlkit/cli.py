@@ -12,7 +12,7 @@ import click
 
 from rlkit import distribution
 from rlkit.blame import DEBUG, debugging
-from rlkit.commands import compare, config, doctor, evaluate, inspect, model, new, plugins, report, run, sweep
+from rlkit.commands import compare, config, doctor, evaluate, init, inspect, model, new, plugins, report, run, sweep
 from rlkit.errors import PluginError, RlkitError
 
 
@@ -69,6 +69,7 @@ def main(debug: bool) -> None:
 
 for command in (
     run.run,
+    init.init,
     new.new,
     plugins.list_plugins,
     config.config,

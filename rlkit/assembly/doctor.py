@@ -188,21 +188,28 @@ def _compiler() -> Check:
 
 
 def _cores() -> Check:
-    cores = _core_count()
+    cores = core_count()
     return Check(
         "cores", str(cores), "2 or more", True if cores >= 2 else None, "" if cores >= 2 else "it works, but slowly"
     )
 
 
-def _core_count() -> int:
+def core_count() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory() -> Check:
+def host_memory() -> int:
+    """Bytes that this process may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         total = min(total, int(text))
+    return total
+
+
+def _memory() -> Check:
+    total = host_memory()
     enough = total >= 4 * 2**30
     return Check(
         "memory",
@@ -215,7 +222,7 @@ def _memory() -> Check:
 
 def _threads() -> Check:
     """OpenMP's threads wait by spinning: two of them on a busy core were up to 30 times slower than one."""
-    found, cores = os.environ.get("OMP_NUM_THREADS"), _core_count()
+    found, cores = os.environ.get("OMP_NUM_THREADS"), core_count()
     if found is None:
         return Check("OMP_NUM_THREADS", "not set: rlkit takes 1", f"1 to {cores}", True)
     fits = found.isdigit() and 1 <= int(found) <= cores
