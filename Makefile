@@ -77,7 +77,8 @@ test-slow: setup
 docs: setup
 	@echo "== the documentation's site"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements/docs.txt
-	@PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q && echo "== site/index.html"
+	@PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "== to read it: $(BIN)/python -m http.server -d site"
 
 package: setup
 	@echo "== source archive and wheel"

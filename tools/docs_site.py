@@ -36,7 +36,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    return FORMULA.sub(_mathml, content)
+    # mkdocs-click's word for an option without a default.
+    return FORMULA.sub(_mathml, content.replace("<code>Sentinel.UNSET</code>", ""))
 
 
 def _mathml(found: re.Match[str]) -> str:
@@ -74,6 +75,6 @@ def _python() -> str:
         "# Python\n\nWhat `import rlkit` gives. Everything else may change without notice: see "
         "[stability](../stability.md).\n"
     ]
-    for name in rlkit.__all__:
+    for name in sorted(rlkit.__all__, key=lambda name: (name[0].isupper(), name)):
         parts.append(f"::: rlkit.{name}\n")
     return "\n".join(parts)
