@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rlkit import pages
-from rlkit.comparison.runs import condition_name
+from rlkit.comparison.forest import forests
+from rlkit.comparison.runs import Run, condition_name
 from rlkit.comparison.side_by_side import samples
 from rlkit.comparison.summary import ArmResult, Comparison, Pair
 from rlkit.comparison.terminal import (
@@ -23,8 +27,9 @@ from rlkit.comparison.terminal import (
     to_threshold,
     verdict,
 )
+from rlkit.records.metrics import Curve
 from rlkit.sweeps.labels import settings_label
-from rlkit.wording import counted, number
+from rlkit.wording import counted, number, visible
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def write_page(comparison: Comparison, file: Path) -> Path:
         lead=_lead(comparison),
         explanation=explanation(comparison).split("\n"),
         conditions=[(heading(comparison, condition), _sections(comparison, condition)) for condition in conditions],
-        headline=_headline(comparison),
-        first_metric=comparison.metrics[0],
+        forests=forests(comparison),
+        clocks=_clocks(comparison),
         unfair=[each for each in comparison.fairness.findings if each.level == "unfair"],
         notes=[each for each in comparison.fairness.findings if each.level == "note"],
         said=comparison.notes,
@@ -93,14 +98,29 @@ def _lead(comparison: Comparison) -> str:
     return ", ".join(parts) + "."
 
 
-def _headline(comparison: Comparison) -> list[tuple[str, list[Row]]]:
-    """What the first metric's final values show: for each condition a row for each pair."""
-    shown = [p for p in comparison.pairs if p.metric == comparison.metrics[0] and p.statistic == "final"]
-    return [
-        (condition_name(condition), [_pair_row(comparison, pair) for pair in pairs])
-        for condition in comparison.conditions
-        if (pairs := [pair for pair in shown if pair.condition == condition])
-    ]
+def _clocks(comparison: Comparison) -> dict[str, pages.Clock]:
+    """What an arm's steps took under a condition, as the mean over its runs, for the x axes."""
+    groups: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        if run not in comparison.left_out:
+            groups.setdefault(_clock(run.condition, run.arm), []).append(run)
+    return {name: _mean_clock(runs) for name, runs in groups.items()}
+
+
+def _clock(condition: str, arm: str) -> str:
+    return f"{visible(condition)}, {visible(arm)}"
+
+
+def _mean_clock(runs: Sequence[Run]) -> pages.Clock:
+    steps = functools.reduce(np.intersect1d, [run.clock.steps for run in runs])
+
+    def mean(totals: Sequence[Curve]) -> list[float]:
+        if any(not np.isin(steps, total.steps).all() for total in totals):
+            return []
+        rows = [total.values[np.searchsorted(total.steps, steps)] for total in totals]
+        return np.mean(rows, axis=0).tolist() if len(steps) else []
+
+    return pages.Clock(steps.tolist(), mean([run.tokens for run in runs]), mean([run.clock for run in runs]))
 
 
 def _pair_row(comparison: Comparison, pair: Pair) -> Row:
@@ -153,6 +173,7 @@ def _chart(comparison: Comparison, title: str, results: Sequence[ArmResult]) -> 
                 color=color,
                 dashed=color >= len(pages.PALETTE),
                 marks=len(curve.steps) < 25,
+                clock=_clock(result.condition, result.arm),
             )
         )
     return pages.Chart(title=title, series=series, line=results[0].threshold)

@@ -16,8 +16,10 @@ LETTER = 0.07
 """Width of one in the legend, in inches."""
 
 
-def draw(comparison: Comparison, file: Path) -> Path:
-    """A row of panels for each metric that is compared, a column for each condition: means over seeds with bands."""
+def draw(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.png, .pdf and .svg: a row of panels for each metric that is compared, a column for each condition;
+    in them means over seeds with bands."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,8 +45,11 @@ def draw(comparison: Comparison, file: Path) -> Path:
     arms = [arm for arm in comparison.arms if arm in named]
     figure.supxlabel("lines: means over seeds; bands: 95 % bootstrap intervals; dotted: the threshold", fontsize=8)
     figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
-    figure.savefig(file, dpi=130, metadata={"Software": None})
-    return file
+    # Without dates and with ids that are not drawn anew, so that the same comparison gives the same files.
+    with rc_context({"svg.hashsalt": "rlkit", "pdf.fonttype": 42}):
+        for file, metadata in (("png", "Software"), ("pdf", "CreationDate"), ("svg", "Date")):
+            figure.savefig(folder / f"comparison.{file}", dpi=130, metadata={metadata: None})
+    return [folder / f"comparison.{file}" for file in ("png", "pdf", "svg")]
 
 
 def _curve(axes: Any, result: ArmResult, number: int) -> Any:

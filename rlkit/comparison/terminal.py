@@ -90,6 +90,31 @@ def verdict(pair: Pair, family: int) -> str:
     return f"{said} ({p})" if pair.holm <= 1 - LEVEL else f"{said} on its own, but not among all the pairs ({p})"
 
 
+def sentence(comparison: Comparison, pair: Pair) -> str:
+    """What the pair shows, for who has not read how it is tested."""
+    d, places = pair.difference, decimals(comparison.of(pair.condition, pair.metric))
+    a, b, count = pair.a, pair.b, family(comparison, pair)
+    if d.seeds == 1:
+        return f"{a} - {b} is {_signed(d.mean, places)} in the one seed that both have, which shows nothing."
+    if d.low is None or d.high is None:
+        return f"{a} - {b} is {_signed(d.mean, places)} in every seed: without spread there is no test."
+    if not d.shown:
+        span = f"{_signed(d.low, places)} to {_signed(d.high, places)}"
+        few = d.needed is not None and d.needed <= MANY_SEEDS
+        seeds = f"about {d.needed} seeds" if few else f"more than {MANY_SEEDS} seeds"
+        tell = f" One as large as seen here would take {seeds} to show." if d.mean else ""
+        return f"Between {a} and {b} no difference is shown: {a} - {b} may be anything from {span}.{tell}"
+    first, second = (a, b) if d.mean > 0 else (b, a)
+    size = " to ".join(fixed(abs(end), places) for end in sorted((d.low, d.high), key=abs))
+    what = "is ahead of" if higher_is_better(pair.metric) else "is higher than"
+    said = f"{first} {what} {second} by {fixed(abs(d.mean), places)} ({size})"
+    if pair.holm is None or count == 1:
+        return f"{said}."
+    if pair.holm <= 1 - LEVEL:
+        return f"{said}, and that holds among all {count} pairs."
+    return f"{said}; but among {count} pairs one like this comes up by chance."
+
+
 def family(comparison: Comparison, pair: Pair) -> int:
     """How many pairs were tested together with this one."""
     return sum(
@@ -116,11 +141,11 @@ STATISTICS = {"final": "final value", "auc": "AUC"}
 
 
 def text(comparison: Comparison) -> Group:
-    """For a rich console: the arms under each condition, the pairs, and where the comparison is not fair."""
+    """For a rich console: who is ahead, the arms under each condition, the pairs, and where it is not fair."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = []
+    parts: list[Any] = [*_in_short(comparison)]
     for condition in comparison.conditions:
         parts.append(Text(f"\n{visible(heading(comparison, condition))}", style="bold"))
         for metric in comparison.compared[condition]:
@@ -131,11 +156,11 @@ def text(comparison: Comparison) -> Group:
                 if pairs:
                     parts += [Text(), _pairs_table(comparison, pairs, decimals(results))]
     parts += [Text("\n" + visible(explanation(comparison)), style="dim"), *_fairness(comparison)]
-    return Group(*parts, *_in_short(comparison))
+    return Group(*parts)
 
 
 def _in_short(comparison: Comparison) -> Iterator[Any]:
-    """Who is ahead, where the eye is when the tables have gone by."""
+    """Who is ahead in what is compared first, in sentences, and whether to believe it."""
     from rich.text import Text
 
     metric = comparison.metrics[0]
@@ -144,13 +169,13 @@ def _in_short(comparison: Comparison) -> Iterator[Any]:
         return
     yield Text(f"\nIn short: {visible(metric)}, final value", style="bold")
     for condition in dict.fromkeys(pair.condition for pair in pairs):
-        said: dict[str, list[Pair]] = {}
-        for pair in pairs:
-            if pair.condition == condition:
-                said.setdefault(verdict(pair, family(comparison, pair)).partition(" (")[0], []).append(pair)
-        for what, alike in said.items():
-            names = ", ".join(f"{pair.a} - {pair.b}" for pair in alike)
-            yield Text(visible(f"- {condition_name(condition)}: {what} ({names})"))
+        if len(comparison.conditions) > 1:
+            yield Text(visible(condition_name(condition)))
+        alike = [pair for pair in pairs if pair.condition == condition]
+        yield from (Text(visible(f"- {sentence(comparison, pair)}")) for pair in alike)
+    unfair = [each.title for each in comparison.fairness.findings if each.level == "unfair"]
+    if unfair:
+        yield Text(visible(f"But it is not fair ({'; '.join(unfair)}): see below."), style="bold")
 
 
 def _table(*columns: tuple[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rlkit.errors import RlkitError
 from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.surprises import KINDS
 from rlkit.inspection.words import alike, label, largest, short
-from rlkit.pages import render
+from rlkit.pages import as_json, render
 from rlkit.wording import ranges, visible
 
 SIZE = 230_000
@@ -34,7 +33,7 @@ def write(
     """
     prompts: list[str] = []
     for groups in rows:
-        prompt = _json(_prompt(groups, surprises))
+        prompt = as_json(_prompt(groups, surprises))
         if prompts and sum(map(len, prompts)) + len(prompt) > SIZE:
             break
         prompts.append(prompt)
@@ -43,13 +42,13 @@ def write(
         "kinds": {name: kind.label for name, kind in KINDS.items()},
         "chosen": chosen,
     }
-    data = _json(head)[:-1] + ',"prompts":[' + ",".join(prompts) + "]}"
+    data = as_json(head)[:-1] + ',"prompts":[' + ",".join(prompts) + "]}"
     try:
         file.parent.mkdir(exist_ok=True)
         render(
             "inspection",
             file,
-            data=_script(data),
+            inspected=data,
             steps=steps,
             notes=dict.fromkeys(note for step in steps for note in step.notes),
             held=len(prompts),
@@ -58,17 +57,6 @@ def write(
     except OSError as error:
         raise RlkitError(f"cannot write {file}: {error}") from error
     return len(prompts)
-
-
-def _script(data: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(data)
-
-
-def _json(data: Any) -> str:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def _run(step: Step) -> dict[str, Any]:

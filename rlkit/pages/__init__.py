@@ -1,9 +1,10 @@
 """Self-contained HTML pages: one file, no network, light and dark, charts that answer to mouse, touch and keys.
 
 A page is a template in this folder that extends base.html, rendered by `render`. Templates have the globals
-`chart(Chart)` and `palette`, and the filters `number`, `percent`, `duration`, `visible` and `code`. A script beside a
-template under its name (inspection.js) goes into its pages; no other script runs in them, wherever it comes from: a
-page's Content-Security-Policy names the scripts by their hashes, and forbids the network.
+`chart(Chart)`, `axis(clocks)`, `data(id, JSON)` and `palette`, and the filters `number`, `percent`, `duration`,
+`visible` and `code`. A script beside a template under its name (inspection.js) goes into its pages; no other script
+runs in them, wherever it comes from: a page's Content-Security-Policy names the scripts by their hashes, and forbids
+the network.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ class Series:
     dashed: bool = False
     marks: bool = False
     """A dot at each point: for what is measured now and then."""
+    clock: str = ""
+    """Which of the page's clocks says what its steps took."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,17 @@ class Chart:
     """A horizontal line, such as a threshold."""
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What the steps of a run took, summed up to and with each of `steps`, which ascend; between them it is linear."""
+
+    steps: Sequence[float]
+    tokens: Sequence[float]
+    """Of responses. Empty: not recorded."""
+    seconds: Sequence[float]
+    """Of training, evaluation left out. Empty: not recorded."""
+
+
 def render(template: str, file: Path, **context: Any) -> None:
     """Fill the template TEMPLATE.html of this folder and put the page in the file's place, whole or not at all.
 
@@ -90,7 +104,7 @@ def render(template: str, file: Path, **context: Any) -> None:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {f.__name__: f for f in (number, percent, duration, visible, code)}
-    environment.globals |= {"chart": chart, "palette": PALETTE}
+    environment.globals |= {"chart": chart, "axis": axis, "data": data, "palette": PALETTE}
     scripts = [HERE / "chart.js", HERE / f"{template}.js"]
     sources = [_markup("\n" + script.read_text()) for script in scripts if script.is_file()]
     page = environment.get_template(f"{template}.html").render(
@@ -106,14 +120,39 @@ def chart(chart: Chart) -> Markup:
     """The figure's HTML: the data as JSON for chart.js, and what they say as a sentence for who sees no picture."""
     from markupsafe import escape
 
-    shown = asdict(chart) | {"series": [_plain(series) for series in chart.series]}
-    data = json.dumps(shown, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    shown = as_json(asdict(chart) | {"series": [_plain(series) for series in chart.series]})
     title, said = escape(visible(chart.title)), escape(describe(chart))
     return _markup(
         f'<figure class="chart"><figcaption>{title}</figcaption>'
         f'<div class="plot" role="img" tabindex="0" aria-label="{said}"></div>'
-        f'<script type="application/json">{data}</script><noscript><p>{said}</p></noscript></figure>'
+        f'<script type="application/json">{shown}</script><noscript><p>{said}</p></noscript></figure>'
     )
+
+
+def axis(clocks: Mapping[str, Clock]) -> Markup:
+    """Buttons for the x axis of all charts that are over steps: what steps took is known where there is a clock."""
+    known = [unit for unit in ("tokens", "seconds") if clocks and all(getattr(each, unit) for each in clocks.values())]
+    if not known:
+        return _markup("")
+    shown = {name: {key: _thin(getattr(each, key)) for key in ("steps", *known)} for name, each in clocks.items()}
+    return _markup('<div class="controls" id="axis"></div>') + data("clocks", as_json(shown))
+
+
+def _thin(values: Sequence[float]) -> list[float | int | None]:
+    """At most POINTS of them, the last among them."""
+    count = min(POINTS, len(values))
+    return [_short(values[len(values) * (at + 1) // count - 1], 9) for at in range(count)]
+
+
+def data(id: str, json: str) -> Markup:
+    """`json`, made by `as_json`, as an element of the page."""
+    return _markup(f'<script type="application/json" id="{id}">{json}</script>')
+
+
+def as_json(value: Any) -> str:
+    """Such that no text in it can end the element that it stands in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("<", "\\u003c")
 
 
 def describe(chart: Chart) -> str:
@@ -153,6 +192,7 @@ def _plain(series: Series) -> dict[str, Any]:
         "color": series.color % len(PALETTE),
         "dashed": series.dashed,
         "marks": series.marks,
+        "clock": series.clock,
     }
 
 

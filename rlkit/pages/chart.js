@@ -3,6 +3,47 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const NEAR = 14; // pixels within which another curve's point is read out too
+  const clocks = JSON.parse(document.getElementById("clocks")?.textContent ?? "{}");
+  const redraws = []; // of each chart: draws it over another axis
+
+  // What the x axis of charts over steps can be: its label, and what it makes of a step by a clock.
+  function axes() {
+    const known = Object.values(clocks), found = { steps: ["step", null] };
+    if (!known.length) return found;
+    if (known[0].tokens) found.tokens = ["response tokens", (clock, step) => along(clock.steps, clock.tokens, step)];
+    if (known[0].seconds) {
+      const most = Math.max(...known.map((clock) => clock.seconds.at(-1)));
+      const [unit, size] = most >= 7200 ? ["hours", 3600] : most >= 120 ? ["minutes", 60] : ["seconds", 1];
+      found.time = [`${unit} of training`, (clock, step) => along(clock.steps, clock.seconds, step) / size];
+    }
+    return found;
+  }
+
+  // The value at a step, linear between those known, from 0 at step 0 on.
+  function along(steps, values, step) {
+    const after = steps.findIndex((each) => each >= step);
+    if (after < 0) return values.at(-1);
+    const [a, from] = after ? [steps[after - 1], values[after - 1]] : [0, 0];
+    return steps[after] === a ? values[after] : from + ((step - a) / (steps[after] - a)) * (values[after] - from);
+  }
+
+  function axisButtons() {
+    const box = document.getElementById("axis"), offered = axes();
+    if (!box) return;
+    const set = box.appendChild(document.createElement("fieldset"));
+    set.appendChild(document.createElement("legend")).textContent = "x axis of the charts";
+    const buttons = set.appendChild(document.createElement("div"));
+    buttons.className = "buttons";
+    for (const name in offered) {
+      const button = buttons.appendChild(document.createElement("button"));
+      Object.assign(button, { type: "button", className: "pick", textContent: name });
+      button.setAttribute("aria-pressed", String(name === "steps"));
+      button.addEventListener("click", () => {
+        for (const each of buttons.children) each.setAttribute("aria-pressed", String(each === button));
+        for (const redraw of redraws) redraw(...offered[name]);
+      });
+    }
+  }
 
   function element(parent, name, attributes = {}, text = "") {
     const made = document.createElementNS(SVG, name);
@@ -235,6 +276,15 @@
       plot.before(list);
     }
 
+    if (chart.x_label === "step" && chart.series.every((s) => clocks[s.clock])) {
+      const steps = chart.series.map((s) => s.x);
+      redraws.push((label, take) => {
+        chart.x_label = label;
+        chart.series.forEach((s, i) => (s.x = take ? steps[i].map((step) => take(clocks[s.clock], step)) : steps[i]));
+        leave();
+        draw();
+      });
+    }
     if (chart.series.length > 1) legend();
     plot.addEventListener("pointermove", point);
     plot.addEventListener("pointerdown", point);
@@ -246,4 +296,5 @@
   }
 
   document.querySelectorAll("figure.chart").forEach(begin);
+  axisButtons();
 })();

@@ -18,6 +18,7 @@ from synthetic_runs import Metrics, rising, write_rollout, write_run
 
 from rlkit.cli import main
 from rlkit.comparison import Comparison, compare, text, write
+from rlkit.comparison.forest import forests
 from rlkit.comparison.runs import read_runs
 from rlkit.comparison.seeds import t_quantile
 from rlkit.errors import ConfigError, RlkitError
@@ -178,6 +179,56 @@ def test_it_says_who_is_ahead_and_where_nothing_is_shown(tmp_path: Path) -> None
     assert "seeds needed)" in line
 
 
+def test_in_short_comes_first_and_is_plain(tmp_path: Path) -> None:
+    levels = [0.6 + 0.02 * seed for seed in range(8)]
+    ahead = [level + 0.05 + 0.002 * (seed % 3) for seed, level in enumerate(levels)]
+    noisy = [level + 0.05 * (-1) ** seed + 0.004 for seed, level in enumerate(levels)]
+    compared = compare(pair_up(tmp_path, {"vimpo": ahead, "grpo": levels, "ppo": noisy}))
+    lines = said(compared).splitlines()
+    assert lines[1] == "In short: reward/clean, final value"
+    vimpo, _, ppo = (pair for pair in compared.pairs if (pair.metric, pair.statistic) == ("reward/clean", "final"))
+    d = vimpo.difference
+    assert d.low is not None
+    assert d.high is not None
+    holds = f"vimpo is ahead of grpo by {d.mean:.3f} ({d.low:.3f} to {d.high:.3f}), and that holds among all 3 pairs."
+    assert lines[2] == f"- {holds}"
+    assert re.fullmatch(r"- .* ppo .*; but among 3 pairs one like this comes up by chance\.|- Between .*", lines[3])
+    assert re.fullmatch(
+        r"- Between grpo and ppo no difference is shown: grpo - ppo may be anything from -0\.\d{3} to \+0\.\d{3}\. "
+        r"One as large as seen here would take (about \d+|more than 100) seeds to show\.",
+        lines[4],
+    )
+    assert ppo.difference.low is not None
+    assert f"from {ppo.difference.low:.3f} to" in lines[4]
+    assert not lines[5]
+
+
+def test_in_short_says_what_is_not_fair(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.5, 0.6, 0.7), "grpo": (0.5, 0.6)})
+    assert "But it is not fair (grpo lacks seeds): see below." in said(compare(paths))
+
+
+def test_the_forest_plot_is_to_scale(tmp_path: Path) -> None:
+    paths = pair_up(tmp_path, {"vimpo": (0.5, 0.62, 0.7), "grpo": (0.45, 0.6, 0.6), "ppo": (0.8, 0.81, 0.9)})
+    compared = compare([*paths, *pair_up(tmp_path / "noisy", {"vimpo": (0.5,), "grpo": (0.6,)}, noise=FLIPS)])
+    clean, held_out, noisy = forests(compared)
+    assert (clean.metric, held_out.metric, noisy.metric) == ("reward/clean", "eval/heldout/mean@1", "reward/mean")
+    assert [(condition, len(lines)) for condition, lines in clean.groups] == [("no noise", 3), ("group_flip:0.25", 1)]
+    pairs = [pair for pair in compared.pairs if (pair.metric, pair.statistic) == ("reward/clean", "final")]
+    lines = [line for _, group in clean.groups for line in group]
+    unit = (lines[0].at - clean.zero) / pairs[0].difference.mean
+    for line, pair in zip(lines, pairs, strict=True):
+        d = pair.difference
+        assert (line.a, line.b, line.shown) == (pair.a, pair.b, d.shown)
+        assert line.at == pytest.approx(clean.zero + unit * d.mean, abs=0.01)
+        if d.low is None or d.high is None:
+            assert (line.low, line.width) == (None, 0)
+        else:
+            assert line.low == pytest.approx(clean.zero + unit * d.low, abs=0.01)
+            assert line.width == pytest.approx(unit * (d.high - d.low), abs=0.01)
+            assert 0 < line.low < line.low + line.width < 100
+
+
 def test_what_holds_alone_may_not_hold_among_all_pairs(tmp_path: Path) -> None:
     base = (0.5, 0.6, 0.7)
     arms = {"a": base, "b": (0.52, 0.61, 0.73), "c": (0.45, 0.66, 0.7), "d": (0.56, 0.6, 0.66)}
@@ -288,6 +339,7 @@ def test_one_seed_has_no_interval_and_it_says_so(tmp_path: Path) -> None:
     assert "[" not in shown
     assert "One seed only" in shown
     assert "one common seed: nothing is shown" in shown
+    assert "- vimpo - grpo is +0.195 in the one seed that both have, which shows nothing." in shown
     assert "ahead (" not in shown
 
 
@@ -360,8 +412,9 @@ def test_command_prints_tables_and_writes_files_beside_the_sweep(tmp_path: Path)
     done = run_command(sweep)
     assert done.exit_code == 0, done.output
     assert "vimpo - grpo" in done.output
-    names = ["comparison.html", "comparison.png", "arms.csv", "pairs.csv", "seeds.csv"]
-    assert done.output.splitlines()[-5:] == [str(sweep / "comparison" / name) for name in names]
+    names = [f"comparison.{ending}" for ending in ("html", "png", "pdf", "svg")]
+    names += ["arms.csv", "pairs.csv", "seeds.csv", "arms.tex", "pairs.tex"]
+    assert done.output.splitlines()[-9:] == [str(sweep / "comparison" / name) for name in names]
     assert sorted(each.name for each in (sweep / "comparison").iterdir()) == sorted(names)
 
 
@@ -378,7 +431,7 @@ def test_command_writes_where_it_is_told(tmp_path: Path) -> None:
 def test_two_calls_write_the_same_files(tmp_path: Path) -> None:
     sweep = sweep_with_samples(tmp_path / "sweep")
     first, second = (write(compare([sweep]), tmp_path / name) for name in ("one", "two"))
-    assert len(first) == 5
+    assert len(first) == 9
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
@@ -396,6 +449,53 @@ def test_tables_hold_every_metric_and_every_digit(tmp_path: Path) -> None:
     assert (row["reached"], row["steps_to_threshold"]) == ("1", "inf")
     assert [row["a_above"] for row in pairs if row["metric"] == "reward/clean"] == ["2", "2"]
     assert len([row for row in seeds if row["metric"] == "reward/clean"]) == 4
+
+
+def test_tables_for_latex_hold_what_the_page_shows(tmp_path: Path) -> None:
+    compared = compare(pair_up(tmp_path, {"vimpo_100%": (0.5, 0.61, 0.7), "grpo": (0.45, 0.6, 0.6)}))
+    write(compared, tmp_path / "out")
+    arms, pairs = ((tmp_path / "out" / f"{name}.tex").read_text().splitlines() for name in ("arms", "pairs"))
+    for lines in (arms, pairs):
+        assert lines[0].startswith(r"\begin{tabular}{")
+        assert (lines[1], *lines[-2:]) == (r"\toprule", r"\bottomrule", r"\end{tabular}")
+        assert all(line.count(" & ") == 4 for line in lines if line.endswith(r" \\") and "multicolumn" not in line)
+    (first, second, *_) = [line for line in arms if line.startswith(("vimpo", "grpo"))]
+    final = compared.of("none", "reward/clean")[0].final
+    assert first.startswith(rf"vimpo\_100\% & 3 & {final.value:.3f} [{final.low:.3f}, {final.high:.3f}] & ")
+    assert second.startswith("grpo & 3 & ")
+    assert any(line.startswith(r"vimpo\_100\% - grpo & AUC & +0.") for line in pairs)
+    # Reward and pass rate, not what is only described.
+    assert sum("multicolumn" in line for line in arms) == 2
+
+
+def test_the_x_axis_can_be_steps_tokens_or_time(tmp_path: Path, browser: Browser) -> None:
+    def slow(step: int) -> Metrics:
+        return rising(0.8)(step) | {"time/step_s": 2.0}
+
+    paths = [write_run(tmp_path / f"a{seed}", "vimpo", seed, metrics=slow) for seed in (0, 1)]
+    paths += [write_run(tmp_path / f"b{seed}", "grpo", seed) for seed in (0, 1)]
+    (page_file, *_) = write(compare(paths), tmp_path / "out")
+    with browser.open(page_file) as page:
+
+        def ends(axis: str) -> list[str]:
+            at = ["steps", "tokens", "time"].index(axis)
+            page.evaluate(f"document.querySelectorAll('#axis button')[{at}].click()")
+            page.evaluate("document.querySelector('.plot').focus()")
+            page.send("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft", code="ArrowLeft")
+            said: list[str] = page.evaluate("document.querySelector('.readout').innerText").splitlines()
+            page.evaluate("document.querySelector('.plot').blur()")
+            return said
+
+        # 20 steps: of vimpo 2 s and 400 tokens each, of grpo half a second and 100 tokens.
+        assert ends("steps") == ["step 20", "vimpo 0.8 (0.8 to 0.8)", "grpo 0.8 (0.8 to 0.8)"]
+        assert ends("tokens") == ["response tokens 8,000", "vimpo 0.8 (0.8 to 0.8)"]
+        assert ends("time") == ["seconds of training 40", "vimpo 0.8 (0.8 to 0.8)"]
+        assert page.complaints == []
+
+
+def test_without_a_clock_there_is_no_choice_of_axis(tmp_path: Path) -> None:
+    (page, *_) = write(compare([write_run(tmp_path / "a", metrics=lambda step: {"reward/clean": 0.5})]), tmp_path / "o")
+    assert 'id="axis"' not in page.read_text()
 
 
 def test_page_shows_responses_as_text(tmp_path: Path) -> None:
@@ -416,7 +516,8 @@ def test_page_opens_in_a_browser_and_shows_what_was_compared(tmp_path: Path, bro
     check_page(browser, page_file)
     with browser.open(page_file) as page:
         titles = page.evaluate("[...document.querySelectorAll('h2')].map(each => each.textContent)")
-        assert titles[:3] == ["Who is ahead in reward/clean?", "group_flip:0.25, steps up to 20", "Is it fair?"]
+        assert titles[:3] == ["Who is ahead?", "group_flip:0.25, steps up to 20", "Is it fair?"]
+        page.evaluate("document.querySelector('.plot').scrollIntoView()")
         box = page.evaluate(
             "(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector('.plot').getBoundingClientRect())"
         )

@@ -98,7 +98,7 @@ def measure(paths: list[Path], out: Path) -> None:
         timed("terminal", lambda: console.print(comparison.text(compared)))
     out.mkdir()
     timed("page", lambda: page.write_page(compared, out / "comparison.html"))
-    timed("picture", lambda: picture.draw(compared, out / "comparison.png"))
+    timed("picture", lambda: picture.draw(compared, out))
     timed("tables", lambda: csv_files.write_tables(compared, out))
     alone = seconds.pop("reading alone")
     rows = {"(reading alone)": alone, **seconds, "all": tuple(map(sum, zip(*seconds.values(), strict=True)))}
