@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rlkit.commands import compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
+from rlkit.commands import check, compare, config, doctor, evaluate, inspect, model, plugins, report, run, sweep
 from rlkit.errors import RlkitError
 
 
@@ -38,6 +38,7 @@ def main() -> None:
 for command in (
     run.run,
     plugins.list_plugins,
+    check.check,
     config.config,
     sweep.sweep,
     compare.compare,
