@@ -52,8 +52,13 @@ class Subject:
     @cached_property
     def cases(self) -> list[Case]:
         """Random batches, the smallest first, in the precision that it can be given."""
-        outside, alone = self.rigour.outside, not self.build().compares_groups
-        return [cast(case, self.dtype) for case in growing(self.rigour.seed, outside=outside, alone=alone)]
+        algorithm = self.build()
+        found = growing(self.rigour.seed, outside=self.rigour.outside, alone=not algorithm.compares_groups)
+        cases = [cast(case, self.dtype) for case in found]
+        if algorithm.leaves_out_truncated:
+            for case in cases:
+                case.batch.rollout.truncated &= ~case.batch.rollout.valid
+        return cases
 
     def alike(self, count: int) -> list[Case]:
         """Optimizer batches of a run."""
@@ -196,6 +201,8 @@ def _runs(subject: Subject) -> None:
         raise Broken(str(error)) from error
     case = subject.cases[0]
     algorithm = subject.build()
+    if not isinstance(kept := algorithm.keep_group([0.0, 1.0]), (bool, int)):
+        raise Broken(f"its keep_group([0.0, 1.0]) says {shown(kept)}: it must say True or False")
     targets = algorithm.advantage(case.batch, {})
     if not isinstance(targets, Targets):
         raise Broken(f"its advantage returned a {type(targets).__name__}: it must return rlkit.Targets")

@@ -66,7 +66,7 @@ def _order(one: Noise, other: Noise) -> None:
     again = [one(value, key, Coin(0, 0), known) for value, key, known in calls]
     for (value, key, _), first, *others in zip(calls, forth, back, again, strict=True):
         for found, how in zip(others, ("with the samples in reverse order", "when asked again"), strict=True):
-            if found != first:
+            if found != first and not (found != found and first != first):  # NaN is the others' affair
                 raise Broken(
                     f"of the reward {value:g}, {_named(key)}, it made {_said(first)}, and {how} {_said(found)}: so "
                     "algorithms, ranks and resumed runs would not meet the same noise. Draw from coin(key, shared) "

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlkit.conformance.findings import Finding
 from rlkit.registry import Plugin
+from rlkit.wording import counted
 
 INDENT = " " * 12
 
@@ -33,7 +34,7 @@ def summary(plugin: Plugin, findings: Sequence[Finding]) -> str:
         return f"{whose} fails {failed} of {len(findings)} checks"
     if left == len(findings):
         return f"{whose} was not checked"
-    return f"{whose} passes {len(findings) - left} checks" + (f"; {left} left out" if left else "")
+    return f"{whose} passes {counted(len(findings) - left, 'check')}" + (f"; {left} left out" if left else "")
 
 
 def as_data(plugin: Plugin, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample, SampleKey
 from rlkit.registry import Plugin
 from rlkit.scoring import score
+from rlkit.scoring.checks import call
 from rlkit.scoring.pool import Pool
 from rlkit.scoring.worker import Fault, Killed, Outcome, TokensRead
 from rlkit.wording import duration
@@ -156,6 +159,10 @@ class _Subject:
         """Samples that it can do something with, and what comes of them in a worker process. Broken where there are
         none."""
         families = {"given": list(self.given)} if self.given is not None else made_samples()
+        first = next(iter(families.values()))[:1]
+        for outcome in self._in_a_worker(first):  # alone: each sample that hangs takes its deadline twice
+            if isinstance(outcome, Killed):
+                raise Broken(f"{_why(outcome)}. The response: {shown(first[0].response)}")
         outcomes = self._in_a_worker([sample for family in families.values() for sample in family])
         best: tuple[list[Sample], list[Outcome]] = ([], [])
         most = 0
@@ -179,8 +186,9 @@ class _Subject:
         declared = reward_declaration(self.function, f"reward {self.plugin.name!r}")
         samples, outcomes = self.fitting
         valued = sum(isinstance(outcome, RewardResult) and outcome.value is not None for outcome in outcomes)
+        copies = copy.deepcopy(samples)
         start = time.perf_counter()
-        self._score(samples)
+        self._score(copies)
         each = (time.perf_counter() - start) / len(samples)
         known = f"range {declared.range}" if declared.range else "it declares no range, which noise that flips needs"
         return f"{valued} of {len(samples)} with a value; {duration(each)} a sample; {known}"
@@ -189,7 +197,7 @@ class _Subject:
         samples = [sample for sample, outcome in zip(*self.fitting, strict=True) if not isinstance(outcome, Fault)]
         for size in range(1, len(samples) + 1):
             try:
-                returned = list(self._call(samples[:size]))
+                returned = list(self._call(copy.deepcopy(samples[:size])))
             except Exception:
                 continue  # what raises costs its samples their value, and is said by the others
             if len(returned) != size:
@@ -245,11 +253,12 @@ class _Subject:
 
     def untouched(self) -> None:
         for sample in self.fitting[0]:
-            kept = replace(sample, columns=dict(sample.columns), tokens=list(sample.tokens))
-            self._score([sample])
-            if kept != sample:
+            given = copy.deepcopy(sample)
+            self._call([given])
+            if given != sample:
                 raise Broken(
-                    f"it changes the sample that it is given, of the response {shown(kept.response)}: copy first"
+                    f"it changes the sample that it is given, of the response {shown(sample.response)}, which others "
+                    "read after it: copy what you change"
                 )
 
     def hostile(self) -> str:
@@ -274,16 +283,16 @@ class _Subject:
         return f"{len(texts)} of them"
 
     def _score(self, samples: Sequence[Sample]) -> list[RewardResult]:
-        """Here, in one call; a sample on which the call raises is without a value, as in a worker."""
+        """Here, in one call on copies; a sample on which the call raises is without a value, as in a worker."""
         try:
-            return score(self.function, self.plugin.name, samples)
+            return score(self.function, self.plugin.name, copy.deepcopy(samples))
         except RlkitError as error:
             if len(samples) == 1:
                 return [RewardResult(value=None, status="error", info={"error": str(error)})]
             return [self._score([sample])[0] for sample in samples]
 
     def _call(self, samples: Sequence[Sample]) -> Sequence[object]:
-        returned: Any = self.function(samples)
+        returned: Any = call(self.function, self.plugin.name, samples, asyncio.run)
         return returned if hasattr(returned, "__len__") else [None] * len(samples)
 
     def _in_a_worker(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -315,4 +324,5 @@ def _why(outcome: Outcome) -> str:
     if isinstance(outcome, RewardResult):
         error = str(outcome.info.get("error", "")).strip().splitlines()
         return f"it raised {error[-1]}" if error and outcome.status == "error" else f"status {outcome.status}"
-    return outcome.said.splitlines()[0]
+    said = outcome.said.splitlines()[0]
+    return f"it {said}" if isinstance(outcome, Killed) else said

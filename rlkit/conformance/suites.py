@@ -37,7 +37,8 @@ class _Subject:
         try:
             return suites.rows(self.plugin.name, self.folder)
         except ConfigError as error:
-            raise LeftOut(f"its problems cannot be read here: {error}") from error
+            said = str(error).splitlines()[0]
+            raise LeftOut(f"{said}. Local copies are given as a folder: --data FOLDER") from error
 
     def declares(self) -> str:
         suite = self.suite

@@ -28,8 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ELSEWHERE = ("judge", "reward_model")
 """They ask a server or a model; tests of their own do that."""
-QUICK = ("math", "countdown", "final_answer")
-PROGRAMS = ["print(int(input()) + 1)", "```python\nprint(int(input()) + 1)\n```", "print(0)", "no program"]
+QUICK = ("countdown", "final_answer")
+PROGRAMS = ["```python\nprint(int(input()) + 1)\n```", "print(0)"]
 
 
 def sample(index: int, response: str, answer: str) -> Sample:

@@ -210,6 +210,13 @@ def broken_range(samples):
 broken_range.range = (0.0, 1.0)
 
 
+@reward("broken_columns_changed")
+def broken_columns_changed(samples):
+    for sample in samples:
+        sample.columns["seen"] = True
+    return [0.5 for _ in samples]
+
+
 @reward("broken_hash")
 def broken_hash(samples):
     return [hash(s.response) % 1000 / 1000 for s in samples]
@@ -259,6 +266,7 @@ SENTENCES = {
         "broken_curve": r"of the response '.*' it makes 1 alone, and 0\.\d+ in a call with '.*': which samples "
         r"come in one call is chance\. Judge each sample by itself",
         "broken_range": r"got \S+, outside the range \(0\.0, 1\.0\) that the reward declares\. The response: '",
+        "broken_columns_changed": r"it changes the sample that it is given, of the response .*, which others read after it",
         "broken_hash": r"in one process and \S+ in another\. hash\(\) of a text differs between processes",
         "broken_parse": r"hostile responses break it: 5,000 digits after the marker: it raised ValueError: Exceeds the",
         "broken_count": r"returned \d+ results for \d+ samples: it must return one per sample",
@@ -277,7 +285,7 @@ SENTENCES = {
     },
     "suite": {"broken_suite": r"its verifier takes 1 of 2 golds for wrong.*row 2: four \(bad_gold\)"},
 }
-SLOW = ("broken_hash", "broken_count", "broken_columns", "broken_sampler")
+SLOW = ("broken_columns_changed", "broken_hash", "broken_count", "broken_columns", "broken_sampler")
 """Each starts a worker process, or loads a model."""
 KINDS = {"loss": "losses", "noise": "noise"}
 
