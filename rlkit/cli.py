@@ -12,7 +12,21 @@ import click
 
 from rlkit import distribution
 from rlkit.blame import DEBUG, debugging
-from rlkit.commands import compare, config, doctor, evaluate, init, inspect, model, new, plugins, report, run, sweep
+from rlkit.commands import (
+    check,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    init,
+    inspect,
+    model,
+    new,
+    plugins,
+    report,
+    run,
+    sweep,
+)
 from rlkit.errors import PluginError, RlkitError
 
 
@@ -72,6 +86,7 @@ for command in (
     init.init,
     new.new,
     plugins.list_plugins,
+    check.check,
     config.config,
     sweep.sweep,
     compare.compare,

@@ -65,13 +65,19 @@ class Plugin:
         return self.doc.partition("\n")[0]
 
     @property
-    def source(self) -> str:
-        """The file and the line where it is written; "" where there is none, as of built-in functions."""
-        whole = inspect.unwrap(_whole(self.factory))
+    def noun(self) -> str:
+        """What one of its kind is called."""
+        return _singular(self.kind)
+
+    @property
+    def place(self) -> tuple[Path, int] | None:
+        """The file in which it is written, and the line at which it begins there; None where no file holds it."""
+        written: Any = inspect.unwrap(_whole(self.factory))
+        written = written if inspect.isroutine(written) or inspect.isclass(written) else type(written)
         try:
-            return f"{inspect.getsourcefile(whole)}:{inspect.getsourcelines(whole)[1]}"
+            return Path(inspect.getsourcefile(written) or ""), inspect.getsourcelines(written)[1]
         except (OSError, TypeError):
-            return ""
+            return None
 
     @property
     def is_class(self) -> bool:
@@ -307,6 +313,33 @@ def load(plugins: list[str]) -> None:
                 modules.load(plugin, "plugin")
         finally:
             _loading_from = None
+
+
+def of(source: str) -> list[Plugin]:
+    """What a file or a module that was loaded has registered, the modules within it and its entry points included."""
+    if modules.is_file(source):
+        return [plugin for plugin in _plugins.values() if str(Path(source).resolve()) in plugin.homes]
+
+    def within(module: str) -> bool:
+        return module == source or module.startswith(f"{source}.")
+
+    named = [
+        (kind, name)
+        for kind in KINDS
+        for name, points in _entry_points(kind).items()
+        if any(within(point.module) for point in points)
+    ]
+    found = [find(kind, name) for kind, name in named]
+    return found + [
+        plugin
+        for plugin in _plugins.values()
+        if plugin not in found and (plugin.distribution == source or any(map(within, plugin.homes)))
+    ]
+
+
+def of_factory(factory: object) -> Plugin | None:
+    """The plugin that a decorated factory was registered as; None where it was not."""
+    return next((plugin for plugin in _plugins.values() if plugin.factory is factory), None)
 
 
 def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:

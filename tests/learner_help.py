@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from random_batches import Case
 from torch import Tensor
 
 from rlkit import config as configs
 from rlkit.config import RunConfig
+from rlkit.conformance.batches import Case
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats

@@ -83,7 +83,7 @@ def model_of_sample(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 def sweeps(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """The sweeps that ship, and files."""
-    from rlkit.sweep.spec import shipped
+    from rlkit.sweeps.spec import shipped
 
     return [*_files(incomplete), *_starting(incomplete, sorted(shipped()))]
 

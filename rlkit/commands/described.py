@@ -25,7 +25,7 @@ def plugin_page(plugin: registry.Plugin) -> str:
     """A plugin's page: what it does, its options, where it is written, and how a config names it."""
     options = list(keys(plugin.options))
     doc = registry.paragraphs(plugin.doc, [key.name for key in options])
-    source = plugin.source or plugin.origin
+    source = ":".join(map(str, plugin.place)) if plugin.place else plugin.origin
     parts = [f"{plugin.name}  ({plugin.kind}, of {plugin.distribution})", *map(_filled, doc)]
     parts += ["options:" if options else "It has no options.", *map(option, options)]
     parts += [f"in YAML:\n{textwrap.indent(_example(plugin, options), '  ')}", f"written in {source}"]

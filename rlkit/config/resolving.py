@@ -91,9 +91,16 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"correction: the loss of {resolved.algo.kind} does not read `importance`, so nothing would be corrected: "
             "leave it out, or have the loss multiply its tokens by targets.importance and name it in `reads`"
         )
+    check_fit(algorithm, resolved.algo.kind)
+    return resolved, algorithm
+
+
+def check_fit(algorithm: Algorithm, name: str) -> None:
+    """ConfigError where the losses do not read what the advantage gives, or the reverse, or a critic is missing."""
+    needs = algorithm.needs
     if "values" in needs.old | needs.now and algorithm.value_loss is None:
         raise ConfigError(
-            f"the advantage needs a critic's values, and {resolved.algo.kind} trains no critic: "
+            f"the advantage needs a critic's values, and {name} trains no critic: "
             "choose another advantage, or an algorithm with a value loss (ppo)"
         )
     read = algorithm.reads | {"coefs"} | ({"importance"} if algorithm.reads_importance else set())
@@ -107,7 +114,6 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"the loss reads {', '.join(sorted(missing))}, which the advantage does not give: "
             "choose an advantage and a loss that fit together"
         )
-    return resolved, algorithm
 
 
 def _checked(config: RunConfig) -> RunConfig:

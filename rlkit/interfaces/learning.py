@@ -9,7 +9,7 @@ sampler drew from; `old` are the weights with which the learner begins on the ro
 those that sampled it), `now` those about to be updated, `grad` the forward with gradient. The reference
 policy is timeless within a rollout: its log-probs are computed once, whoever asks for them and when.
 
-Two laws hold for every algorithm, and `tests/promises/test_laws.py` checks them for each one registered:
+Two laws hold for every algorithm, and `rlkit check` (`rlkit.conformance`) holds it to them:
 
 1. The loss does not depend on how the batch is cut: the sum of the loss over any parts of an optimizer
    batch is the loss of the whole.

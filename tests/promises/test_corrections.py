@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from learner_help import Update, learner_of, settings
-from random_batches import Case, actions, fresh_case
+from random_batches import actions, fresh_case
 from torch import Tensor
 
 import rlkit
@@ -24,6 +24,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.cli import main
 from rlkit.config import CorrectionConfig
+from rlkit.conformance.batches import Case
 from rlkit.errors import RlkitError
 from rlkit.generation import transformers
 from rlkit.interfaces.generation import Completion, Request

@@ -199,6 +199,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sweeps.md",
         "writing-a-reward.md",
         "writing-an-algorithm.md",
+        "checking-a-plugin.md",
         "../README.md",
     ],
 )

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from random_batches import Case, actions, by_group, fresh_case, fresh_seed
+from random_batches import actions, by_group, fresh_case, fresh_seed
 from torch import Tensor
 
 from rlkit import registry
+from rlkit.conformance.batches import Case
 from rlkit.data import Problem
 from rlkit.errors import ConfigError
 from rlkit.generation.assemble import assemble

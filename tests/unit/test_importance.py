@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from random_batches import NAN, fresh_seed
+from random_batches import fresh_seed
 from torch import Tensor
 
+from rlkit.conformance.batches import NAN
 from rlkit.generation.transformers import _Draw
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.ops.importance import importance_weights

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from learner_help import StatsEngine, learner_of, settings
-from random_batches import Case, actions, fresh_case, fresh_seed
+from random_batches import actions, fresh_case, fresh_seed
 from rank_worker import TwoRanks, engine_of, logprob_loss, random_batch, run
 from rank_worker import settings as tiny
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 import rlkit
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.conformance.batches import Case
 from rlkit.engine.reference import FrozenModel
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, Targets, TokenStats

@@ -7,8 +7,9 @@ import statistics
 
 import pytest
 import torch
-from random_batches import NAN, actions, fresh_case, fresh_seed
+from random_batches import actions, fresh_case, fresh_seed
 
+from rlkit.conformance.batches import NAN
 from rlkit.ops.gae import gae, suffix_sum
 from rlkit.ops.masked import (
     group_mean,

@@ -7,11 +7,12 @@ import statistics
 
 import pytest
 import torch
-from random_batches import Case, actions, fresh_case
+from random_batches import actions, fresh_case
 from test_grpo import assert_same, naive_surrogate
 from torch import Tensor
 
 from rlkit import registry
+from rlkit.conformance.batches import Case
 from rlkit.interfaces.learning import Targets
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_batches import fresh_seed, make_case
+from random_batches import fresh_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlkit.conformance.batches import make_case
 from rlkit.engine.tally import Tally
 
 

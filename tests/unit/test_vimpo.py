@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from random_batches import NAN, Case, actions, by_group, fresh_case
+from random_batches import actions, by_group, fresh_case
 from test_grpo import assert_same, naive_surrogate
 from torch import Tensor
 
 from rlkit import config as rlkit_config
 from rlkit import registry
+from rlkit.conformance.batches import NAN, Case
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Algorithm, TokenStats
 

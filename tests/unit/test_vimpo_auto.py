@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from random_batches import Case, actions, by_group, fresh_case
+from random_batches import actions, by_group, fresh_case
 from test_grpo import naive_surrogate
 from torch import Tensor
 
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import AverageReference, CopyReference, FrozenReference
+from rlkit.conformance.batches import Case
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Algorithm, Targets
 

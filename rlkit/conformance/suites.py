@@ -1,0 +1,80 @@
+"""Suites held against their contract: problems that can be put, and golds that their own verifier takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from rlkit import data
+from rlkit.config import ScoringConfig
+from rlkit.conformance.findings import Broken, Check, LeftOut, shown
+from rlkit.errors import ConfigError, TokensUnknownError
+from rlkit.evaluation import suites
+from rlkit.evaluation.gold_check import bad_golds
+from rlkit.evaluation.verify import scorer
+from rlkit.registry import Plugin
+
+
+def checks(plugin: Plugin, folder: Path | None) -> Iterator[Check]:
+    subject = _Subject(plugin, folder)
+    yield Check("it says what it is made of", subject.declares, first=True)
+    yield Check("its problems can be read", subject.reads, first=True)
+    yield Check("every problem has a question and a gold", subject.problems)
+    yield Check("its verifier takes its own golds", subject.golds)
+
+
+class _Subject:
+    def __init__(self, plugin: Plugin, folder: Path | None) -> None:
+        self.plugin, self.folder = plugin, folder
+
+    @cached_property
+    def suite(self) -> suites.Suite:
+        return suites.find(self.plugin.name)
+
+    @cached_property
+    def rows(self) -> list[suites.Row]:
+        try:
+            return suites.rows(self.plugin.name, self.folder)
+        except ConfigError as error:
+            said = str(error).splitlines()[0]
+            raise LeftOut(f"{said}. Local copies are given as a folder: --data FOLDER") from error
+
+    def declares(self) -> str:
+        suite = self.suite
+        if suite.template is not None and "{prompt}" not in suite.template:
+            raise Broken(f"its template {shown(suite.template)} has no {{prompt}}, where the question goes")
+        with scorer(suite.rewards, ScoringConfig(), self.plugin.homes):
+            return f"verified by {', '.join(reward.kind for reward in suite.rewards)}"
+
+    def reads(self) -> str:
+        if not self.rows:
+            raise Broken("it has no problems")
+        return f"{len(self.rows)} problems"
+
+    def problems(self) -> None:
+        names = [self.suite.prompt, *([self.suite.answer] if self.suite.answer else [])]
+        for number, row in enumerate(self.rows, 1):
+            for name in names:
+                if data.cell(row, name) in (None, "", [], data.MISSING):
+                    raise Broken(
+                        f"problem {number} has nothing in its column {name!r}; it has {', '.join(map(str, row))}"
+                    )
+
+    def golds(self) -> None:
+        if self.suite.answer is None:
+            raise LeftOut("its problems have no golds")
+        golds = [
+            (data.cell(row, self.suite.answer), {k: v for k, v in row.items() if k != self.suite.answer})
+            for row in self.rows
+        ]
+        with scorer(self.suite.rewards, ScoringConfig(), self.plugin.homes) as verifier:
+            try:
+                bad = bad_golds(verifier, golds)
+            except TokensUnknownError as error:
+                raise LeftOut(str(error)) from error
+        if bad:
+            raise Broken(
+                f"its verifier takes {len(bad)} of {len(golds)} golds for wrong, whatever form they are given in: "
+                f"{'; '.join(map(str, bad[:3]))}. No response to these can be right"
+            )
