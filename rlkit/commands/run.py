@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.commands.options import load, plugins_option, set_option
 from rlkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlkit.tracking.console import Shows
 
 
 @click.command()
@@ -31,6 +35,10 @@ from rlkit.errors import ConfigError
     "--profile", type=click.IntRange(min=1), metavar="N", help="Trace N steps, after the first, into the run's folder."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--plain", is_flag=True, help="Lines alone, without a bar below them; so it is where there is no terminal."
+)
+@click.option("--quiet", is_flag=True, help="Warnings and the summary alone.")
 def run(
     words: tuple[str, ...],
     algo: str | None,
@@ -44,6 +52,8 @@ def run(
     nproc: int,
     profile: int | None,
     dry_run: bool,
+    plain: bool,
+    quiet: bool,
 ) -> None:
     """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]
 
@@ -51,6 +61,8 @@ def run(
     """
     from rlkit.assembly import run as runs
 
+    if plain and quiet:
+        raise click.UsageError("--plain leaves out the bar, --quiet all but warnings and the summary: give one of them")
     config, more = _config_and_settings(words)
     if resume is not None:
         if name is not None or out is not None:
@@ -75,7 +87,8 @@ def run(
 
         configs.resolve(settings)
         sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
-    folder = runs.train(settings, resume=resume is not None, profile=profile or 0)
+    shows: Shows | None = "warnings" if quiet else "lines" if plain else None
+    folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
     if os.environ.get("RANK", "0") == "0":
         click.echo(runs.summary(folder))
 
