@@ -126,7 +126,7 @@ def folded(line: str, columns: int | None, indent: int = 0) -> str:
     from rich.text import Text
 
     # rich knows which characters take two columns.
-    console = Console(width=columns)
+    console, line = Console(width=columns), line.expandtabs()
     first, *rest = (part.plain for part in Text(line).wrap(console, columns))
     if not rest:
         return line

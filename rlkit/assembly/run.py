@@ -17,6 +17,7 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
 from rlkit.interfaces.generation import Request
 from rlkit.tracking import RunInfo, Tracker
+from rlkit.tracking.terminal import Shows, columns, usual
 from rlkit.wording import folded
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rlkit.interfaces.learning import Algorithm
     from rlkit.loop.synchronous import SynchronousLoop
     from rlkit.records.folder import RunFolder
-    from rlkit.tracking.console import Console, Shows
+    from rlkit.tracking.console import Console
 
 
 def prepare_environment() -> None:
@@ -62,8 +63,6 @@ def train(
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
-    from rlkit.tracking.console import usual
-
     prepare_environment()
     given = config if isinstance(config, RunConfig) else configs.load(config)
     shows = None if quiet else shows or usual()
@@ -144,7 +143,6 @@ def build_loop(
         from rlkit.records.folder import RunFolder
         from rlkit.scoring import Scorer, WeightedReward
         from rlkit.scoring.noise import check_noise
-        from rlkit.tracking.console import columns
 
         if resume:
             began = RunFolder.open(config.folder).read_config().algo.kind
@@ -257,7 +255,6 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
     from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
     from rlkit.generation import resolve_sampler
-    from rlkit.tracking.console import columns
 
     config, algorithm = configs.resolve_with_algorithm(config)
     inputs = None
@@ -275,7 +272,6 @@ def summary(folder: Path) -> str:
     from rlkit.records.folder import RunFolder
     from rlkit.records.metrics import last_step
     from rlkit.report import curve
-    from rlkit.tracking.console import columns
 
     run = RunFolder.open(folder)
     metrics, config = run.read_metrics(), run.read_config()

@@ -17,7 +17,7 @@ from rlkit.commands.options import load, plugins_option, set_option
 from rlkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rlkit.tracking.console import Shows
+    from rlkit.tracking.terminal import Shows
 
 
 @click.command()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as Terminal
 from rich.text import Text
@@ -14,13 +11,11 @@ from rich.text import Text
 from rlkit.records.metrics import evaluation_of
 from rlkit.tracking import RunInfo
 from rlkit.tracking.bar import Bar
+from rlkit.tracking.terminal import Shows
 from rlkit.wording import counted, excerpt, folded, number, one_line, thousands
 
 if TYPE_CHECKING:
     from rlkit.report import Warning
-
-Shows = Literal["bar", "lines", "warnings"]
-"""How much is seen: lines with a bar below them, lines, or warnings alone."""
 
 RESPONSES = 3
 """Of a step whose responses are shown."""
@@ -28,17 +23,6 @@ LINES, CHARACTERS = 8, 800
 """Of a response."""
 FIRST_LOOK = 2
 """The first step after which faults are looked for: what one step shows may be chance."""
-
-
-def usual() -> Shows:
-    """A bar where there is a terminal to draw it on."""
-    # Not rich's own answer, which takes a file for a terminal where colours are forced.
-    return "bar" if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else "lines"
-
-
-def columns() -> int | None:
-    """Of the terminal that standard output is; None: it is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Console:

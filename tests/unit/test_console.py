@@ -25,7 +25,8 @@ from rlkit import config as configs
 from rlkit.cli import main
 from rlkit.report import Warning
 from rlkit.tracking import RunInfo
-from rlkit.tracking.console import Console, usual, worth_showing
+from rlkit.tracking.console import Console, worth_showing
+from rlkit.tracking.terminal import usual
 
 METRICS = {
     "reward/mean": 0.6123,
@@ -178,6 +179,15 @@ def test_a_bar_takes_a_terminal_that_can_draw_it(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: there)
     assert usual() == shows
+
+
+def test_a_notebook_gets_lines_of_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    console = Console(RunInfo(name="a run", folder=Path("run"), config={}, steps=80), usual(), nothing_wrong)
+    console.begin(0)
+    console.log(1, METRICS)
+    console.close()
+    assert capsys.readouterr().out == f"step 1/80 {LINE}\n"
 
 
 def test_a_terminal_that_lacks_a_character_does_not_end_the_run() -> None:

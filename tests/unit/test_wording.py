@@ -103,3 +103,4 @@ def test_a_line_is_folded_at_words_and_stays_whole_where_there_is_no_terminal() 
     assert all(len(part) + sum(letter in "漢字" for letter in part) <= 40 for part in parts)
     assert folded("x" * 100, 40, indent=4) == "x" * 40 + "\n    " + "x" * 36 + "\n    " + "x" * 24
     assert folded("short", 40) == "short"
+    assert folded("a\tb " * 10, 40, indent=2).split() == ["a", "b"] * 10
