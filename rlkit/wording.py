@@ -102,6 +102,39 @@ def one_line(text: str, most: int = 200) -> str:
     return f"{shown[: most - end]} ... {shown[-end:]}"
 
 
+def excerpt(text: str, lines: int, characters: int) -> list[str]:
+    """The lines of a `visible` text; of a longer one its beginning and its end, where the answer is, and between them
+    how much was left out."""
+    left_out = len(text) - characters
+    if left_out > 0:
+        end = characters // 3
+        text = f"{text[: characters - end]} [... {left_out:,} characters ...] {text[-end:]}"
+    found = visible(text).split("\n")
+    left_out = len(found) - lines
+    if left_out > 0:
+        end = lines // 3
+        found = [*found[: lines - end], f"[... {counted(left_out, 'line')} ...]", *found[len(found) - end :]]
+    return found
+
+
+def folded(line: str, columns: int | None, indent: int = 0) -> str:
+    """A line for a terminal of so many columns: folded at words, what follows the first part indented. None: no
+    terminal, which takes a line of any length."""
+    if columns is None or len(line) < columns // 2:
+        return line
+    from rich.console import Console
+    from rich.text import Text
+
+    # rich knows which characters take two columns.
+    console, line = Console(width=columns), line.expandtabs()
+    first, *rest = (part.plain for part in Text(line).wrap(console, columns))
+    if not rest:
+        return line
+    left = line[len(first) :].lstrip(" ")
+    more = [" " * indent + part.plain for part in Text(left).wrap(console, max(20, columns - indent))]
+    return "\n".join(part.rstrip(" ") for part in [first, *more])
+
+
 def quoted(texts: Sequence[str]) -> str:
     """Texts in one line: "\\n", "</answer>"."""
     return ", ".join(f'"{one_line(text)}"' for text in texts)

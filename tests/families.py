@@ -124,7 +124,7 @@ def outcome(family: Family, weights: str, sampler: str, folder: Path) -> str:
     )  # fmt: skip
     try:
         with ExitStack() as stack:
-            loop = build_loop(*configs.resolve_with_algorithm(settings), stack, resume=False, quiet=True)
+            loop = build_loop(*configs.resolve_with_algorithm(settings), stack, resume=False)
             loop.train()
             trained = dict(loop.learner.policy.weights())
     except RlkitError as error:

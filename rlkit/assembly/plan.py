@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from rlkit import registry
 from rlkit.config import (
     AverageReference,
     CopyReference,
     CorrectionConfig,
     ModelConfig,
+    PluginRef,
     RewardRef,
     RunConfig,
     SamplingConfig,
@@ -18,7 +20,7 @@ from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import Passes, passes_of
 from rlkit.interfaces.learning import Algorithm
-from rlkit.wording import counted, one_line, quoted, size, thousands
+from rlkit.wording import counted, excerpt, folded, one_line, quoted, size, thousands
 
 if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
@@ -31,9 +33,10 @@ def make_plan(
     why_sampler: str,
     inputs: Inputs | None,
     ranks: int,
+    columns: int | None = None,
 ) -> str:
     """The plan of a resolved config, as text. `inputs` is None where they have not been read (a dry run of a hub data
-    set)."""
+    set). `columns`: of the terminal that it is for."""
     held_out = inputs.held_out if inputs else None
     prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
     longest = prompt + config.sampling.max_tokens
@@ -42,7 +45,7 @@ def make_plan(
     shape = model_shape(config.model)
     passes = passes_of(algorithm, config, ranks, shape.width if shape else None)
     rows = {
-        "algorithm": _with_options(config.algo.kind, config.algo.options),
+        "algorithm": _algorithm(config.algo),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, inputs),
         **(_prompts(inputs) if inputs else {}),
@@ -75,7 +78,12 @@ def make_plan(
         "folder": str(config.folder),
     }
     width = max(map(len, rows))
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+    lines = [
+        f"  {'' if at else name:<{width}}  {line}"
+        for name, text in rows.items()
+        for at, line in enumerate(text.split("\n"))
+    ]
+    return "\n".join(folded(line, columns, width + 4) for line in lines)
 
 
 def _truncation(sampling: SamplingConfig) -> str:
@@ -126,6 +134,17 @@ def _weighted(ref: RewardRef) -> str:
     return said if ref.weight == 1 else f"{ref.weight:g} x {said}"
 
 
+def _algorithm(algo: PluginRef) -> str:
+    """What differs from the algorithm's defaults, and then the rest."""
+    defaults = registry.find("algorithms", algo.kind).options.model_construct().model_dump()
+    own = {key: value for key, value in algo.options.items() if key not in defaults or value != defaults[key]}
+    rest = ", ".join(f"{key} {value}" for key, value in algo.options.items() if key not in own and value is not None)
+    said = [f"{key} {value}" + (f" (default {defaults[key]})" if key in defaults else "") for key, value in own.items()]
+    if not said:
+        return f"{algo.kind} with its defaults" + (f": {rest}" if rest else "")
+    return f"{algo.kind} with {', '.join(said)}" + (f"; as by default: {rest}" if rest else "")
+
+
 def _with_options(kind: str, options: dict[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
     return f"{kind} ({said})" if said else kind
@@ -149,11 +168,14 @@ def _data(path: str, inputs: Inputs | None) -> str:
 
 
 def _prompts(inputs: Inputs) -> dict[str, str]:
-    """How prompts are put to the model, and the first as it reads it, special tokens and all."""
-    tokens = inputs.problems.problems[0].tokens
-    first = inputs.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    """How prompts are put to the model, and the first as it reads it, special tokens and all, with its gold."""
+    first = inputs.problems.problems[0]
+    read = inputs.tokenizer.decode(first.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     put = inputs.problems.put
-    return ({"prompts": "; ".join(put)} if put else {}) | {"first prompt": one_line(first, most=600)}
+    return ({"prompts": "; ".join(put)} if put else {}) | {
+        "first prompt": "\n".join(excerpt(read.replace("\n", "\\n\n"), lines=24, characters=2000)),
+        "its gold": one_line(first.answer) or "none",
+    }
 
 
 def _left_out(problems: ProblemSet) -> str:

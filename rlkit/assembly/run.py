@@ -15,8 +15,9 @@ from rlkit import distribution
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
-from rlkit.tracking import Tracker
-from rlkit.wording import counted
+from rlkit.tracking import RunInfo, Tracker, build_tracker
+from rlkit.tracking.terminal import Shows, columns, usual
+from rlkit.wording import folded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rlkit.generation.collector import Collector
     from rlkit.interfaces.learning import Algorithm
     from rlkit.loop.synchronous import SynchronousLoop
+    from rlkit.records.folder import RunFolder
+    from rlkit.tracking.console import Console
 
 
 def prepare_environment() -> None:
@@ -43,19 +46,27 @@ def prepare_environment() -> None:
 
 
 def train(
-    config: RunConfig | dict[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False, profile: int = 0
+    config: RunConfig | dict[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    shows: Shows | None = None,
+    profile: int = 0,
 ) -> Path:
     """Train as the config says; returns the run's folder.
 
     `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
     folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the model,
-    the last evaluation, the report, the picture. `quiet` leaves the console out. `profile`: so many steps, after the
+    the last evaluation, the report, the picture. `quiet` leaves the console out; else `shows` says how much is
+    seen of the run while it goes, by itself lines, with a bar on a terminal. `profile`: so many steps, after the
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
     prepare_environment()
     given = config if isinstance(config, RunConfig) else configs.load(config)
-    if not quiet and os.environ.get("RANK", "0") == "0":
+    shows = None if quiet else shows or usual()
+    talks = shows in ("bar", "lines")
+    if talks and os.environ.get("RANK", "0") == "0":
         print(f"{given.run_name}: loading PyTorch, transformers and DeepSpeed", flush=True)
     with importing():
         settings, algorithm = configs.resolve_with_algorithm(given)
@@ -64,18 +75,18 @@ def train(
         distributed.init()
     made: list[str] = []
     with ExitStack() as stack:
-        loop = build_loop(settings, algorithm, stack, resume=resume, quiet=quiet, profile=profile)
+        loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
         else:
-            if resume and distributed.main_rank() and not quiet:
+            if resume and distributed.main_rank() and talks:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
             loop.train()
-            if not quiet and (said := loop.profiler.said()):
+            if talks and (said := loop.profiler.said()):
                 print(f"  {said}", flush=True)
     if distributed.main_rank():
         _draw(settings.folder)
-        if made and not quiet:
+        if made and talks:
             print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
     return settings.folder
 
@@ -104,10 +115,16 @@ def _complete(loop: SynchronousLoop, config: RunConfig) -> list[str]:
 
 
 def build_loop(
-    config: RunConfig, algorithm: Algorithm, stack: ExitStack, *, resume: bool, quiet: bool, profile: int = 0
+    config: RunConfig,
+    algorithm: Algorithm,
+    stack: ExitStack,
+    *,
+    resume: bool,
+    shows: Shows | None = None,
+    profile: int = 0,
 ) -> SynchronousLoop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
-    has opened, when it is over or cannot begin."""
+    has opened, when it is over or cannot begin. `shows`: how much is seen of it; None: nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
         from rlkit.assembly.inputs import check_same_data, read_inputs
@@ -117,6 +134,7 @@ def build_loop(
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, resolve_sampler
         from rlkit.generation.collector import Collector
+        from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.learner import Learner
         from rlkit.loop.state import RunState
@@ -143,8 +161,8 @@ def build_loop(
         sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
         config = config.model_copy(update={"sampler": sampler_ref})
 
-        if distributed.main_rank() and not quiet:
-            print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size()), flush=True)
+        if distributed.main_rank() and shows in ("bar", "lines"):
+            print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
@@ -155,12 +173,14 @@ def build_loop(
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
     scorer.log_to(RunFolder(config.folder).rewards_log)
-    collector = Collector(sampler, scorer, tokenizer, config.seed)
-    trackers = _trackers(config, folder, quiet) if folder else []
+    console = _console(config, folder, shows) if folder and shows else None
+    progress = console.phase if console else unseen
+    collector = Collector(sampler, scorer, tokenizer, config.seed, progress)
+    trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
     refill = config.batch.refill
-    learner = Learner(config, algorithm, policy, reference, critic, RunState())
+    learner = Learner(config, algorithm, policy, reference, critic, RunState(), progress)
     loop = SynchronousLoop(
         config=config,
         learner=learner,
@@ -179,9 +199,12 @@ def build_loop(
         trackers=trackers,
         profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         digests=inputs.digests,
+        progress=progress,
     )
     if resume:
         loop.resume()
+    if console:
+        console.begin(loop.state.step)
     return loop
 
 
@@ -210,13 +233,20 @@ def _benchmarks(
     return found + [Benchmark(s.name, replace(collector, scorer=s.verifier), s.problems) for s in suites]
 
 
-def _trackers(config: RunConfig, folder: Any, quiet: bool) -> list[Tracker]:
-    from rlkit.tracking import RunInfo, build_tracker
+def _info(config: RunConfig) -> RunInfo:
+    return RunInfo(name=config.run_name, folder=config.folder, config=config.dump(), steps=config.steps)
+
+
+def _console(config: RunConfig, folder: RunFolder, shows: Shows) -> Console:
+    from rlkit import report
     from rlkit.tracking.console import Console
 
-    info = RunInfo(name=config.run_name, folder=config.folder, config=config.dump(), steps=config.steps)
-    trackers: list[Tracker] = [] if quiet else [Console(info)]
-    return trackers + [build_tracker(t, info) for t in config.trackers]
+    return Console(_info(config), shows, lambda: report.warnings_of(folder.read_metrics(), config))
+
+
+def _trackers(config: RunConfig) -> list[Tracker]:
+    info = _info(config)
+    return [build_tracker(t, info) for t in config.trackers]
 
 
 def _check_trackers(config: RunConfig) -> None:
@@ -240,11 +270,11 @@ def plan(config: RunConfig, ranks: int = 1) -> str:
         inputs.context(config)
     sampler, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler})
-    return make_plan(config, algorithm, why_sampler, inputs, ranks)
+    return make_plan(config, algorithm, why_sampler, inputs, ranks, columns())
 
 
 def summary(folder: Path) -> str:
-    """What came out of a run, in a few lines, and where to look."""
+    """What came out of a run, what is wrong with it, and where to look."""
     from rlkit import report
     from rlkit.records.folder import RunFolder
     from rlkit.records.metrics import last_step
@@ -253,11 +283,12 @@ def summary(folder: Path) -> str:
     run = RunFolder.open(folder)
     metrics, config = run.read_metrics(), run.read_config()
     steps = config.steps
-    lines = ["", curve.text(metrics), "", f"  picture  {run.learning_curve}"]
+    lines = ["", curve.text(metrics), ""]
+    for warning in report.warnings_of(metrics, config):
+        lines += [folded(f"warning: {warning}", columns(), indent=2), ""]
+    lines.append(f"  picture  {run.learning_curve}")
     if run.report.is_file():
-        found = len(report.warnings_of(metrics, config))
-        said = f", with {counted(found, 'warning')}: `rlkit report {folder}` prints them" if found else ""
-        lines.append(f"  report   {run.report}{said}")
+        lines.append(f"  report   {run.report}")
     lines.append(f"  run      {folder}")
     done = last_step(metrics)
     if done < steps:

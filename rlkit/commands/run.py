@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import algo_option, joined, load, plugins_option, set_option, short_options
 from rlkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlkit.tracking.terminal import Shows
 
 
 @click.command(cls=SettingsCommand, model=lambda: configs.RunConfig)
@@ -47,6 +51,10 @@ from rlkit.errors import ConfigError
     "--profile", type=click.IntRange(min=1), metavar="N", help="Trace N steps, after the first, into the run's folder."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--plain", is_flag=True, help="Lines alone, without a bar below them; so it is where there is no terminal."
+)
+@click.option("--quiet", is_flag=True, help="Warnings and the summary alone.")
 def run(
     words: tuple[str, ...],
     algo: str | None,
@@ -61,6 +69,8 @@ def run(
     nproc: int,
     profile: int | None,
     dry_run: bool,
+    plain: bool,
+    quiet: bool,
 ) -> None:
     """Train a model. CONFIG is a preset (`rlkit config ls`) or a YAML file.  [embedded]
 
@@ -68,6 +78,8 @@ def run(
     """
     from rlkit.assembly import run as runs
 
+    if plain and quiet:
+        raise click.UsageError("--plain leaves out the bar, --quiet all but warnings and the summary: give one of them")
     config, more = _config_and_settings(words)
     if resume is not None:
         if name is not None or out is not None:
@@ -92,7 +104,8 @@ def run(
 
         configs.resolve(settings)
         sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
-    folder = runs.train(settings, resume=resume is not None, profile=profile or 0)
+    shows: Shows | None = "warnings" if quiet else "lines" if plain else None
+    folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
     if os.environ.get("RANK", "0") == "0":
         click.echo(runs.summary(folder))
 

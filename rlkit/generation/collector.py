@@ -16,8 +16,12 @@ from rlkit.engine import distributed, profiling
 from rlkit.errors import RlkitError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.progress import Progress, unseen
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.scoring import Decoder, Scorer
+
+PHASES = {"train": "sampling", "eval": "evaluating", "check": "checking the sampler"}
+"""What a purpose is called while it is sampled for."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Collector:
     scorer: Scorer
     tokenizer: Decoder
     seed: int
+    progress: Progress = unseen
 
     def collect(
         self,
@@ -134,7 +139,10 @@ class Collector:
             for draw in mine
         ]
         stops = Stops(params.stop, self.tokenizer) if params.stop else None
-        for at, generated in self.sampler.generate(requests):
+        phase = PHASES.get(purpose, purpose)
+        self.progress(phase, 0, len(mine))
+        for done, (at, generated) in enumerate(self.sampler.generate(requests), 1):
+            self.progress(phase, done, len(mine))
             # A sampler need not know of stop texts.
             completion = stops.cut(generated) if stops else generated
             text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
@@ -143,6 +151,7 @@ class Collector:
     def _results(self, lenient: bool) -> list[RewardResult]:
         """Of this rank's samples, in the order of submission. What goes wrong on one rank is raised on all of them."""
         results, failure = [], None
+        self.progress("scoring")
         try:
             results = self.scorer.finish(lenient=lenient)
         except RlkitError as error:

@@ -27,6 +27,7 @@ from rlkit.engine.reference import COMPARED, Reference
 from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.calls import Calls
 from rlkit.loop.state import RunState
 from rlkit.ops.importance import importance_weights
@@ -50,6 +51,7 @@ class Learner:
     reference: Reference | None
     critic: Engine | None
     state: RunState
+    progress: Progress = unseen
     timer: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Phase -> seconds since somebody cleared it."""
     passed: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -66,6 +68,7 @@ class Learner:
     def measure(self, rollout: Rollout, step: int) -> TokenStats:
         """What is needed of the rollout at the weights with which learning from it begins: [B, T], on the CPU."""
         passes = self.passes(step)
+        self.progress("measuring")
         with self.time("measure"):
             if passes.keeps and self.reference is not None:
                 self.reference.keep(rollout)
@@ -85,6 +88,7 @@ class Learner:
         credited: Credited = []
         weights, kept, corrected = self._correction(rollout, old)
         for number, rows in enumerate(self._optimizer_batches(rollout, step)):
+            self.progress("updating", number, self.config.updates_per_step)
             batch = self._batch(rollout, old, rows)
             if batch.n_tokens == 0:
                 counts["updates/skipped"] += 1

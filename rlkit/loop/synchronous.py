@@ -26,6 +26,7 @@ from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation.assemble import assemble, unscored
 from rlkit.generation.collector import Scored, draws
 from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.describe import describe, disturbed
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
 from rlkit.loop.learner import Credited, Learner, gap
@@ -52,6 +53,7 @@ class SynchronousLoop:
     profiler: Profiler
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of the data, for the run's provenance."""
+    progress: Progress = unseen
 
     def __post_init__(self) -> None:
         self._sampler_has: int | None = None
@@ -198,10 +200,7 @@ class SynchronousLoop:
             stats=old,
         )
         each = self.config.batch.samples_per_prompt
-        shown = [
-            {"prompt": s.problem.text, "response": s.text, "reward": s.result.value, "answer": s.problem.answer}
-            for s in scored[: 8 * each : each]
-        ]
+        shown = [_shown(scored[row], rollout, row) for row in range(0, min(len(scored), 8 * each), each)]
         for tracker in self.trackers:
             tracker.log_samples(step, shown)
 
@@ -209,6 +208,7 @@ class SynchronousLoop:
         """Before anything is learnt: send weights that differ in every tensor, then the true ones. After one update
         at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
         policy, sampler, step = self.learner.policy, self.gatherer.collector.sampler, self.state.step
+        self.progress("checking the sampler")
         with policy.perturbed():
             sampler.sync(policy.weights(), step)
             self._check_sampler()
@@ -221,6 +221,7 @@ class SynchronousLoop:
         step = self.state.step
         with self.learner.time("sync"):
             if self._sampler_has != step:
+                self.progress("syncing weights")
                 self.gatherer.collector.sampler.sync(self.learner.policy.weights(), step)
                 self._sampler_has = step
                 if step == 1 or _due(step, self.config.sampling.check_every):
@@ -277,6 +278,7 @@ class SynchronousLoop:
 
     def save(self) -> None:
         """A checkpoint of everything the next step depends on."""
+        self.progress("saving")
         checkpoint.save(
             RunFolder(self.config.folder).checkpoints,
             self.state.step,
@@ -312,6 +314,28 @@ class SynchronousLoop:
     def _engines(self) -> dict[str, Engine]:
         critic = self.learner.critic
         return {"policy": self.learner.policy} | ({"critic": critic} if critic is not None else {})
+
+
+def _shown(one: Scored, rollout: Rollout, row: int) -> dict[str, Any]:
+    """A response as trackers get it; see Tracker.log_samples."""
+    return {
+        "prompt": one.problem.text,
+        "question": one.problem.question,
+        "response": one.text,
+        "answer": one.problem.answer,
+        "reward": float(rollout.reward[row]) if rollout.valid[row] else None,
+        "clean_reward": one.result.value,
+        "status": one.result.status,
+        "found": _found(one.result.info),
+        "length": len(one.completion.tokens),
+        "truncated": one.completion.truncated,
+    }
+
+
+def _found(info: Mapping[str, Any]) -> str | None:
+    """The answer that a verifier saw; of several rewards the first one's that names it."""
+    named = (each["answer"] for each in (info, *info.values()) if isinstance(each, Mapping) and "answer" in each)
+    return next((str(answer) for answer in named if not isinstance(answer, Mapping)), None)
 
 
 def _due(step: int, every: int) -> bool:

@@ -39,14 +39,18 @@ def final_value(steps: ArrayLike, values: ArrayLike, last: int) -> float:
     return float(tail.mean()) if len(tail) else math.nan
 
 
-def stretches(steps: ArrayLike, values: ArrayLike, last: int) -> tuple[NDArray[np.int64], Array]:
-    """The mean of what was measured in each stretch of a tenth of the run: (first step [m], mean [m]).
+def stretches(
+    steps: ArrayLike, values: ArrayLike, last: int, width: int | None = None
+) -> tuple[NDArray[np.int64], Array]:
+    """The mean of what was measured in each stretch of the run: (first step [m], mean [m]). `width`: steps in one;
+    None: a tenth of the run.
 
-    A stretch begins at each measurement that has a whole one after it, and the last tenth is one too; those in which
-    nothing was measured are left out. What one step shows may be chance; what a stretch shows is less so.
+    A stretch begins at each measurement that has a whole one after it, and the run's last `width` steps are one too;
+    those in which nothing was measured are left out. What one step shows may be chance; what a stretch shows is less
+    so.
     """
     at, numbers = np.asarray(steps, dtype=np.int64), _floats(values)
-    width = tenth(last)
+    width = tenth(last) if width is None else width
     begins = np.unique(np.append(at[at <= last - width], last - width + 1))
     low, high = np.searchsorted(at, begins), np.searchsorted(at, begins + width - 1, side="right")
     there = high > low

@@ -1,7 +1,8 @@
 """What in a run's numbers calls for attention: plain functions over its metrics, each of one fault.
 
 A check reads what `RunFolder.read_metrics` gives and returns a Warning, or None where all is well or the run has no
-such numbers. A stretch is a tenth of the run: what one step shows may be chance, what a stretch shows is not.
+such numbers. A stretch is a tenth of the run, and at least two steps: what one step shows may be chance, what a stretch
+shows is not. So the same checks serve a run that has just begun, and one that is over.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from rlkit.config import RunConfig
-from rlkit.interfaces.rewards import VALUELESS
+from rlkit.interfaces.rewards import VALUELESS, Status
 from rlkit.records.metrics import Metrics, last_step, series
-from rlkit.records.statistics import final_value, last_tenth, stretches, tenth
+from rlkit.records.statistics import stretches, tenth
 from rlkit.wording import number, percent
 
 FEW = 10
@@ -36,6 +38,8 @@ responses of at most 64 tokens to questions of GSM8K, temperatures 1 and 0.6, on
 alike: it is rounding. A gap biases every ratio."""
 TRUNCATED = 0.1
 """Share of responses: each is one whose reward says nothing of the answer."""
+NO_ANSWER = 0.5
+"""Share of responses: past it the reward says more of the form than of the answer."""
 CLIPPED = 0.2
 """Share of tokens (of sequences for GSPO) that the clip takes the gradient from."""
 EQUAL_GROUPS = 0.5
@@ -56,8 +60,12 @@ class Warning:
     """What may help, with the settings' keys."""
 
     def __str__(self) -> str:
-        """As printed on a terminal."""
+        """In full, as at the end of a run."""
         return f"{self.name}: {self.seen} {self.means} Try: " + "; ".join(self.tries) + "."
+
+    def brief(self) -> str:
+        """Without what it means, as while a run goes."""
+        return f"{self.name}: {self.seen} Try: " + "; ".join(self.tries) + "."
 
 
 def warnings_of(metrics: Metrics, config: RunConfig | None = None) -> list[Warning]:
@@ -157,7 +165,7 @@ def sampler_gap(metrics: Metrics, dtype: str) -> Warning | None:
         return None
     return Warning(
         name="Gap between sampler and trainer",
-        seen=f"Their log-probs of the tokens drawn differ by {number(found.worst)} nats on average in {found.where} "
+        seen=f"Their log-probs of the tokens drawn differ by {number(found.mean)} nats on average in {found.where} "
         f"(fine in {dtype}: below {limit}).",
         means="It is the mean over tokens of |log-prob in the sampler - in the trainer|: 0.05 is a probability "
         "that is off by a twentieth. Rounding does not explain as much as here, so the samples are not quite from the "
@@ -178,7 +186,7 @@ def kl_growth(metrics: Metrics) -> Warning | None:
         return None
     return Warning(
         name="KL growth",
-        seen=f"The KL to the reference reaches {number(found.worst)} nats a token in {found.where} "
+        seen=f"The KL to the reference reaches {number(found.mean)} nats a token in {found.where} "
         f"(fine: below {KL_HIGH}).",
         means="The policy is far from the model that it began as. Where the held-out evaluation does not rise with "
         "it, it has learnt to please the reward, or is falling apart.",
@@ -194,8 +202,8 @@ def entropy_collapse(metrics: Metrics) -> Warning | None:
     steps, values = series(metrics, "policy/entropy")
     if len(steps) < FEW or _solved(metrics):
         return None
-    end = last_step(metrics)
-    first, last = float(stretches(steps, values, end)[1][0]), final_value(steps, values, end)
+    means = stretches(steps, values, last_step(metrics), _width(metrics))[1]
+    first, last = float(means[0]), float(means[-1])
     if last >= ENTROPY_LOW and last >= ENTROPY_SHARE * first:
         return None
     below = next(at for at, value in zip(steps, values, strict=True) if value < max(ENTROPY_LOW, ENTROPY_SHARE * first))
@@ -220,7 +228,7 @@ def truncation(metrics: Metrics) -> Warning | None:
         return None
     return Warning(
         name="Truncation",
-        seen=f"{percent(found.worst)} of the responses end at the length limit in {found.where} "
+        seen=f"{percent(found.mean)} of the responses end at the length limit in {found.where} "
         f"(fine: below {percent(TRUNCATED)}).",
         means="They are cut off before their answer, mostly score 0, and so teach the policy to be short, or, where "
         "they ramble, show that it no longer ends its responses.",
@@ -232,18 +240,37 @@ def truncation(metrics: Metrics) -> Warning | None:
     )
 
 
-def equal_groups(metrics: Metrics) -> Warning | None:
-    steps, values = series(metrics, "groups/equal_rewards")
-    if not steps or _solved(metrics):
+def no_answer(metrics: Metrics) -> Warning | None:
+    shares = []
+    for row in metrics:
+        # A status is only logged in steps in which it comes up.
+        if samples := sum(row.get(f"samples/{status}", 0.0) for status in get_args(Status)):
+            shares.append({"step": row["step"], "share": row.get("samples/no_answer", 0.0) / samples})
+    found = _stretch_above(shares, "share", NO_ANSWER)
+    if found is None:
         return None
-    end = last_step(metrics)
-    last = final_value(steps, values, end)
-    if last <= EQUAL_GROUPS:
+    return Warning(
+        name="No answer found",
+        seen=f"In {percent(found.mean)} of the responses the verifier finds no answer in {found.where} "
+        f"(fine: below {percent(NO_ANSWER)}).",
+        means="They score 0 whatever they say: the model does not write the form that the verifier looks for, or is "
+        "cut off before it.",
+        tries=(
+            "a template (`data.template`), or words in the question, that ask for the form (`rlkit list rewards`)",
+            "another `reward`, which looks where this model puts its answers: `rlkit verify RUN --reward NAME`",
+            "a higher `sampling.max_tokens`, where responses are truncated",
+        ),
+    )
+
+
+def equal_groups(metrics: Metrics) -> Warning | None:
+    found = _last_stretch(metrics, "groups/equal_rewards")
+    if found is None or found.mean <= EQUAL_GROUPS or _solved(metrics):
         return None
     return Warning(
         name="Groups with equal rewards",
-        seen=f"In {percent(last)} of the groups all responses have the same reward, over "
-        f"{_span(steps[last_tenth(steps, end)])} (fine: below {percent(EQUAL_GROUPS)}).",
+        seen=f"In {percent(found.mean)} of the groups all responses have the same reward, over {found.where} "
+        f"(fine: below {percent(EQUAL_GROUPS)}).",
         means="Algorithms that compare within a group learn nothing from these (VIMPO is pulled to its reference by "
         "them): the problems are too hard or too easy for this model, or its responses are all alike.",
         tries=(
@@ -260,8 +287,7 @@ def clip_share(metrics: Metrics) -> Warning | None:
         return None
     return Warning(
         name="Clip share",
-        seen=f"The clip acts on {percent(found.worst)} of the tokens in {found.where} "
-        f"(fine: below {percent(CLIPPED)}).",
+        seen=f"The clip acts on {percent(found.mean)} of the tokens in {found.where} (fine: below {percent(CLIPPED)}).",
         means="The policy moves so far within one rollout that much of the gradient is thrown away, and what is left "
         "is off-policy.",
         tries=(
@@ -278,6 +304,7 @@ CHECKS: tuple[Callable[[Metrics], Warning | None], ...] = (
     entropy_collapse,
     samples_without_value,
     truncation,
+    no_answer,
     equal_groups,
     clip_share,
 )
@@ -285,20 +312,36 @@ CHECKS: tuple[Callable[[Metrics], Warning | None], ...] = (
 
 @dataclass(frozen=True)
 class _Stretch:
-    worst: float
+    mean: float
     where: str
+
+
+def _width(metrics: Metrics) -> int:
+    """Steps in a stretch."""
+    end = last_step(metrics)
+    return max(1, min(end, max(2, tenth(end))))
+
+
+def _stretch(metrics: Metrics, name: str, which: Callable[[list[float]], int]) -> _Stretch | None:
+    """The one of the run's stretches that `which` chooses by their means; None where nothing was measured."""
+    steps, values = series(metrics, name)
+    if not steps:
+        return None
+    width = _width(metrics)
+    begins, means = stretches(steps, values, last_step(metrics), width)
+    at = which(means.tolist())
+    inside = [step for step in steps if begins[at] <= step < begins[at] + width]
+    return _Stretch(float(means[at]), _span(inside))
 
 
 def _stretch_above(metrics: Metrics, name: str, limit: float) -> _Stretch | None:
     """The stretch with the highest mean, if that is above the limit."""
-    steps, values = series(metrics, name)
-    if not steps:
-        return None
-    end = last_step(metrics)
-    begins, means = stretches(steps, values, end)
-    worst = int(means.argmax())
-    inside = [step for step in steps if begins[worst] <= step < begins[worst] + tenth(end)]
-    return _Stretch(float(means[worst]), _span(inside)) if means[worst] > limit else None
+    found = _stretch(metrics, name, lambda means: means.index(max(means)))
+    return found if found is not None and found.mean > limit else None
+
+
+def _last_stretch(metrics: Metrics, name: str) -> _Stretch | None:
+    return _stretch(metrics, name, lambda means: len(means) - 1)
 
 
 def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[float]]:
@@ -307,7 +350,8 @@ def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[f
 
 
 def _solved(metrics: Metrics) -> bool:
-    return final_value(*series(metrics, "reward/pass_rate"), last_step(metrics)) >= SOLVED
+    last = _last_stretch(metrics, "reward/pass_rate")
+    return last is not None and last.mean >= SOLVED
 
 
 def _span(steps: Sequence[int]) -> str:

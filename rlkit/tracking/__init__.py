@@ -53,7 +53,10 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A few responses of the step: dicts with the keys prompt, response, reward, answer."""
+        """A few responses of the step, before anything is learnt from it: dicts with the keys prompt, question (the
+        prompt as the data hold it), response, answer (the gold), reward (what the loss sees; None: it is left out),
+        clean_reward (before noise; None: it got none), status, found (the answer that the verifier saw, or None),
+        length (in tokens) and truncated."""
         ...
 
     def close(self) -> None: ...

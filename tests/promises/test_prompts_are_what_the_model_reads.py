@@ -83,7 +83,7 @@ def test_base_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     config = load(preset, overrides)
     runs.train(config)
     said = " ".join(capsys.readouterr().out.split())
-    assert r"first prompt <s>a\nb reward" in said
+    assert r"first prompt <s>a\n b its gold" in said
     assert "prompts <s> begins each, once where it came twice (1); </s>, which the tokenizer adds behind" in said
     assert "end tokens </s> (257)" in said
     assert seen(tmp_path / "r") == {"<s>a\nb", "<s>c" + "x" * 400}
@@ -91,13 +91,11 @@ def test_base_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_long_first_prompt_is_cut_in_the_middle(tmp_path: Path) -> None:
     model(tmp_path / "model", None)
-    asked = settings(tmp_path, ["first" + "x" * 800 + "last"])
+    asked = settings(tmp_path, ["first" + "\n" * 99 + "x" * 700 + "last"])
     planned = CliRunner().invoke(main, ["run", "--algo", "grpo", "--dry-run", *asked]).output
-    (line,) = [line for line in planned.splitlines() if "first prompt" in line]
-    assert "<s>firstxx" in line
-    assert "xx ... xx" in line
-    assert line.endswith("xxlast")
-    assert len(line) < 650
+    lines = [line.strip() for line in planned.splitlines()]
+    at = lines.index("first prompt  <s>first\\n")
+    assert lines[at + 1 : at + 25] == ["\\n"] * 15 + ["[... 76 lines ...]"] + ["\\n"] * 7 + ["x" * 700 + "last"]
 
 
 def test_chat_models_and_their_template_s_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pytest
 from rlkit import config as configs
 from rlkit import embedded
 from rlkit.assembly import run as runs
+from rlkit.assembly.inputs import read_inputs
+from rlkit.assembly.plan import make_plan
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.errors import ConfigError
 from rlkit.evaluation.on_suites import run_evaluation
@@ -126,3 +128,42 @@ def test_logits_past_those_that_are_in_memory_at_once_cost_nothing() -> None:
 def test_one_of_a_thing_is_said_as_one() -> None:
     assert line(["steps=1"], "updates").endswith("; 1 step = 1 update")
     assert line(["steps=3", "batch.epochs=2"], "updates").endswith("; 3 steps = 6 updates")
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings", "said"),
+    [
+        ("grpo", [], "grpo with its defaults: surrogate clip, "),
+        (
+            "grpo",
+            ["algo.clip_high=0.3", "algo.kl_coef=0.01"],
+            "grpo with clip_high 0.3 (default 0.2), kl_coef 0.01 (def",
+        ),
+        ("dapo", [], "dapo with its defaults: "),
+    ],
+)
+def test_what_differs_from_an_algorithm_s_defaults_comes_first(algo: str, settings: list[str], said: str) -> None:
+    config = configs.load("embedded_xs", settings, algo)
+    planned = runs.plan(config).splitlines()[0]
+    assert planned.split(maxsplit=1)[1].startswith(said)
+    if settings:
+        assert "; as by default: surrogate clip" in planned
+        assert planned.count("clip_high") == 1
+
+
+def test_a_plan_is_folded_for_a_terminal_and_says_the_same() -> None:
+    config, algorithm = configs.resolve_with_algorithm(configs.load("embedded_xs"))
+    whole = make_plan(config, algorithm, "named", read_inputs(config), 1)
+    narrow = make_plan(config, algorithm, "named", read_inputs(config), 1, columns=60)
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, whole.splitlines()))
+    assert narrow.split() == whole.split()
+
+
+def test_the_first_prompt_is_what_the_model_reads_of_it_with_its_gold(tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"prompt": "1+2=", "answer": "3\x1b[2J"}) + "\n")
+    planned = runs.plan(
+        configs.load("embedded_xs", [f"data.path={file}", "data.template=1+1=2\n{prompt}"])
+    ).splitlines()
+    at = planned.index("  first prompt  1+1=2<unk>1+2=")  # its vocabulary has no line feed
+    assert planned[at + 1] == "  its gold      3␛[2J"

@@ -51,6 +51,10 @@ FAULTS = {
         {"samples/no_value": [0.0] * 79 + [3.0], "samples/timeout": [0.0] * 79 + [3.0]},
         r"3 samples got no reward \(timeout 3\), in step 80",
     ),
+    "No answer found": (
+        {"samples/no_answer": [2.0, 6.0, 2.0], "samples/ok": [6.0, 2.0, 6.0]},
+        "75 % of the responses the verifier finds no answer in steps 28 to 35",
+    ),
     "Clip share": ({"policy/clip_share": [0.0, 0.3]}, "30 % of the tokens in steps 41 to 48"),
     "Groups with equal rewards": ({"groups/equal_rewards": [0.1, 0.8]}, "80 % of the groups .* steps 73 to 80"),
     "Skipped updates": ({"updates/skipped": [1.0] + [0.0] * 78 + [1.0]}, "2 updates .* steps 1 and 80"),
@@ -80,6 +84,35 @@ def test_one_step_is_chance(name: str) -> None:
     ((metric, column),) = values.items()
     once = [min(column)] * 40 + [2 * max(column) / 5] + [min(column)] * 39
     assert report.warnings_of(changed({metric: once})) == []
+
+
+LOST = {
+    "response/truncated": 1.0,
+    "groups/equal_rewards": 1.0,
+    "samples/no_answer": 32.0,
+    "samples/no_value": 0.0,
+    "reward/pass_rate": 0.0,
+}
+
+
+def test_what_is_lost_from_the_beginning_is_seen_after_two_steps() -> None:
+    found = report.warnings_of([{"step": 1, **LOST}, {"step": 2, **LOST}])
+    assert [warning.name for warning in found] == ["Truncation", "No answer found", "Groups with equal rewards"]
+    for warning in found:
+        assert "100 %" in warning.seen
+        assert "steps 1 to 2" in warning.seen
+        assert warning.means not in warning.brief()
+        assert all(text in warning.brief() for text in (warning.seen, *warning.tries))
+
+
+@pytest.mark.parametrize("name", ["response/truncated", "groups/equal_rewards"])
+def test_one_bad_step_of_a_run_that_has_just_begun_is_chance(name: str) -> None:
+    fine, limit = {"reward/pass_rate": 0.3, name: 0.0}, {"response/truncated": 0.1, "groups/equal_rewards": 0.5}[name]
+    rows = [{"step": at, **fine} for at in range(1, 6)]
+    rows[-1][name] = 1.9 * limit
+    assert report.warnings_of(rows) == []
+    rows[-2][name] = 0.2 * limit
+    assert len(report.warnings_of(rows)) == 1
 
 
 def test_each_setting_that_a_warning_names_exists() -> None:
@@ -227,13 +260,15 @@ def test_a_run_outlives_its_report(tmp_path: Path) -> None:
     assert folder.learning_curve.is_file()
 
 
-def test_the_summary_names_the_report_and_counts_its_warnings(tmp_path: Path) -> None:
+def test_the_summary_names_the_report_and_gives_its_warnings_in_full(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", healthy(3))
     assert "report" not in runs.summary(folder.path)
     runs._draw(folder.path)
     assert f"report   {folder.path / 'report.html'}\n" in runs.summary(folder.path)
     folder.log_metrics(3, {"updates/skipped": 1.0})
-    assert f"report.html, with 1 warning: `rlkit report {folder.path}` prints them" in runs.summary(folder.path)
+    (warning,) = report.warnings_of(folder.read_metrics(), folder.read_config())
+    assert warning.means in str(warning)
+    assert f"\n\nwarning: {warning}\n\n" in runs.summary(folder.path)
 
 
 def test_phases_add_up_to_the_whole() -> None:

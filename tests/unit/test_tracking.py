@@ -1,8 +1,7 @@
-"""A run's folder, the console and the learning curve: what is written can be read back."""
+"""A run's folder and the learning curve: what is written can be read back."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import subprocess
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console as Terminal
 
 from rlkit import registry
 from rlkit.config import RunConfig, load
@@ -23,7 +21,6 @@ from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.records.folder import RunFolder
 from rlkit.report import curve
 from rlkit.tracking import RunInfo
-from rlkit.tracking.console import Console, step_line
 
 
 @registry.reward("tracked_length")
@@ -220,45 +217,6 @@ def test_after_a_resume_nothing_is_there_twice(folder: RunFolder) -> None:
         f"step-00000{step}.parquet" for step in (1, 2, 3)
     ]
     assert [entry["after_step"] for entry in json.loads(folder.provenance_file.read_text())["resumed"]] == [3]
-
-
-METRICS = {
-    "reward/mean": 0.6123,
-    "reward/pass_rate": 0.6,
-    "policy/kl": 0.01234,
-    "response/length": 17.31,
-    "sampler/gap_max": 2.1e-6,
-    "throughput/tokens_per_s": 1149.0,
-    "time/step_s": 0.512,
-}
-
-
-def test_one_line_a_step_where_there_is_no_terminal(tmp_path: Path) -> None:
-    out = io.StringIO()
-    console = Console(info(tmp_path), Terminal(file=out, soft_wrap=True))
-    console.log(0, {"eval/heldout/mean@1": 0.291, "eval/heldout/problems": 512.0, "time/eval_s": 3.0})
-    console.log(12, METRICS)
-    console.log(13, {"reward/mean": 0.7, "samples/no_value": 3.0, "eval/heldout/mean@1": 0.75})
-    console.close()
-    assert out.getvalue().splitlines() == [
-        "step 0/80 evaluation, heldout: mean@1 0.291 problems 512",
-        "step 12/80 reward 0.612 pass 0.60 kl 0.0123 len 17.3 gap 2e-06 1.1k tok/s 0.51 s",
-        "step 13/80 reward 0.700 3 without reward",
-        "step 13/80 evaluation, heldout: mean@1 0.75",
-    ]
-
-
-def test_a_progress_bar_on_a_terminal(tmp_path: Path) -> None:
-    out = io.StringIO()
-    console = Console(info(tmp_path), Terminal(file=out, force_terminal=True, width=100, color_system=None))
-    console.log(12, METRICS)
-    console.log(13, METRICS)
-    console.close()
-    last = out.getvalue().rpartition("step")[2]
-    assert "13/80" in last
-    assert "reward 0.612 pass 0.60 kl 0.0123 1.1k tok/s" in last
-    assert "left" in last
-    assert len(step_line(METRICS, short=True)) < len(step_line(METRICS))
 
 
 def history(steps: int) -> list[dict[str, float]]:

@@ -6,7 +6,20 @@ import math
 
 import pytest
 
-from rlkit.wording import counted, decimals, duration, number, percent, quoted, ranges, size, thousands, visible
+from rlkit.wording import (
+    counted,
+    decimals,
+    duration,
+    excerpt,
+    folded,
+    number,
+    percent,
+    quoted,
+    ranges,
+    size,
+    thousands,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +80,27 @@ def test_visible_leaves_writing_as_it_is() -> None:
     written = "naïve ∑ 日本語 שלום\n\tdef f(): 👩\u200d👧 नमस्ते"
     assert visible(written) == written
     assert visible("a\r\x1b\x7f\x85\u2028\U000e0001") == "a␍␛␡\\x85\\u2028\\U000e0001"
+
+
+def test_an_excerpt_is_the_text_as_long_as_it_is_short() -> None:
+    assert excerpt("a\n\nb\x1b[2J", 3, 100) == ["a", "", "b␛[2J"]
+    assert excerpt("", 3, 100) == [""]
+
+
+def test_an_excerpt_of_a_long_text_is_its_beginning_and_its_end() -> None:
+    lines = [f"line {at}" for at in range(100)]
+    assert excerpt("\n".join(lines), 6, 10_000) == [*lines[:4], "[... 94 lines ...]", *lines[-2:]]
+    (found,) = excerpt("a" * 500_000 + "b" * 500_000, 6, 90)
+    assert found == "a" * 60 + " [... 999,910 characters ...] " + "b" * 30
+
+
+def test_a_line_is_folded_at_words_and_stays_whole_where_there_is_no_terminal() -> None:
+    line = "  reward  " + " ".join(["a word"] * 30) + " 漢字" * 20
+    assert folded(line, None) == line
+    parts = folded(line, 40, indent=10).split("\n")
+    assert " ".join(part.strip() for part in parts) == line.strip()
+    assert all(part.startswith(" " * 10) for part in parts[1:])
+    assert all(len(part) + sum(letter in "漢字" for letter in part) <= 40 for part in parts)
+    assert folded("x" * 100, 40, indent=4) == "x" * 40 + "\n    " + "x" * 36 + "\n    " + "x" * 24
+    assert folded("short", 40) == "short"
+    assert folded("a\tb " * 10, 40, indent=2).split() == ["a", "b"] * 10

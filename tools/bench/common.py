@@ -89,7 +89,7 @@ class Steps:
         resolved, algorithm = configs.resolve_with_algorithm(config)
         distributed.init()
         self._stack = ExitStack()
-        self._loop = build_loop(resolved, algorithm, self._stack, resume=False, quiet=True)
+        self._loop = build_loop(resolved, algorithm, self._stack, resume=False)
         self.metrics: dict[str, float] = {}
 
     def __call__(self) -> None:
