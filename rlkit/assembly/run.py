@@ -276,8 +276,16 @@ def _draw(folder: Path) -> None:
         )
 
 
-def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
-    """Responses of a run's newest model to a prompt, drawn as in training."""
+def sample(
+    run: Path,
+    prompt: str,
+    count: int = 1,
+    seed: int = 0,
+    *,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+) -> list[str]:
+    """Responses of a run's newest model to a prompt, drawn as in training, but for what is given."""
     prepare_environment()
     from rlkit.assembly.inputs import quiet_loading, sampling_params
     from rlkit.data import prompt_tokens
@@ -290,7 +298,8 @@ def sample(run: Path, prompt: str, count: int = 1, seed: int = 0) -> list[str]:
     model = config.model.model_copy(update={"path": str(folder.newest_model()), "lora": None})
     tokenizer = load_tokenizer(model)
     tokens = prompt_tokens(prompt, config.data, tokenizer)
-    params = sampling_params(config)
+    given: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    params = replace(sampling_params(config), **{key: value for key, value in given.items() if value is not None})
     sampler = registry.build("samplers", "transformers", {}, model, len(tokens) + params.max_tokens, seed)
     requests = [Request(prompt_tokens=tokens, seed=seed + i, params=params) for i in range(count)]
     completions = dict(sampler.generate(requests))

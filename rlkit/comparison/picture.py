@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.comparison.runs import condition_name
 from rlkit.comparison.summary import ArmResult, Comparison
 from rlkit.pages import PALETTE
+
+if TYPE_CHECKING:
+    from rlkit.pages.figure import Picture
 
 WIDTH, HEIGHT = 4.4, 3.0
 """Of a panel, in inches."""
@@ -17,16 +20,20 @@ LETTER = 0.07
 
 
 def draw(comparison: Comparison, file: Path) -> Path:
+    """Write the picture to a file; returns its path."""
+    picture(comparison).savefig(file, dpi=130, metadata={"Software": None})
+    return file
+
+
+def picture(comparison: Comparison) -> Picture:
     """A row of panels for each metric that is compared, a column for each condition: means over seeds with bands."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from rlkit.pages.figure import Picture
 
     rows, columns = comparison.metrics, comparison.conditions
     width = max(7.5, WIDTH * len(columns))
     across = max(1, int(width / (0.9 + LETTER * max(map(len, comparison.arms)))))
     size = (width, HEIGHT * len(rows) + 0.25 * math.ceil(len(comparison.arms) / across))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row")
     named: dict[str, Any] = {}
     for row, metric in enumerate(rows):
@@ -43,8 +50,7 @@ def draw(comparison: Comparison, file: Path) -> Path:
     arms = [arm for arm in comparison.arms if arm in named]
     figure.supxlabel("lines: means over seeds; bands: 95 % bootstrap intervals; dotted: the threshold", fontsize=8)
     figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
-    figure.savefig(file, dpi=130, metadata={"Software": None})
-    return file
+    return figure
 
 
 def _curve(axes: Any, result: ArmResult, number: int) -> Any:

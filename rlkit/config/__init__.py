@@ -6,6 +6,7 @@ default, reading.py takes them from files and the command line, resolving.py hol
 
 from __future__ import annotations
 
+from rlkit.config.keys import SHORT, full_name
 from rlkit.config.reading import load, parse_value, parse_yaml, presets, set_key
 from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
 from rlkit.config.sections import (
@@ -39,6 +40,7 @@ from rlkit.config.sections import (
 )
 
 __all__ = [
+    "SHORT",
     "AverageReference",
     "BatchConfig",
     "CheckpointConfig",
@@ -67,6 +69,7 @@ __all__ = [
     "Section",
     "StopTexts",
     "build_algorithm",
+    "full_name",
     "load",
     "parse_value",
     "parse_yaml",
