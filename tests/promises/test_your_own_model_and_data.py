@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
+from byte_model import byte_model
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import decoders, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from rlkit.cli import main
 from rlkit.records.folder import RunFolder
@@ -22,23 +22,7 @@ CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assis
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the embedded ones' architecture with random weights, and a tokenizer with one token a byte."""
-    folder = tmp_path_factory.mktemp("byte_level")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<eos>": 0, **{byte: i for i, byte in enumerate(alphabet, 1)}}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=2048,
-            tie_word_embeddings=True, eos_token_id=0, bos_token_id=None, pad_token_id=None,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    return byte_model(tmp_path_factory.mktemp("byte_level"))
 
 
 def train(tmp_path: Path, settings: dict[str, object]) -> RunFolder:

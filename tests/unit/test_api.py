@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made_run import healthy, make_run
 from synthetic_runs import write_run
 
 import rlkit
 from rlkit import config as configs
-from rlkit import registry
+from rlkit import registry, sweeps
 from rlkit.api.messages import in_python
 from rlkit.api.run import trained
 from rlkit.comparison import compare
 from rlkit.comparison import write as write_comparison
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.sweeps import spec as specs
 from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
 ROOT = Path(rlkit.__file__).parents[1]
@@ -82,7 +84,12 @@ def test_tables_show_what_a_run_has_done_since(tmp_path: Path) -> None:
 def test_without_pandas_tables_are_pyarrow_s(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", healthy(3)).path
     script = (
-        "import sys\nsys.modules['pandas'] = None\nimport rlkit\n"
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pandas': raise ImportError\n"
+        "sys.meta_path.insert(0, Without())\n"
+        "import rlkit\n"
         f"run = rlkit.Run({str(folder)!r})\n"
         "print(type(run.metrics).__module__, run.metrics['step'].to_pylist(), run.samples().num_rows)"
     )
@@ -322,25 +329,45 @@ def test_a_sweep_that_cannot_be_is_refused_in_python(tmp_path: Path) -> None:
         rlkit.sweep(algos="vimpo", **asked)
 
 
-@pytest.mark.slow
-def test_a_sweep_runs_and_its_cell_can_be_run_again(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {
-        "algos": {"grpo": {"algo.kl_coef": 0.01}},
-        "base": "embedded_xs",
-        "lr": [1e-4, 2e-4],
-        "out": tmp_path,
-        "jobs": 2,
-        **SMALL,
-    }
-    made = rlkit.sweep(**asked)
-    assert made.runs["step"].tolist() == [2] * 2
-    assert made.runs["arm"].tolist() == ["grpo lr=0.0001", "grpo lr=0.0002"]
-    assert made.run(made.runs["name"][0]).config["algo"]["kl_coef"] == 0.01
-    assert (made.folder / "comparison" / "comparison.html").is_file()
+def test_a_sweep_s_arguments_make_its_arms_and_its_cell_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runs are written, and not trained; docs/examples trains some."""
+    asked_for: list[sweeps.SweepConfig] = []
+    died: list[str] = []
+
+    def made(spec: sweeps.SweepConfig, folder: Path, **_: Any) -> sweeps.Outcome:
+        asked_for.append(spec)
+        arms = specs.arms(spec)
+        place = SweepFolder(
+            folder, [SweepRun(name=f"{at}", arm=a.name, condition="none", seed=0) for at, a in enumerate(arms)]
+        )
+        folder.mkdir(exist_ok=True)
+        place.write_plan()
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True)))
+        for run in place.runs:
+            if not place.run_folder(run).exists():
+                make_run(place.run_folder(run), healthy(12))
+        return sweeps.Outcome(folder=folder, failed=died, interrupted=False, scored=len(arms))
+
+    monkeypatch.setattr(sweeps, "sweep", made)
+    given: dict[str, Any] = {"algos": {"grpo": {"algo.kl_coef": 0.01}}, "base": "embedded_xs", "lr": [1e-4, 2e-4]}
+    given |= {"steps": 2, "settings": {"batch": 4, "eval.problems": 2}, "tune": {"algo.clip_low": [0.1, 0.2]}}
+    given |= {"tune_seeds": [9], "out": tmp_path}
+    sweep = rlkit.sweep(**given)
+    (spec,) = asked_for
+    assert spec.set == {"steps": 2, "batch.prompts_per_step": 4, "eval.problems": 2}
+    assert spec.grid == {"optimizer.lr": [1e-4, 2e-4]}
+    assert (spec.algos, spec.seeds, spec.tune_seeds) == ({"grpo": {"algo.kl_coef": 0.01}}, [0], [9])
+    assert sweep.runs["arm"].tolist() == ["grpo lr=0.0001", "grpo lr=0.0002"]
+    assert (sweep.folder / "comparison" / "comparison.html").is_file()
+
     with pytest.raises(ConfigError, match='holds this sweep already: finish it with exist="resume"'):
-        rlkit.sweep(**asked)
-    assert rlkit.sweep(exist="resume", **asked).folder == made.folder
+        rlkit.sweep(**given)
+    assert rlkit.sweep(exist="resume", **given).folder == sweep.folder
     with pytest.raises(ConfigError, match=r'another sweep \(it differs in seeds\): exist="new" makes one beside it'):
-        rlkit.sweep(exist="resume", seeds=[3], **asked)
-    with pytest.raises(RlkitError, match=r'died: .* when it is mended, exist="resume" makes them'):
-        rlkit.sweep(model="/none", name="dies", **{**asked, "lr": 1e-4})
+        rlkit.sweep(exist="resume", seeds=[3], **given)
+    assert rlkit.sweep(exist="new", seeds=[3], **given).folder.name == "sweep-2"
+    died.append("grpo-seed0")
+    with pytest.raises(RlkitError, match=r'1 run died: grpo-seed0\. .* when it is mended, exist="resume" makes'):
+        rlkit.sweep(exist="resume", **given)
