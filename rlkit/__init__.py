@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlkit.assembly.run import train
+    from rlkit.api.comparing import Comparison, compare
+    from rlkit.api.run import Run, load_run
+    from rlkit.api.sweeping import Sweep, sweep
+    from rlkit.api.training import train
     from rlkit.interfaces.declarations import Needs
     from rlkit.interfaces.learning import (
         Advantage,
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
         ValueLoss,
     )
     from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-    from rlkit.records.tables import load_run
     from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
 
 _HOME = {
@@ -29,33 +31,40 @@ _HOME = {
     ),
     "Needs": "rlkit.interfaces.declarations",
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
-    "load_run": "rlkit.records.tables",
-    "train": "rlkit.assembly.run",
+    **dict.fromkeys(("Comparison", "compare"), "rlkit.api.comparing"),
+    **dict.fromkeys(("Run", "load_run"), "rlkit.api.run"),
+    **dict.fromkeys(("Sweep", "sweep"), "rlkit.api.sweeping"),
+    "train": "rlkit.api.training",
 }
 
 __all__ = [
     "Advantage",
     "Algorithm",
     "Batch",
+    "Comparison",
     "Metrics",
     "Needs",
     "PolicyLoss",
     "RewardFn",
     "RewardResult",
     "Rollout",
+    "Run",
     "Sample",
     "State",
+    "Sweep",
     "Targets",
     "TokenStats",
     "ValueLoss",
     "advantage",
     "algorithm",
+    "compare",
     "load_run",
     "loss",
     "noise",
     "reward",
     "sampler",
     "suite",
+    "sweep",
     "tracker",
     "train",
 ]

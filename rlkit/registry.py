@@ -199,7 +199,8 @@ def _add(plugin: Plugin) -> Plugin:
     kind, name = plugin.kind, plugin.name
     known = _plugins.get((kind, name))
     # A cell of a notebook is run again and again: there the newest counts.
-    interactive = known is not None and "__main__" in known.homes and "__main__" in plugin.homes
+    again = "__main__" in plugin.homes or plugin.homes == _script()
+    interactive = known is not None and "__main__" in known.homes and again
     if known is not None and known.origin != plugin.origin and not interactive:
         raise ConfigError(
             f"{kind}: the name {name!r} is registered twice, by {known.origin} and by {plugin.origin}. "
@@ -207,6 +208,12 @@ def _add(plugin: Plugin) -> Plugin:
         )
     _plugins[kind, name] = plugin
     return plugin
+
+
+def _script() -> tuple[str] | None:
+    """The homes of a plugin that the script which is being run names as its own: other processes can load that."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return (str(Path(file).resolve()),) if file else None
 
 
 def register(kind: Kind, name: str) -> Callable[[F], F]:
@@ -237,14 +244,180 @@ def register(kind: Kind, name: str) -> Callable[[F], F]:
     return add
 
 
-algorithm = functools.partial(register, "algorithms")
-advantage = functools.partial(register, "advantages")
-loss = functools.partial(register, "losses")
-reward = functools.partial(register, "rewards")
-noise = functools.partial(register, "noise")
-sampler = functools.partial(register, "samplers")
-tracker = functools.partial(register, "trackers")
-suite = functools.partial(register, "suites")
+def algorithm(name: str) -> Callable[[F], F]:
+    """Decorator: make an algorithm known, so that `--algo NAME` and `rlkit.train(algo=NAME)` find it.
+
+    It decorates a factory: a function from its options (keyword-only parameters, or a pydantic model called `config`)
+    to an `rlkit.Algorithm`.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another algorithm has the name.
+
+    Example:
+        >>> @rlkit.algorithm("mine")
+        ... def mine(*, scale: float = 1.0) -> rlkit.Algorithm:
+        ...     return rlkit.Algorithm(advantage=advantage, policy_loss=loss)
+    """
+    return register("algorithms", name)
+
+
+def advantage(name: str) -> Callable[[F], F]:
+    """Decorator: make an advantage known, which `advantage: NAME` puts in the place of an algorithm's own.
+
+    It decorates a factory: a function from its options to an `rlkit.Advantage`.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another advantage has the name.
+
+    Example:
+        >>> @rlkit.advantage("centred")
+        ... def centred(*, scale: float = 1.0) -> rlkit.Advantage:
+        ...     return compute
+    """
+    return register("advantages", name)
+
+
+def loss(name: str) -> Callable[[F], F]:
+    """Decorator: make a policy loss known, which `loss: NAME` puts in the place of an algorithm's own.
+
+    It decorates a factory: a function from its options to an `rlkit.PolicyLoss`.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another loss has the name.
+
+    Example:
+        >>> @rlkit.loss("plain")
+        ... def plain() -> rlkit.PolicyLoss:
+        ...     return compute
+    """
+    return register("losses", name)
+
+
+def reward(name: str) -> Callable[[F], F]:
+    """Decorator: make a reward known, so that `reward: NAME` and `rlkit.train(reward=NAME)` find it.
+
+    It decorates the reward itself, an `rlkit.RewardFn` whose keyword-only parameters are its options; or a class whose
+    objects are rewards.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The function or class itself.
+
+    Raises:
+        ConfigError: where another reward has the name.
+
+    Example:
+        >>> @rlkit.reward("brief")
+        ... def brief(samples, *, limit: int = 20):
+        ...     return [float(s.response.endswith(s.answer) and len(s.tokens) <= limit) for s in samples]
+    """
+    return register("rewards", name)
+
+
+def noise(name: str) -> Callable[[F], F]:
+    """Decorator: make a noise on rewards known, so that `--noise NAME:P` finds it.
+
+    It decorates a factory: a class or function from its options to what disturbs rewards.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another noise has the name.
+
+    Example:
+        >>> @rlkit.noise("shift")
+        ... class Shift:
+        ...     def __init__(self, *, by: float) -> None: ...
+    """
+    return register("noise", name)
+
+
+def sampler(name: str) -> Callable[[F], F]:
+    """Decorator: make a sampler known, so that `sampler: NAME` finds it.
+
+    It decorates a factory, which gets its options and what `rlkit.generation` says.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another sampler has the name.
+
+    Example:
+        >>> @rlkit.sampler("mine")
+        ... def mine(model, context, seed, *, greedy: bool = False): ...
+    """
+    return register("samplers", name)
+
+
+def tracker(name: str) -> Callable[[F], F]:
+    """Decorator: make a tracker known, which mirrors a run's metrics where `trackers: [NAME]` asks for it.
+
+    It decorates a factory, which gets its options and an `rlkit.tracking.RunInfo`.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The factory itself.
+
+    Raises:
+        ConfigError: where another tracker has the name.
+
+    Example:
+        >>> @rlkit.tracker("mine")
+        ... class Mine:
+        ...     def __init__(self, run) -> None: ...
+    """
+    return register("trackers", name)
+
+
+def suite(name: str) -> Callable[[F], F]:
+    """Decorator: make a benchmark suite known, so that `rlkit eval --suite NAME` finds it.
+
+    It decorates a function without parameters that returns an `rlkit.evaluation.suites.Suite`.
+
+    Args:
+        name: by which it is called.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        ConfigError: where another suite has the name.
+
+    Example:
+        >>> @rlkit.suite("mine")
+        ... def mine() -> Suite: ...
+    """
+    return register("suites", name)
 
 
 @functools.cache
@@ -297,6 +470,11 @@ def all_plugins(kind: Kind) -> Iterator[tuple[str, Plugin | Exception]]:
             yield name, find(kind, name)
         except Exception as error:  # shown to the user with its traceback by whoever lists
             yield name, error
+
+
+def loading() -> str | None:
+    """The plugin that is being imported, as it was named; None: none is."""
+    return _loading_from
 
 
 def load(plugins: list[str]) -> None:

@@ -14,7 +14,7 @@ from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import plugins_option
 from rlkit.config.reading import set_key
-from rlkit.errors import ConfigError, RlkitError, nearest
+from rlkit.errors import ConfigError
 
 _data = click.option(
     "--data",
@@ -99,16 +99,8 @@ def evaluate(
     rlkit eval --model runs/vimpo-s-seed0 --data test.jsonl
     rlkit eval --model embedded:s --data test.jsonl --prompt question --reward final_answer
     """
-    from rlkit.assembly.run import prepare_environment
-    from rlkit.assembly.sampling import model_of
+    from rlkit.assembly import evaluate as evaluating
 
-    registry.load(list(plugins))
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = registry.names("suites")
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"unknown suite {name!r}{nearest(name, known)}")
-    prepare_environment()
     given = {
         "data": data,
         "prompt": prompt,
@@ -118,39 +110,10 @@ def evaluate(
         "limit": limit,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "out": out,
     }
-    settings: dict[str, Any] = {
-        "model": model_of(model).model_dump(),
-        "suites": wanted,
-        "out": out or _folder(model),
-        "plugins": [],
-        **_as_in_training(model, own_data=not wanted),
-        **{key: value for key, value in given.items() if value is not None},
-    }
-    settings["plugins"] = list(dict.fromkeys([*settings["plugins"], *plugins]))
-    from rlkit.evaluation.on_suites import run_evaluation
-    from rlkit.evaluation.settings import load_settings
-
-    config = load_settings(settings, overrides)
-    try:
-        run_evaluation(config)
-    except KeyboardInterrupt as stopped:
-        raise RlkitError(f"stopped. The same command goes on from the responses in {config.out}") from stopped
-
-
-def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
-    """How a run puts questions, ends responses and judges answers, where the model is one's: of suites, which have that
-    themselves, the chat template's arguments and the stop texts alone."""
-    from rlkit.records.folder import RunFolder
-
-    if not RunFolder.is_one(Path(model)):
-        return {}
-    run = RunFolder(Path(model)).read_config()
-    keys = ["chat_template_kwargs", *(("prompt", "answer", "template", "system", "chat") if own_data else ())]
-    settings = {key: getattr(run.data, key) for key in keys} | {"stop": run.sampling.stop}
-    if own_data:
-        settings |= {"reward": [ref.model_dump() for ref in run.reward], "plugins": run.plugins}
-    return settings
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    evaluating.evaluate(model, wanted, given, overrides=overrides, plugins=plugins)
 
 
 def _tokenizer(model: str | None) -> Any:
@@ -160,15 +123,6 @@ def _tokenizer(model: str | None) -> Any:
     from rlkit.engine.models import load_tokenizer
 
     return load_tokenizer(model_of(model))
-
-
-def _folder(model: str) -> Path:
-    from rlkit.records.folder import RunFolder
-
-    if RunFolder.is_one(Path(model)):
-        run = RunFolder(Path(model))
-        return run.evaluations / run.newest_model().parent.name
-    return Path("evals") / model.rstrip("/").replace("embedded:", "").rpartition("/")[2]
 
 
 @click.command("verify")

@@ -16,11 +16,13 @@ Cell = str | int | float | None
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     """arms.csv: a row for each condition, metric and arm. pairs.csv: for each pair of arms. seeds.csv: for each run."""
-    return [
-        _write(folder / "arms.csv", _arms(comparison)),
-        _write(folder / "pairs.csv", _pairs(comparison)),
-        _write(folder / "seeds.csv", _seeds(comparison)),
-    ]
+    return [_write(folder / f"{name}.csv", rows) for name, rows in tables(comparison).items()]
+
+
+def tables(comparison: Comparison) -> dict[str, list[dict[str, Cell]]]:
+    """The rows of `arms`, `pairs` and `seeds`."""
+    rows = {"arms": _arms(comparison), "pairs": _pairs(comparison), "seeds": _seeds(comparison)}
+    return {name: list(each) for name, each in rows.items()}
 
 
 def runs_of(folder: Path) -> set[str]:
@@ -95,13 +97,12 @@ def _estimate(name: str, value: Estimate) -> dict[str, Cell]:
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def _write(file: Path, rows: Iterator[dict[str, Cell]]) -> Path:
-    listed = list(rows)
+def _write(file: Path, rows: list[dict[str, Cell]]) -> Path:
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
-        if listed:
-            writer.writerow(listed[0])
-        writer.writerows([_cell(value) for value in row.values()] for row in listed)
+        if rows:
+            writer.writerow(rows[0])
+        writer.writerows([_cell(value) for value in row.values()] for row in rows)
     return file
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.comparison.runs import condition_name
 from rlkit.comparison.summary import ArmResult, Comparison
 from rlkit.pages import PALETTE
+
+if TYPE_CHECKING:
+    from rlkit.pages.figure import Picture
 
 WIDTH, HEIGHT = 4.4, 3.0
 """Of a panel, in inches."""
@@ -17,18 +20,26 @@ LETTER = 0.07
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.png, .pdf and .svg: a row of panels for each metric that is compared, a column for each condition;
-    in them means over seeds with bands."""
+    """Write comparison.png, .pdf and .svg; returns their paths."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+
+    figure = picture(comparison)
+    # Without dates and with ids that are not drawn anew, so that the same comparison gives the same files.
+    with rc_context({"svg.hashsalt": "rlkit", "pdf.fonttype": 42}):
+        for file, metadata in (("png", "Software"), ("pdf", "CreationDate"), ("svg", "Date")):
+            figure.savefig(folder / f"comparison.{file}", dpi=130, metadata={metadata: None})
+    return [folder / f"comparison.{file}" for file in ("png", "pdf", "svg")]
+
+
+def picture(comparison: Comparison) -> Picture:
+    """A row of panels for each metric that is compared, a column for each condition: means over seeds with bands."""
+    from rlkit.pages.figure import Picture
 
     rows, columns = comparison.metrics, comparison.conditions
     width = max(7.5, WIDTH * len(columns))
     across = max(1, int(width / (0.9 + LETTER * max(map(len, comparison.arms)))))
     size = (width, HEIGHT * len(rows) + 0.25 * math.ceil(len(comparison.arms) / across))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row")
     named: dict[str, Any] = {}
     for row, metric in enumerate(rows):
@@ -45,11 +56,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     arms = [arm for arm in comparison.arms if arm in named]
     figure.supxlabel("lines: means over seeds; bands: 95 % bootstrap intervals; dotted: the threshold", fontsize=8)
     figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
-    # Without dates and with ids that are not drawn anew, so that the same comparison gives the same files.
-    with rc_context({"svg.hashsalt": "rlkit", "pdf.fonttype": 42}):
-        for file, metadata in (("png", "Software"), ("pdf", "CreationDate"), ("svg", "Date")):
-            figure.savefig(folder / f"comparison.{file}", dpi=130, metadata={metadata: None})
-    return [folder / f"comparison.{file}" for file in ("png", "pdf", "svg")]
+    return figure
 
 
 def _curve(axes: Any, result: ArmResult, number: int) -> Any:

@@ -7,7 +7,7 @@ against plugins and each other.
 
 from __future__ import annotations
 
-from rlkit.config.keys import full_name
+from rlkit.config.keys import SHORT, full_name
 from rlkit.config.reading import load, parse_value, parse_yaml, presets, read_yaml, set_key
 from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
 from rlkit.config.sections import (
@@ -41,6 +41,7 @@ from rlkit.config.sections import (
 )
 
 __all__ = [
+    "SHORT",
     "AverageReference",
     "BatchConfig",
     "CheckpointConfig",

@@ -24,7 +24,7 @@ SHORT = {
     "lr": "optimizer.lr",
     "batch": "batch.prompts_per_step",
 }
-"""Short name -> key: options of the commands that take settings, and keys of the command line and of sweeps."""
+"""Short name -> key: options of the commands that take settings, arguments in Python, keys of sweeps."""
 
 PLUGINS: dict[str, registry.Kind] = {
     "algo": "algorithms",

@@ -34,6 +34,8 @@ class Needs:
     sets it to the gradient forward's own log-probs, detached, and makes no pass; with several it is computed.
     The reference stands still within a rollout, so `ref_logprobs` are the same wherever they are asked for. Which
     passes follow from this is said in `rlkit/engine/passes.py`.
+
+    Example: `loss.needs = Needs(now=frozenset({"token_kl"}))`.
     """
 
     old: frozenset[Stat] = frozenset()

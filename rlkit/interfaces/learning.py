@@ -129,7 +129,8 @@ class Rollout(Rows):
 class TokenStats(Rows):
     """What models say of the rows. Each is [b, T] float, 0 outside `mask`; None = not asked for.
 
-    All are of the whole distribution at the sampler's temperature: softmax in float32 over the vocabulary.
+    All are of the whole distribution at the sampler's temperature: softmax in float32 over the vocabulary. Example of
+    reading one, in a loss that asked for it: `new.get("logprobs") - batch.old.get("logprobs")`.
     """
 
     logprobs: Tensor | None = None
@@ -153,7 +154,10 @@ class TokenStats(Rows):
 
 @dataclass(kw_only=True, slots=True)
 class Batch(Rows):
-    """An optimizer batch (whole groups), or some rows of one."""
+    """An optimizer batch (whole groups), or some rows of one.
+
+    Example: the mean over all tokens that count is `(term * batch.mask).sum() / batch.n_tokens`, whatever these rows.
+    """
 
     rollout: Rollout
     old: TokenStats = field(default_factory=TokenStats)
@@ -184,7 +188,10 @@ class Batch(Rows):
 
 @dataclass(kw_only=True, slots=True)
 class Targets(Rows):
-    """What an Advantage hands to the losses. Detached."""
+    """What an Advantage hands to the losses. Detached.
+
+    Example: `Targets(advantages=(reward - baseline)[:, None] * batch.mask)`.
+    """
 
     advantages: Tensor | None = None
     """[b, T] float."""
@@ -215,7 +222,11 @@ class Targets(Rows):
 class Advantage(Protocol):
     """Sees the whole optimizer batch over all ranks. It and its `after_update` alone may change `state`.
 
-    May carry the attributes of an `AdvantageDeclaration`.
+    May carry the attributes of an `AdvantageDeclaration`. Returns the `Targets`. Example:
+
+        def advantage(batch, state):
+            reward, valid = batch.rollout.reward, batch.rollout.valid
+            return Targets(advantages=(reward - reward[valid].mean())[:, None] * batch.mask)
     """
 
     def __call__(self, batch: Batch, state: State) -> Targets: ...
@@ -224,7 +235,11 @@ class Advantage(Protocol):
 class PolicyLoss(Protocol):
     """Sees any rows. Additive over sequences: sums, divided only by `batch.n_sequences` or `batch.n_tokens`.
 
-    May carry the attributes of a `LossDeclaration`.
+    May carry the attributes of a `LossDeclaration`. Returns the loss, a scalar, and metrics. Example:
+
+        def loss(new, batch, targets):
+            gain = new.get("logprobs") * targets.get("advantages")
+            return -gain[batch.mask].sum() / batch.n_tokens, {}
     """
 
     def __call__(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
@@ -233,7 +248,12 @@ class PolicyLoss(Protocol):
 class ValueLoss(Protocol):
     """The critic's loss, on its own engine. `values` is [b, T], with gradient. Additive as a PolicyLoss.
 
-    May carry the attributes of a `LossDeclaration`; where it does not say what it reads, that is "returns".
+    May carry the attributes of a `LossDeclaration`; where it does not say what it reads, that is "returns". Returns the
+    loss, a scalar, and metrics. Example:
+
+        def loss(values, batch, targets):
+            error = (values - targets.get("returns"))[batch.mask] ** 2
+            return error.sum() / batch.n_tokens, {}
     """
 
     def __call__(self, values: Tensor, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]: ...
@@ -241,7 +261,12 @@ class ValueLoss(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class Algorithm:
-    """What a registered algorithm's factory returns. The trainer knows no more of it than this."""
+    """What a registered algorithm's factory returns. The trainer knows no more of it than this.
+
+    Example: `Algorithm(advantage=advantage, policy_loss=loss)`; its parts are an `Advantage` and a `PolicyLoss`. What
+    they need of the models, they declare themselves. Raises ConfigError, when it is used, for a declaration that cannot
+    be.
+    """
 
     advantage: Advantage
     policy_loss: PolicyLoss

@@ -65,7 +65,10 @@ class UnknownTokens(Sequence[int]):
 
 @dataclass(kw_only=True, slots=True)
 class Sample:
-    """What a reward function sees of one response."""
+    """What a reward function sees of one response.
+
+    Example: `sample.response.endswith(sample.answer) and not sample.truncated`.
+    """
 
     key: SampleKey
     prompt: str
@@ -88,7 +91,11 @@ class Sample:
 
 @dataclass(kw_only=True, slots=True)
 class RewardResult:
-    """A value, or none with a status that says why."""
+    """A value, or none with a status that says why.
+
+    Example: `RewardResult(value=0.5, parts={"right": 1.0, "brief": 0.0})`, or, where there is nothing to judge,
+    `RewardResult(value=None, status="abstain")`.
+    """
 
     value: float | None
     status: Status = "ok"
@@ -108,7 +115,11 @@ class RewardFn(Protocol):
     """One result per sample, in order. A float stands for `RewardResult(value=...)`, None for `abstain`.
 
     It runs in worker processes, in their main thread, a few samples a call, and is killed past its deadline. May carry
-    the attributes of a `RewardDeclaration`: `range`, `in_process` and `warm_up`.
+    the attributes of a `RewardDeclaration`: `range`, `in_process` and `warm_up`. What it raises leaves the sample
+    without a value. Example:
+
+        def brief(samples, *, limit: int = 20):
+            return [float(s.response.endswith(s.answer) and len(s.tokens) <= limit) for s in samples]
     """
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[RewardResult | float | None]: ...

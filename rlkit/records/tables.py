@@ -1,12 +1,9 @@
-"""A run as tables, for notebooks and scripts: `rlkit.load_run`. Needs no torch."""
+"""A run's files as pyarrow tables. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,68 +15,41 @@ from rlkit.records.samples import read, step_files
 from rlkit.wording import ranges
 
 
-def load_run(path: str | Path) -> LoadedRun:
-    """The run in this folder, over or still going. Raises ConfigError where there is none.
+def metrics(run: RunFolder) -> pa.Table:
+    """A row a step, ascending: `step`, and a column for each metric by its name, null where the step has not logged it
+    or it was no finite number."""
+    columns = read_columns(run.metrics_file)
+    values = {name: pa.array(column, mask=np.isnan(column)) for name, column in columns.values.items()}
+    return pa.table({"step": columns.steps.astype(np.int64), **values})
 
-    Example: `load_run("runs/vimpo-s-seed0").metrics.to_pandas().plot("step", "reward/mean")`
-    """
-    return LoadedRun(RunFolder.open(Path(path)))
+
+def evaluation(run: RunFolder) -> pa.Table:
+    """A row for each number that an evaluation in training gave: `step`, `suite` (`heldout`, `math500`), `metric`
+    (`mean@1`, `length`) and `value`, by suite, metric and step."""
+    table = metrics(run)
+    steps = table["step"].to_pylist()
+    rows = [
+        (step, *evaluated, value)
+        for name in table.column_names
+        if (evaluated := evaluation_of(name)) is not None
+        for step, value in zip(steps, table[name].to_pylist(), strict=True)
+        if value is not None
+    ]
+    kinds = {"step": pa.int64(), "suite": pa.string(), "metric": pa.string(), "value": pa.float64()}
+    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    return pa.table({name: pa.array(c, kind) for (name, kind), c in zip(kinds.items(), columns, strict=True)})
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """What a run has left on disk, as pyarrow tables. Each is read when it is first asked for, and kept; load the run
-    again to see what it has done since. Whatever cannot be read raises RlkitError, which says what to do."""
+def samples(run: RunFolder, steps: Iterable[int] | None = None) -> pa.Table:
+    """Every sample of these steps (None: all), a row each: `step`, prompt, response, reward, tokens and what else is
+    kept of it. Raises RlkitError for a step whose samples are not there."""
+    return _of_steps(step_files(run.rollouts), steps, f"{run.path} has no samples of step")
 
-    folder: RunFolder
 
-    @property
-    def path(self) -> Path:
-        return self.folder.path
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """All settings, as in config.yaml."""
-        return self.folder.read_settings()
-
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
-        """Versions, plugins, seed, command line, git commit, resumes, as in provenance.json."""
-        return self.folder.read_provenance()
-
-    @cached_property
-    def metrics(self) -> pa.Table:
-        """A row a step, ascending: `step`, and a column for each metric by its name, null where the step has not
-        logged it or it was no finite number."""
-        columns = read_columns(self.folder.metrics_file)
-        values = {name: pa.array(column, mask=np.isnan(column)) for name, column in columns.values.items()}
-        return pa.table({"step": columns.steps.astype(np.int64), **values})
-
-    @cached_property
-    def evaluation(self) -> pa.Table:
-        """A row for each number that an evaluation in training gave: `step`, `suite` (`heldout`, `math500`), `metric`
-        (`mean@1`, `length`) and `value`, by suite, metric and step."""
-        steps = self.metrics["step"].to_pylist()
-        rows = [
-            (step, *evaluated, value)
-            for name in self.metrics.column_names
-            if (evaluated := evaluation_of(name)) is not None
-            for step, value in zip(steps, self.metrics[name].to_pylist(), strict=True)
-            if value is not None
-        ]
-        kinds = {"step": pa.int64(), "suite": pa.string(), "metric": pa.string(), "value": pa.float64()}
-        columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
-        return pa.table({name: pa.array(c, kind) for (name, kind), c in zip(kinds.items(), columns, strict=True)})
-
-    def rollouts(self, steps: Iterable[int] | None = None) -> pa.Table:
-        """Every sample of these steps (None: all), a row each: `step`, prompt, response, reward, tokens and what else
-        is kept of it. Raises RlkitError for a step whose samples are not there."""
-        return _of_steps(step_files(self.folder.rollouts), steps, f"{self.path} has no samples of step")
-
-    def credit(self, steps: Iterable[int] | None = None) -> pa.Table:
-        """What the algorithm credited the tokens of the first samples of these steps (None: all), a row each: `step`,
-        `row` (which of the step's rollouts it is), and a list of a number a token for each kind of credit."""
-        return _of_steps(step_files(self.folder.credit), steps, f"{self.path} has no record of the credit of step")
+def credit(run: RunFolder, steps: Iterable[int] | None = None) -> pa.Table:
+    """What the algorithm credited the tokens of the first samples of these steps (None: all), a row each: `step`, `row`
+    (which of the step's samples it is), and a list of a number a token for each kind of credit."""
+    return _of_steps(step_files(run.credit), steps, f"{run.path} has no record of the credit of step")
 
 
 def _of_steps(files: Mapping[int, Path], steps: Iterable[int] | None, lacking: str) -> pa.Table:

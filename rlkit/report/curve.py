@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series
 from rlkit.records.statistics import drawing_window, running_mean, tenths
+
+if TYPE_CHECKING:
+    from rlkit.pages.figure import Picture
 
 PANELS = (
     ("response/length", "Response length", "tokens"),
@@ -21,17 +24,21 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def draw(metrics: Metrics, path: Path, title: str) -> None:
-    """Write a picture: train reward and held-out pass rate over the steps, and below them what explains them.
+    """Write the picture to a file."""
+    picture(metrics, title).savefig(path, dpi=150)
+
+
+def picture(metrics: Metrics, title: str) -> Picture:
+    """Train reward and held-out pass rate over the steps, and below them what explains them.
 
     What the run has no numbers for is left out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from rlkit.pages.figure import Picture
+
     panels = [panel for panel in PANELS if series(metrics, panel[0])[0]]
-    figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=(9, 6.4 if panels else 4.2), layout="constrained")
     grid = figure.add_gridspec(2 if panels else 1, max(1, len(panels)), height_ratios=[2.4, 1] if panels else [1])
     top = figure.add_subplot(grid[0, :])
     below = [figure.add_subplot(grid[1, column]) for column in range(len(panels))]
@@ -52,7 +59,7 @@ def draw(metrics: Metrics, path: Path, title: str) -> None:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(6 if axes in below else 10, integer=True))
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_reward(axes: Any, metrics: Metrics) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import rlkit
 from rlkit import config as configs
+from rlkit.assembly import run as runs
 from rlkit.errors import NotFiniteError
 from rlkit.records.folder import RunFolder
 
@@ -37,13 +37,13 @@ def test_three_in_a_row_end_the_run_with_all_saved(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="the loss is not finite; no step was made"),
         pytest.raises(NotFiniteError, match=r"step 5: .*(?s:.*)3 updates in a row were not finite, so the run ends"),
     ):
-        rlkit.train(configs.load("embedded_xs", [*small, *own], "grpo"), quiet=True)
+        runs.train(configs.load("embedded_xs", [*small, *own], "grpo"), quiet=True)
     run = RunFolder.open(tmp_path / "r")
     assert [row["updates/not_finite"] for row in run.read_metrics()[1:]] == [0, 0, 1, 1]
     assert [row["updates/made"] for row in run.read_metrics()[1:]] == [1, 2, 2, 2]
     assert [place.name for place in run.checkpoints.iterdir()] == ["step-00000004"]
 
     mended = configs.load(str(run.config_file), ["loss.after=100"])
-    rlkit.train(mended, resume=True, quiet=True)
+    runs.train(mended, resume=True, quiet=True)
     assert [row["step"] for row in run.read_metrics()] == list(range(9))
     assert run.read_metrics()[-1]["updates/made"] == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import rlkit
+from rlkit.assembly import run as runs
 from rlkit.comparison import compare
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError
@@ -30,24 +30,24 @@ def config(file: Path, name: str, steps: int, algo: str = "grpo") -> RunConfig:
 def test_a_run_goes_on_with_its_own_data_unless_told(tmp_path: Path, change: dict[str, int]) -> None:
     file, other = tmp_path / "d.jsonl", tmp_path / "e.jsonl"
     write(file, 11)
-    folder = rlkit.train(config(file, "r", 1), quiet=True)
+    folder = runs.train(config(file, "r", 1), quiet=True)
     before = RunFolder.open(folder).read_data_digests()
     write(file, **change)
     with pytest.raises(ConfigError, match=r"d.jsonl holds other prompts or golds.*-s data.path=FILE"):
-        rlkit.train(config(file, "r", 2), resume=True, quiet=True)
+        runs.train(config(file, "r", 2), resume=True, quiet=True)
     file.rename(other)
-    rlkit.train(config(other, "r", 2), resume=True, quiet=True)
+    runs.train(config(other, "r", 2), resume=True, quiet=True)
     assert RunFolder.open(folder).read_data_digests() != before
-    rlkit.train(config(other, "r", 3), resume=True, quiet=True)
+    runs.train(config(other, "r", 3), resume=True, quiet=True)
 
 
 def test_a_comparison_finds_other_golds_unfair(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     write(file, 11)
-    a = rlkit.train(config(file, "a", 1), quiet=True)
-    b = rlkit.train(config(file, "b", 1, "rloo"), quiet=True)
+    a = runs.train(config(file, "a", 1), quiet=True)
+    b = runs.train(config(file, "b", 1, "rloo"), quiet=True)
     assert "prompts and golds of the data" in compare([a, b]).fairness.same
     write(file, 11, wrong=1)
-    c = rlkit.train(config(file, "c", 1, "ppo"), quiet=True)
+    c = runs.train(config(file, "c", 1, "ppo"), quiet=True)
     found = [each.title for each in compare([a, c]).fairness.findings if each.level == "unfair"]
     assert "The data for training are not the same" in found

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import rlkit
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.assembly import run as runs
 from rlkit.records.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def settings(out: Path, name: str, *more: str) -> list[str]:
 
 
 def trained(out: Path, name: str, algo: str, *more: str) -> RunFolder:
-    return RunFolder.open(rlkit.train(configs.load("embedded_xs", settings(out, name, *more), algo), quiet=True))
+    return RunFolder.open(runs.train(configs.load("embedded_xs", settings(out, name, *more), algo), quiet=True))
 
 
 def rows_of(folder: RunFolder, step: int) -> list[Row]:
@@ -80,7 +80,7 @@ def test_the_same_groups_are_replaced_again_after_a_resume_and_on_two_ranks(tmp_
     straight = trained(tmp_path, "straight", "dapo")
     trained(tmp_path, "halves", "dapo", "steps=2")
     resumed = configs.load(str(tmp_path / "halves" / "config.yaml"), ["steps=3"])
-    halves = RunFolder.open(rlkit.train(resumed, resume=True, quiet=True))
+    halves = RunFolder.open(runs.train(resumed, resume=True, quiet=True))
     command = [sys.executable, "-m", "rlkit.cli", "run", "embedded_xs", "--algo", "dapo", "--nproc", "2"]
     both = [*command, *(part for each in settings(tmp_path, "ranks") for part in ("-s", each))]
     done = subprocess.run(both, capture_output=True, text=True, timeout=240)
@@ -112,7 +112,7 @@ def test_after_the_limit_a_step_goes_on_with_what_there_is_and_says_so(
     plugin = [f"plugins=[{tmp_path / 'all_equal.py'}]", "reward.kind=all_equal", "batch.refill.limit=2", "steps=2"]
     config = configs.load("embedded_xs", settings(tmp_path, "stuck", *plugin), "dapo")
     with pytest.warns(UserWarning, match="had no sample to learn from"):
-        folder = RunFolder.open(rlkit.train(config))
+        folder = RunFolder.open(runs.train(config))
     for step, metrics in zip((1, 2), folder.read_metrics()[1:], strict=True):
         rows = rows_of(folder, step)
         assert len(groups_of(rows)) == 3 * PROMPTS

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkit.assembly import run as runs
 from rlkit.records.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -159,17 +160,16 @@ def failing(run):
 
 
 def test_a_tracker_that_fails_after_the_last_update_loses_no_weights(tmp_path: Path) -> None:
-    import rlkit
     from rlkit import config as configs
 
     (tmp_path / "failing_tracker.py").write_text(FAILING_TRACKER)
     own = [f"plugins=[{tmp_path / 'failing_tracker.py'}]", "trackers=[failing]", f"out={tmp_path}", "name=r"]
     small = ["steps=2", "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4"]
     with pytest.raises(ConnectionError):
-        rlkit.train(configs.load("embedded_xs", [*small, *own]), quiet=True)
+        runs.train(configs.load("embedded_xs", [*small, *own]), quiet=True)
     run = RunFolder.open(tmp_path / "r")
     assert [row["step"] for row in run.read_metrics()] == [0, 1, 2]
     assert (run.checkpoints / "step-00000002").is_dir()
-    rlkit.train(configs.load(str(run.config_file), ["trackers=[]"]), resume=True, quiet=True)
+    runs.train(configs.load(str(run.config_file), ["trackers=[]"]), resume=True, quiet=True)
     assert "eval/heldout/mean@1" in run.read_metrics()[-1]
     assert run.report.is_file()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import rlkit
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.assembly import run as runs
 from rlkit.embedded import resolve
 from rlkit.records.folder import RunFolder
 
@@ -24,7 +24,7 @@ SMALL = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problem
 
 def trained(out: Path, name: str, algo: str, *more: str) -> Path:
     config = configs.load("embedded_xs", [*SMALL, f"out={out}", f"name={name}", *more], algo)
-    return rlkit.train(config, quiet=True)
+    return runs.train(config, quiet=True)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -56,7 +56,7 @@ def test_resume_equals_a_straight_run(algo: str, more: list[str], tmp_path: Path
     shutil.copytree(straight, halves)
     shutil.rmtree(halves / "checkpoints" / "step-00000004")
     config = configs.load(str(halves / "config.yaml")).model_copy(update={"name": "halves"})
-    rlkit.train(config, resume=True, quiet=True)
+    runs.train(config, resume=True, quiet=True)
     for name, weight in weights(straight).items():
         assert torch.equal(weight, weights(halves)[name]), name
     assert untimed(straight) == untimed(halves)

@@ -23,7 +23,7 @@ def invoke(*arguments: str) -> Result:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ["steps=1", "batch.prompts_per_step=4", "eval.problems=8", f"out={tmp_path_factory.mktemp('runs')}"]
-    return rlkit.train(configs.load("embedded_xs", settings), quiet=True)
+    return rlkit.train(configs.load("embedded_xs", settings), quiet=True).folder
 
 
 def test_sample_answers_a_prompt_and_a_seed_repeats_it(run: Path) -> None:

@@ -190,6 +190,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "getting-started.md",
         "around-the-algorithm.md",
         "reading-a-run.md",
+        pytest.param("python.md", marks=pytest.mark.slow),
         "configuration.md",
         "from-trl.md",
         "from-verl.md",

@@ -18,9 +18,9 @@ from rank_worker import TwoRanks, engine_of, logprob_loss, random_batch, run
 from rank_worker import settings as tiny
 from torch import Tensor
 
-import rlkit
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.assembly import run as runs
 from rlkit.conformance.batches import Case
 from rlkit.engine.reference import FrozenModel
 from rlkit.errors import NotFiniteError, RlkitError
@@ -160,12 +160,12 @@ def test_a_run_counts_them_across_a_resume(tmp_path: Path) -> None:
         # Groups with equal rewards have a gradient of 0; infinity times 0 is not finite all the same.
         return configs.load("embedded_xs", [*small, *loss, f"steps={steps}"], "grpo")
 
-    folder = RunFolder.open(rlkit.train(config(3), quiet=True))
+    folder = RunFolder.open(runs.train(config(3), quiet=True))
     rows = [row for row in folder.read_metrics() if "updates/not_finite" in row]
     assert [row["updates/not_finite"] for row in rows] == [0, 1, 1]
     assert [row["updates/made"] for row in rows] == [1, 1, 1]
     with pytest.raises(NotFiniteError, match=r"(?s)step 4: policy, update 1:.*3 updates in a row"):
-        rlkit.train(config(5), resume=True, quiet=True)
+        runs.train(config(5), resume=True, quiet=True)
 
 
 def test_update_and_progress_follow_the_engine_which_does_not_count_what_it_left_out(models: dict[str, Path]) -> None:

@@ -24,7 +24,7 @@ from rlkit.comparison.runs import read_runs
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation import verify
 from rlkit.interfaces.names import STATS
-from rlkit.records import checkpoints, samples
+from rlkit.records import checkpoints, samples, tables
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import evaluation_of, read_columns, read_curves, read_lines, read_on, read_rows
 
@@ -176,7 +176,7 @@ def test_one_error_for_a_damaged_file_whoever_reads_it(tmp_path: Path) -> None:
     with pytest.raises(RlkitError, match=said):
         verify.read(runs[1])
     with pytest.raises(RlkitError, match=said):
-        rlkit.load_run(runs[1]).rollouts()
+        rlkit.load_run(runs[1]).samples()
     (runs[1] / "rollouts/step-000020.parquet").unlink()
     assert compare(runs).arms == ["vimpo", "grpo"]
 
@@ -255,7 +255,7 @@ def test_names_in_a_runs_folder_are_known_here_only() -> None:
     assert not found
 
 
-# rlkit.load_run
+# A run as tables
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_metrics_are_a_table_with_a_row_a_step(run: RunFolder) -> None:
-    table = rlkit.load_run(run.path).metrics
+    table = tables.metrics(run)
     assert table["step"].to_pylist() == list(range(21))
     assert table["step"].type == pa.int64()
     logged = run.read_metrics()
@@ -280,7 +280,7 @@ def test_metrics_are_a_table_with_a_row_a_step(run: RunFolder) -> None:
 
 
 def test_evaluations_are_tidy(run: RunFolder) -> None:
-    table = rlkit.load_run(str(run.path)).evaluation
+    table = tables.evaluation(run)
     assert table.column_names == ["step", "suite", "metric", "value"]
     rewards = {row["step"]: row["reward/mean"] for row in run.read_metrics() if "reward/mean" in row}
     assert table.to_pylist() == [
@@ -291,28 +291,27 @@ def test_evaluations_are_tidy(run: RunFolder) -> None:
 
 
 def test_samples_and_credit_of_the_steps_asked_for(run: RunFolder) -> None:
-    loaded = rlkit.load_run(run.path)
-    assert loaded.rollouts()["step"].to_pylist() == [1, 1, 2, 2, 20, 20]
-    assert loaded.rollouts([20, 1])["response"].to_pylist() == ["ab", "c"] * 2
-    credit = loaded.credit(steps=[2])
+    assert tables.samples(run)["step"].to_pylist() == [1, 1, 2, 2, 20, 20]
+    assert tables.samples(run, [20, 1])["response"].to_pylist() == ["ab", "c"] * 2
+    credit = tables.credit(run, steps=[2])
     assert (credit["step"].to_pylist(), credit["row"].to_pylist()) == ([2, 2], [0, 1])
     assert credit["credit"].to_pylist() == [[0.5, 0.25, -0.5], pytest.approx([0.1, 0.2])]
     with pytest.raises(RlkitError, match=r"has no samples of step 3, 19; it has those of 1, 2, 20$"):
-        loaded.rollouts([19, 2, 3])
+        tables.samples(run, [19, 2, 3])
     with pytest.raises(RlkitError, match="has no record of the credit of step 4; it has those of"):
-        loaded.credit([4])
+        tables.credit(run, [4])
 
 
 def test_steps_that_kept_other_columns_are_one_table(run: RunFolder) -> None:
     write(run, 3, [[letters("ab", value=[0.5, 0.25, 0.0])]], values=True)
-    table = rlkit.load_run(run.path).rollouts([2, 3])
+    table = tables.samples(run, [2, 3])
     assert table["values"].to_pylist() == [None, None, [0.5, 0.25, 0.0]]
 
 
 def test_a_run_that_made_no_step_has_empty_tables(tmp_path: Path) -> None:
     loaded = rlkit.load_run(make_run(tmp_path / "run", []).path)
-    tables = (loaded.metrics, loaded.evaluation, loaded.rollouts(), loaded.credit())
-    assert [len(table) for table in tables] == [0] * 4
+    found = (loaded.metrics, loaded.evaluation, loaded.samples(), loaded.credit())
+    assert [len(table) for table in found] == [0] * 4
     assert loaded.config["algo"]["kind"] == "grpo"
     assert loaded.provenance["seed"] == loaded.config["seed"]
 
@@ -339,18 +338,18 @@ def test_a_config_of_a_plugin_that_is_not_here_is_plain_data(run: RunFolder) -> 
 def test_data_frames(run: RunFolder) -> None:
     pytest.importorskip("pandas")
     loaded = rlkit.load_run(run.path)
-    frame = loaded.metrics.to_pandas()
+    frame = loaded.metrics
     assert frame["reward/mean"].isna().tolist() == [True] + [False] * 20
-    assert loaded.rollouts().to_pandas().groupby("step").size().to_dict() == {1: 2, 2: 2, 20: 2}
-    assert loaded.credit([1]).to_pandas()["credit"][0].tolist() == [0.5, 0.25, -0.5]
-    assert loaded.evaluation.to_pandas()["suite"].unique().tolist() == ["heldout"]
+    assert loaded.samples().groupby("step").size().to_dict() == {1: 2, 2: 2, 20: 2}
+    assert loaded.credit([1])["credit"][0].tolist() == [0.5, 0.25, -0.5]
+    assert loaded.evaluation["suite"].unique().tolist() == ["heldout"]
 
 
 def test_reading_and_comparing_need_no_torch(run: RunFolder) -> None:
     script = (
         "import sys, rlkit\n"
         f"run = rlkit.load_run({str(run.path)!r})\n"
-        "run.config, run.provenance, run.metrics, run.evaluation, run.rollouts(), run.credit()\n"
+        "run.config, run.provenance, run.metrics, run.evaluation, run.samples(), run.credit()\n"
         "import rlkit.records.statistics, rlkit.sweeps, rlkit.comparison, rlkit.tracking.console\n"
         "print(sorted({'torch', 'matplotlib', 'transformers'} & set(sys.modules)))"
     )
@@ -384,7 +383,7 @@ def test_the_notebook_runs_and_its_outputs_are_kept(tmp_path: Path, monkeypatch:
 def test_comparison_reads_what_a_run_reads(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", steps=12)
     (read,) = read_runs([run]).runs
-    table = rlkit.load_run(run).metrics
+    table = tables.metrics(RunFolder.open(run))
     assert {*read.curves} == {*table.column_names} - {"step"}
     assert read.curves["reward/mean"].values.tolist() == table["reward/mean"].to_pylist()
     assert read.last == 12

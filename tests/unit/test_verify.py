@@ -125,7 +125,7 @@ def test_a_gold_is_sound_in_one_form_or_another() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     small = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4", "steps=1", f"out={out}"]
-    return rlkit.train(configs.load("embedded_xs", small), quiet=True)
+    return rlkit.train(configs.load("embedded_xs", small), quiet=True).folder
 
 
 def test_a_runs_rollouts_get_the_verdicts_they_had(run: Path) -> None:
