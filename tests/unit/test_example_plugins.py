@@ -214,6 +214,7 @@ def test_options_that_cannot_be() -> None:
             registry.build("algorithms", name, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_keeps_the_contract(name: str) -> None:
     pytest.importorskip("rlkit.conformance")
@@ -227,10 +228,28 @@ def test_the_table_says_what_there_is() -> None:
     assert max(lines.values()) < 60
 
 
+STEPS = """
+from rlkit import RewardResult, reward
+
+
+@reward("credited_steps")
+def steps(samples):
+    return [judge(sample) for sample in samples]
+
+
+def judge(sample):
+    earned = [0.0] * len(sample.tokens)
+    earned[0] = float(sample.response[:1] == sample.answer[:1])
+    earned[-1] += float(sample.response.endswith(sample.answer))
+    return RewardResult(value=sum(earned), token_values=earned)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_it_learns(name: str, tmp_path: Path) -> None:
-    own = [f"out={tmp_path}", "name=r", f"plugins=[{PLUGINS / name}.py]", "eval.problems=2", "steps=25"]
-    rlkit.train(configs.load("embedded_xs", own, name), quiet=True)
+def test_steps_that_a_reward_credits_are_learnt(tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text(STEPS)
+    plugins = f"plugins=[{PLUGINS / 'process_grpo.py'},{tmp_path / 'steps.py'}]"
+    own = [f"out={tmp_path}", "name=r", plugins, "reward=credited_steps", "eval.problems=2", "steps=20"]
+    rlkit.train(configs.load("embedded_xs", own, "process_grpo"), quiet=True)
     rewards = [row["reward/clean"] for row in RunFolder.open(tmp_path / "r").read_metrics() if "reward/clean" in row]
     assert statistics.fmean(rewards[-5:]) > statistics.fmean(rewards[:5]) + 0.02

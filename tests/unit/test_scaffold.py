@@ -169,8 +169,7 @@ def test_installed_they_are_known_and_their_tests_pass(place: Path) -> None:
     for kind, name in names.items():
         assert rlkit("new", kind, name).exit_code == 0
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation", "--target", "site"]
-    for name in names.values():
-        subprocess.run([*pip, f"./{name}"], check=True)
+    subprocess.run([*pip, *(f"./{name}" for name in names.values())], check=True)
     paths = os.pathsep.join(filter(None, ["site", os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
