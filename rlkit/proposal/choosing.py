@@ -165,13 +165,12 @@ def _lengths(made: Proposal, model: Model, data: Data, machine: Machine) -> tupl
             "prompt and response together: take a model with more, or cut the prompts where the data are made"
         )
     wanted, why = _response(model, data, machine)
-    limit = _up(longest)
-    if longest + wanted > room:
-        limit = room - min(wanted, max(SHORTEST_RESPONSE, room - high))
-        wanted = room - min(limit, longest)
-        why += f" Cut to what the model's {room} positions leave."
+    if (left := max(SHORTEST_RESPONSE, room - high)) < wanted:
+        wanted, why = left, f"{why} This is what the model's {room} positions leave."
+    # Held-out prompts may be longer than any of these.
+    limit = min(_up(longest), room - wanted)
     kept = int((lengths <= limit).sum())
-    lost = f"; {len(lengths) - kept} longer ones are dropped" if kept < len(lengths) else ""
+    lost = f"; dropped, as too long: {len(lengths) - kept}" if kept < len(lengths) else ""
     shown = problems[0].tokens
     first = one_line(model.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False), 600)
     made.put(

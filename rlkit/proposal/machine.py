@@ -21,7 +21,7 @@ class Machine:
         """Bytes that the weights, gradients and the optimizer of one of `ranks` may have. Activations, and on a GPU
         vLLM, need the rest."""
         if self.gpus:
-            return int(self.memory * (0.55 if choose_sampler()[0] == "vllm" else 0.75))
+            return int(self.memory * min(1, self.gpus / ranks) * (0.55 if choose_sampler()[0] == "vllm" else 0.75))
         return int(self.memory * 0.7 / ranks)
 
 

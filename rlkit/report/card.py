@@ -56,11 +56,11 @@ def card(run: RunFolder, exported: Exported) -> str:
     versions = record.get("versions", {})
     base = exported.base or _shown(config.model.path)
     link = f"[{base}](https://huggingface.co/{base})" if exported.base else f"`{base}`"
-    what = "LoRA adapters for" if exported.adapter else "A language model, trained from"
+    what = f"LoRA adapters for {link}, trained" if exported.adapter else f"A language model, trained from {link}"
     parts = [
         f"---\n{yaml.safe_dump(_metadata(config, exported), sort_keys=False, allow_unicode=True)}---",
         f"# {exported.name.rpartition('/')[2]}",
-        f"{what} {link} by reinforcement learning from verifiable rewards: the algorithm `{config.algo.kind}` on "
+        f"{what} by reinforcement learning from verifiable rewards: the algorithm `{config.algo.kind}` on "
         f"{_data(config.data.path)}, with rlkit {versions.get('rlkit', '(version unknown)')}.",
         f"![Reward and pass rate over the steps]({PICTURE})",
         f"## Use\n\n{_use(config, exported)}",

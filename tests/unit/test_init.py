@@ -164,6 +164,21 @@ def test_a_prompt_that_asks_for_a_form_itself_is_left_alone(base: Path) -> None:
     assert "The questions ask for \\boxed themselves." in text
 
 
+def test_long_prompts_are_dropped_and_responses_cut_where_positions_are_few(tmp_path: Path) -> None:
+    model = byte_level.make(tmp_path / "few", CHAT, max_position_embeddings=400)
+    rows = [{"problem": "word " * n, "answer": str(n)} for n in [*range(1, 30)] * 4] + [{"problem": "w" * 390}]
+    written("rows_train.jsonl", rows)
+    written("rows_test.jsonl", [{"problem": "w" * 300, "answer": "1"}, {"problem": "w", "answer": "1"}])
+    config, text = made("--model", model)
+    longest = len("<user>" + "word " * 29 + "\n\nPut the final answer within \\boxed{}.\n<assistant>")
+    assert (config.sampling.max_tokens, config.data.max_prompt_tokens) == (400 - longest, longest)
+    assert "This is what the model's 400 positions leave." in text
+    assert f"99 % at most {longest}; dropped, as too long: 1." in text
+    planned = CliRunner().invoke(main, ["run", "mine.yaml", "--dry-run"]).output
+    assert "116 problems (1 with prompts over the length limit dropped" in planned
+    assert "1 held out (1 with prompts over the length limit dropped" in planned
+
+
 def test_a_reward_of_one_s_own(base: Path) -> None:
     Path("mine.py").write_text("def judge(data_source, solution_str, ground_truth, extra_info):\n    return 1.0\n")
     written("formulas.jsonl", LATEX)
