@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
         if not as_json:
             click.secho(title(plugin), bold=True)
         findings = []
-        with _Patience() as patience:
+        # What the plugin prints is no JSON.
+        with _Patience() as patience, redirect_stdout(sys.stderr) if as_json else nullcontext():
             for finding in examine(plugin, chosen, samples=samples, folder=folder, begins=patience.begins):
                 findings.append(finding)
                 if not as_json:

@@ -266,7 +266,7 @@ SENTENCES = {
         "broken_curve": r"of the response '.*' it makes 1 alone, and 0\.\d+ in a call with '.*': which samples "
         r"come in one call is chance\. Judge each sample by itself",
         "broken_range": r"got \S+, outside the range \(0\.0, 1\.0\) that the reward declares\. The response: '",
-        "broken_columns_changed": r"it changes the sample that it is given, of the response .*, which others read after it",
+        "broken_columns_changed": r"it changes the sample that it is given, of the response '.*', which others read",
         "broken_hash": r"in one process and \S+ in another\. hash\(\) of a text differs between processes",
         "broken_parse": r"hostile responses break it: 5,000 digits after the marker: it raised ValueError: Exceeds the",
         "broken_count": r"returned \d+ results for \d+ samples: it must return one per sample",
