@@ -423,6 +423,15 @@ def test_the_command_speaks_json(good: Path) -> None:
     assert "it made inf" in second["checks"][1]["said"]
 
 
+def test_a_module_stands_for_all_that_it_registers_and_what_it_prints_is_no_json(good: Path) -> None:
+    good.rename("module_to_check.py")
+    with Path("module_to_check.py").open("a") as file:
+        file.write("\n\nLoud.__call__ = lambda *_: print('a print')\n")
+    result = check("module_to_check", "-s", "stuck_check.prob=0.2", "--json")
+    assert [each["name"] for each in json.loads(result.stdout)] == ["stuck_check", "loud_check"]
+    assert "a print" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -437,12 +446,18 @@ def test_the_command_speaks_json(good: Path) -> None:
         ),
         (["good.py", "-s", "prob=1"], "-s prob=1: say whose option it is, as in -s stuck_check.OPTION=VALUE"),
         (["flip", "-s", "prob=1", "-s", "probb=1"], "unknown key 'probb'"),
+        (
+            ["flip", "-s", "prob=1", "--data", "rows.jsonl"],
+            "--data rows.jsonl: a file is for rewards, and there are none",
+        ),
+        (["exact", "--data", "rows.jsonl"], "rows.jsonl: none of the columns prompt, problem, question is there"),
         (["twice_check"], "'twice_check' is of several kinds: say rewards/twice_check or noise/twice_check"),
     ],
 )
 def test_what_cannot_be_loaded_ends_in_2(arguments: list[str], said: str, good: Path) -> None:
     Path("empty.py").write_text("x = 1\n")
     Path("typo.py").write_text("undefined_name\n")
+    Path("rows.jsonl").write_text('{"text": "1+1"}\n')
     for register in (registry.reward, registry.noise):
         register("twice_check")(lambda samples: [])
     result = check(*arguments)
