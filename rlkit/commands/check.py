@@ -6,10 +6,13 @@ import json
 import shutil
 import sys
 import threading
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
+
+from rlkit.errors import ConfigError
 
 PATIENCE_S = 2.0
 """After which a check that is still being made says so."""
@@ -53,8 +56,13 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
     prepare_environment()
     plugins = asking.plugins_of(asked)
     options = asking.options_of(plugins, overrides)
-    samples = read_samples(str(data)) if data is not None and data.is_file() else None
-    folder = data if data is not None and data.is_dir() else None
+    samples = folder = None
+    if data is not None:
+        given, kind = ("file", "rewards") if data.is_file() else ("folder", "suites")
+        if all(plugin.kind != kind for plugin in plugins):
+            raise ConfigError(f"--data {data}: a {given} is for {kind}, and there are none to check")
+        samples = read_samples(str(data)) if data.is_file() else None
+        folder = data if data.is_dir() else None
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     found: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -62,7 +70,8 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
         if not as_json:
             click.secho(title(plugin), bold=True)
         findings = []
-        with _Patience() as patience:
+        # What the plugin prints is no JSON.
+        with _Patience() as patience, redirect_stdout(sys.stderr) if as_json else nullcontext():
             for finding in examine(plugin, chosen, samples=samples, folder=folder, begins=patience.begins):
                 findings.append(finding)
                 if not as_json:

@@ -19,6 +19,7 @@ def plugins_of(asked: Sequence[str]) -> list[Plugin]:
     have.
     """
     found: list[Plugin] = []
+    registry.load([text for text in asked if text.endswith(".py")])  # whatever is named may be theirs
     for text in asked:
         for plugin in _meant(text):
             if plugin not in found:

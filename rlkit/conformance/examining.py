@@ -13,7 +13,7 @@ from rlkit.interfaces.rewards import Sample
 from rlkit.registry import Plugin
 
 if TYPE_CHECKING:
-    from rlkit.conformance.learning import Rigour
+    from rlkit.conformance.subject import Rigour
 
 
 def examine(
@@ -49,9 +49,9 @@ def _checks(
     """A kind's checks are imported with the first that is asked for: only some need torch."""
     match plugin.kind:
         case "algorithms" | "advantages" | "losses":
-            from rlkit.conformance import learning
+            from rlkit.conformance import learning, subject
 
-            return learning.checks(plugin, options, rigour or learning.Rigour())
+            return learning.checks(plugin, options, rigour or subject.Rigour())
         case "rewards":
             from rlkit.conformance import rewards
 

@@ -10,8 +10,7 @@ import io
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -20,76 +19,13 @@ from torch import Tensor
 from rlkit import registry
 from rlkit.config.resolving import check_fit
 from rlkit.conformance import bandit, partners
-from rlkit.conformance.batches import Case, bare, cast, growing, make_case, permuted, table, widened
+from rlkit.conformance.batches import Case, bare, permuted, table, widened
 from rlkit.conformance.findings import Broken, Check, shown
+from rlkit.conformance.needs import reads_what_it_declares
+from rlkit.conformance.subject import Rigour, Subject, flat, gradients, known, losses, numbers, remember, state_differs
 from rlkit.errors import ConfigError
-from rlkit.interfaces.declarations import Needs
-from rlkit.interfaces.learning import Algorithm, Batch, Metrics, State, Targets, TokenStats
-from rlkit.interfaces.names import STATS, Stat
+from rlkit.interfaces.learning import Algorithm, State, Targets
 from rlkit.registry import Plugin
-
-
-@dataclass(frozen=True, slots=True)
-class Rigour:
-    """How strictly the mathematics is held."""
-
-    seed: int = 0
-    tolerance: float = 1e-4
-    """Relative. A broken law is off by a share of the batch; what a plugin computes in float32 may round."""
-    outside: float = 0.0
-    """What stands in padding, invalid samples and at environment tokens. The engine has 0 there; with NaN nothing may
-    even touch it."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is checked."""
-
-    build: Callable[[], Algorithm]
-    """Afresh: it remembers nothing yet."""
-    rigour: Rigour
-
-    @cached_property
-    def cases(self) -> list[Case]:
-        """Random batches, the smallest first, in the precision that it can be given."""
-        algorithm = self.build()
-        found = growing(self.rigour.seed, outside=self.rigour.outside, alone=not algorithm.compares_groups)
-        cases = [cast(case, self.dtype) for case in found]
-        if algorithm.leaves_out_truncated:
-            for case in cases:
-                case.batch.rollout.truncated &= ~case.batch.rollout.valid
-        return cases
-
-    def alike(self, count: int) -> list[Case]:
-        """Optimizer batches of a run."""
-        seeds = random.Random(self.rigour.seed)
-        made = [cast(make_case(seeds.randrange(2**31), outside=self.rigour.outside), self.dtype) for _ in range(count)]
-        for update, case in enumerate(made):
-            case.batch.update, case.batch.progress = update, update / count
-        return made
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """float64, in which a fault is told from rounding; float32, as the engine has it, where the plugin mixes."""
-        case = make_case(0, outside=self.rigour.outside)
-        algorithm = self.build()
-        try:
-            loss, _ = losses(algorithm, case.new, case.batch, algorithm.advantage(case.batch, {}))
-            torch.autograd.grad(loss, case.leaves(), allow_unused=True)
-        except Exception:
-            return torch.float32
-        return torch.float64
-
-    def same(self, a: Tensor, b: Tensor) -> bool:
-        """Equal but for rounding, relative to the largest number there."""
-        a, b = a.detach().double(), b.detach().double()
-        if not a.numel():
-            return a.shape == b.shape
-        size = float(torch.maximum(a.abs(), b.abs()).max())
-        return bool((a - b).abs().max() <= self.rigour.tolerance * (size + 1e-3))
-
-    def same_numbers(self, a: float, b: float) -> bool:
-        return self.same(torch.tensor([float(a)]), torch.tensor([float(b)])) or (math.isnan(a) and math.isnan(b))
 
 
 def checks(plugin: Plugin, options: dict[str, Any], rigour: Rigour) -> Iterator[Check]:
@@ -111,7 +47,7 @@ def checks(plugin: Plugin, options: dict[str, Any], rigour: Rigour) -> Iterator[
         return Check(says, lambda: run(subject), first)
 
     yield check("it makes targets and a loss of a batch", _runs, first=True)
-    yield check("what it declares is what it reads", _reads_what_it_declares)
+    yield check("what it declares is what it reads", reads_what_it_declares)
     yield check("the losses of a batch's parts add up to that of the whole", _cut)
     yield check("padding, invalid samples and environment tokens do not count", _absent)
     yield check("the order of the rows does not count", _order)
@@ -121,74 +57,6 @@ def checks(plugin: Plugin, options: dict[str, Any], rigour: Rigour) -> Iterator[
     yield check("what it remembers is in `state`, so a resumed run goes on as it would have", _state)
     yield check("two ranks make the update that one makes", _ranks)
     yield check("it learns a small bandit", _learns)
-
-
-# What is computed of a batch
-
-
-def losses(algorithm: Algorithm, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
-    """The policy's loss and the critic's, added up, and the metrics of both."""
-    loss, metrics = algorithm.policy_loss(new, batch, targets)
-    if algorithm.value_loss is not None:
-        value, more = algorithm.value_loss(new.get("values"), batch, targets)
-        loss, metrics = loss + value, metrics | more
-    return loss, metrics
-
-
-def gradients(loss: Tensor, case: Case) -> list[Tensor]:
-    if not loss.requires_grad:
-        raise Broken(f"its loss has no gradient: it was not computed from the stats in `new`.\n{table(case)}")
-    grads = torch.autograd.grad(loss, case.leaves(), allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, case.leaves(), strict=True)]
-
-
-def _numbers(metrics: Metrics) -> dict[str, list[float]]:
-    """Name -> sum and weight."""
-    return {name: [float(x) for x in pair] for name, pair in metrics.items()}
-
-
-def remember(algorithm: Algorithm, sums: dict[str, list[float]], state: State) -> State:
-    """The state after an update that found these sums and weights."""
-    algorithm.after_update({name: total / weight for name, (total, weight) in sums.items() if weight}, state)
-    return state
-
-
-def known(algorithm: Algorithm, case: Case) -> State:
-    """What the algorithm knows once it has made an update on the case."""
-    state: State = {}
-    _, metrics = losses(algorithm, case.new, case.batch, algorithm.advantage(case.batch, state))
-    return remember(algorithm, _numbers(metrics), state)
-
-
-def _flat(targets: Targets) -> dict[str, Tensor]:
-    """All that is in them, by name."""
-    found = {name: getattr(targets, name) for name in ("advantages", "scores", "returns", "importance")}
-    numbers = {**targets.coefs, **targets.scalars}
-    return {name: value for name, value in found.items() if value is not None} | {
-        name: torch.tensor(float(value)) for name, value in numbers.items()
-    }
-
-
-def _state_differs(subject: Subject, a: State, b: State) -> str | None:
-    """The key in which two states differ; None: in none."""
-    for key in sorted(a.keys() | b.keys(), key=str):
-        if key not in a or key not in b:
-            return str(key)
-        if not _same_cells(subject, a[key], b[key]):
-            return str(key)
-    return None
-
-
-def _same_cells(subject: Subject, a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and subject.same(a, b)
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return subject.same_numbers(a, b)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same_cells(subject, x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return _state_differs(subject, a, b) is None
-    return bool(a == b)
 
 
 # The checks
@@ -225,86 +93,6 @@ def _runs(subject: Subject) -> None:
             )
 
 
-class _Watched(TokenStats):
-    """Remembers which statistics are read."""
-
-    @classmethod
-    def of(cls, stats: TokenStats, seen: set[str]) -> _Watched:
-        made = cls(**{field.name: getattr(stats, field.name) for field in fields(stats)})
-        object.__setattr__(made, "seen", seen)
-        return made
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in STATS:
-            object.__getattribute__(self, "__dict__").get("seen", set()).add(name)
-        return object.__getattribute__(self, name)
-
-
-def _only(stats: TokenStats, wanted: frozenset[Stat]) -> TokenStats:
-    return TokenStats(**{stat: getattr(stats, stat) for stat in wanted})
-
-
-def _reads_what_it_declares(subject: Subject) -> None:
-    seen: dict[str, set[str]] = {"old": set(), "now": set(), "new": set()}
-    needs = Needs()
-    for case in subject.cases:
-        algorithm = subject.build()
-        needs = algorithm.needs
-        state = known(algorithm, case)
-        whole = _with_less(algorithm, case, copy.deepcopy(state), None, seen)
-        less = _with_less(algorithm, case, copy.deepcopy(state), needs, None)
-        if not subject.same(whole, less):
-            raise Broken(
-                f"its loss is {float(whole):.6g} with all statistics there and {float(less):.6g} with those alone that "
-                f"it declares ({_listed(needs)}): it reads one that it does not "
-                f"declare. Name it in `needs`.\n{table(case)}"
-            )
-    learnt = needs.grad - {"logprobs"}
-    for when, declared in (("old", needs.old), ("now", needs.now), ("grad", learnt), ("observe", needs.observe)):
-        if unread := declared - seen["new" if when in ("grad", "observe") else when]:
-            names = ", ".join(sorted(unread))
-            raise Broken(f"it declares Needs({when}={{{names}}}) and never reads that: leave it out, it costs a pass")
-
-
-def _with_less(
-    algorithm: Algorithm, case: Case, state: State, needs: Needs | None, seen: dict[str, set[str]] | None
-) -> Tensor:
-    """The loss with the statistics alone that are declared; None: with all there are, noting what is read."""
-    batch, new = replace(case.batch), case.new
-    values = case.new.get("values")
-    if needs is not None:
-        batch.old, batch.now = _only(batch.old, needs.old), _only(batch.now, needs.now)
-        new = _only(new, needs.grad | needs.observe)
-    elif seen is not None:
-        batch.old, batch.now = _Watched.of(batch.old, seen["old"]), _Watched.of(batch.now, seen["now"])
-        new = _Watched.of(new, seen["new"])
-    try:
-        targets = algorithm.advantage(batch, state)
-        if needs is not None:
-            kept = algorithm.reads | {"importance", "scalars", "credit", "coefs"}
-            gone: dict[str, Any] = {f.name: None for f in fields(targets) if f.name not in kept}
-            targets = replace(targets, **gone)
-            batch.old.logprobs = case.batch.old.logprobs  # the engine always gives it to the loss
-        loss, _ = algorithm.policy_loss(new, batch, targets)
-        if algorithm.value_loss is not None:
-            loss = loss + algorithm.value_loss(values, batch, targets)[0]
-    except (KeyError, AttributeError, TypeError) as error:
-        if needs is None:
-            raise
-        reads = ", ".join(sorted(algorithm.reads)) or "none"
-        raise Broken(
-            f"with the statistics alone that it declares ({_listed(needs)}) and the targets it says it reads ({reads}) "
-            f"it raised {type(error).__name__}: {error.args[0] if error.args else error}. Name in `needs` what it "
-            "reads of batch.old, batch.now and new, and in `reads` what it reads of targets"
-        ) from error
-    return loss.detach()
-
-
-def _listed(needs: Needs) -> str:
-    said = [f"{f.name}: {', '.join(sorted(getattr(needs, f.name)))}" for f in fields(needs) if getattr(needs, f.name)]
-    return "; ".join(said) or "none"
-
-
 def _cut(subject: Subject) -> None:
     chance = random.Random(subject.rigour.seed)
     for number, case in enumerate(subject.cases):
@@ -338,7 +126,7 @@ def _cut(subject: Subject) -> None:
                 raise Broken(
                     f"a part has other metrics than the whole ({odd}): give the same names each time. {where()}"
                 )
-            for name, (value, weight) in _numbers(some).items():
+            for name, (value, weight) in numbers(some).items():
                 sums = totals[name]
                 totals[name] = (
                     [max(sums[0], value) if sums[1] else value, 1.0]
@@ -354,7 +142,7 @@ def _cut(subject: Subject) -> None:
         for a, b in zip(gradients(total, case), gradients(whole, case), strict=True):
             if not subject.same(a, b):
                 raise Broken(f"the gradients of the parts do not add up to that of the whole. {where()}")
-        wholes = _numbers(metrics)
+        wholes = numbers(metrics)
         for name, pair in wholes.items():
             of = slice(0, 1) if name.endswith("_max") else slice(0, 2)
             if not subject.same(torch.tensor(totals[name][of]), torch.tensor(pair[of])):
@@ -363,7 +151,7 @@ def _cut(subject: Subject) -> None:
                     f"{totals[name][0]:.6g} with {totals[name][1]:.6g} in the parts together. {where()}"
                 )
         one, other = (remember(algorithm, sums, copy.deepcopy(state)) for sums in (totals, wholes))
-        if key := _state_differs(subject, one, other):
+        if key := state_differs(subject, one, other):
             raise Broken(
                 f"after_update leaves another {key!r} in the state with the parts than with the whole. {where()}"
             )
@@ -388,7 +176,7 @@ def _absent(subject: Subject) -> None:
             a, b = (each.scalars.get(name, math.nan) for each in (targets, small_targets))
             if not subject.same_numbers(float(a), float(b)):
                 raise Broken(f"the scalar {name!r} is {a:.6g}, and {b:.6g} without what is not there. {ask}. {where}")
-        if key := _state_differs(subject, state, small_state):
+        if key := state_differs(subject, state, small_state):
             raise Broken(f"what it remembers as {key!r} changes with what is not there. {ask}. {where}")
         outside = ~case.batch.mask
         for big, little in zip(gradients(loss, case), gradients(small_loss, small), strict=True):
@@ -396,7 +184,7 @@ def _absent(subject: Subject) -> None:
                 raise Broken(f"the gradient changes with what is not there. {ask}. {where}")
             if big[outside].any():  # NaN is, too
                 raise Broken(f"there is a gradient outside the policy's tokens. {ask}. {where}")
-        ours, theirs = _numbers(metrics), _numbers(small_metrics)
+        ours, theirs = numbers(metrics), numbers(small_metrics)
         for name in ours.keys() | theirs.keys():
             one, other_one = (torch.tensor(each.get(name, [math.nan])) for each in (ours, theirs))
             if one.shape != other_one.shape or not subject.same(one, other_one):
@@ -417,8 +205,8 @@ def _again(subject: Subject, change: Callable[[Case], tuple[Case, Sequence[int]]
             results.append((targets, loss, state))
         (targets, loss, state), (found, found_loss, found_state) = results
         mask = case.batch.mask[order]
-        for name, value in _flat(targets).items():
-            here = _flat(found).get(name)
+        for name, value in flat(targets).items():
+            here = flat(found).get(name)
             if here is not None and value.dim():
                 value, here = value[order], here[:, : mask.shape[1]] if here.dim() == 2 else here
                 value, here = (torch.where(mask, x, 0.0) if x.dim() == 2 else x for x in (value, here))
@@ -429,7 +217,7 @@ def _again(subject: Subject, change: Callable[[Case], tuple[Case, Sequence[int]]
                 f"the loss is {float(loss):.6g}, and with {what} {float(found_loss):.6g}. It must not depend on that.\n"
                 f"{table(case)}"
             )
-        if key := _state_differs(subject, state, found_state):
+        if key := state_differs(subject, state, found_state):
             raise Broken(f"what it remembers as {key!r} changes with {what}.\n{table(case)}")
 
 
@@ -528,7 +316,7 @@ def _state(subject: Subject) -> None:
                     "something is remembered outside of `state`, in a closure or an attribute, or drawn at random. "
                     "Keep it in the dict that the advantage is given"
                 )
-    if key := _state_differs(subject, state, restored):
+    if key := state_differs(subject, state, restored):
         raise Broken(f"resumed after update 2, the state holds another {key!r} after update 4 than without a stop")
 
 
@@ -542,9 +330,9 @@ def _said(name: str, then: Tensor, now: Tensor) -> str:
 def _update(algorithm: Algorithm, case: Case, state: State) -> dict[str, Tensor]:
     targets = algorithm.advantage(case.batch, state)
     loss, metrics = losses(algorithm, case.new, case.batch, targets)
-    remember(algorithm, _numbers(metrics), state)
+    remember(algorithm, numbers(metrics), state)
     mask = case.batch.mask
-    kept = {name: torch.where(mask, x, 0.0) if x.dim() == 2 else x for name, x in _flat(targets).items()}
+    kept = {name: torch.where(mask, x, 0.0) if x.dim() == 2 else x for name, x in flat(targets).items()}
     return {**kept, "loss": loss.detach()}
 
 
@@ -564,7 +352,7 @@ def _ranks(subject: Subject) -> None:
             for rows in (list(range(rank, count, 4)), list(range(rank + 2, count, 4))):
                 loss, metrics = losses(algorithm, case.new.rows(rows), case.batch.rows(rows), targets.rows(rows))
                 total += float(loss)
-                for name, (value, weight) in _numbers(metrics).items():
+                for name, (value, weight) in numbers(metrics).items():
                     sums = totals.setdefault(name, [0.0, 0.0])
                     sums[0], sums[1] = sums[0] + value, sums[1] + weight
         for algorithm, own in pair:
@@ -572,7 +360,7 @@ def _ranks(subject: Subject) -> None:
         if not subject.same_numbers(total, float(whole)):
             raise Broken(f"in update {number} two ranks have a loss of {total:.6g}, and one has {float(whole):.6g}")
         for rank, (_, own) in enumerate(pair):
-            if key := _state_differs(subject, own, state):
+            if key := state_differs(subject, own, state):
                 raise Broken(f"after update {number}, rank {rank} of two remembers another {key!r} than one rank")
 
 

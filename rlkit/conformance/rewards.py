@@ -16,7 +16,7 @@ from rlkit import data, registry
 from rlkit.config import ScoringConfig
 from rlkit.conformance.findings import Broken, Check, shown
 from rlkit.embedded import arithmetic, countdown, sorting
-from rlkit.errors import RlkitError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation.gold_check import FORMS
 from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.declarations import reward_declaration
@@ -85,6 +85,8 @@ def read_samples(path: str) -> list[Sample]:
     """What a reward is called with on the user's data: rows with a column `response` as they are, others with their
     golds as responses in several forms. At most 40. ConfigError for what cannot be read."""
     rows = data.read_rows(path)
+    if not rows:
+        raise ConfigError(f"{path} holds no rows to judge")
     prompt = data.present(rows, data.PROMPTS, "--data to a file with one", path)
     found: list[Sample] = []
     for number, row in enumerate(rows[:8], 1):
@@ -94,7 +96,9 @@ def read_samples(path: str) -> list[Sample]:
         responses = [str(row["response"])] if row.get("response") is not None else _responses(gold)
         rest = {name: value for name, value in row.items() if name not in (prompt, answer, "response")}
         for response in responses:
-            found.append(_sample(f"row {number}", len(found), str(row[prompt]), response, gold, rest, gold_cell(cell)))
+            found.append(
+                _sample(f"row {number}", len(found), data.cell(row, prompt), response, gold, rest, gold_cell(cell))
+            )
     return found
 
 
@@ -122,11 +126,11 @@ def _responses(gold: str) -> list[str]:
 
 
 def _sample(
-    prompt_id: str, index: int, prompt: str, response: str, answer: str, columns: dict[str, Any], gold: Any
+    prompt_id: str, index: int, prompt: Any, response: str, answer: str, columns: dict[str, Any], gold: Any
 ) -> Sample:
     return Sample(
         key=SampleKey(prompt_id, 1, 0, index),
-        prompt=prompt,
+        prompt=str(prompt),
         response=response,
         tokens=_tokens(response),
         answer=answer,

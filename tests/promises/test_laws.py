@@ -17,7 +17,7 @@ from random_batches import fresh_seed
 from rlkit import registry
 from rlkit.conformance.batches import NAN
 from rlkit.conformance.examining import examine
-from rlkit.conformance.learning import Rigour
+from rlkit.conformance.subject import Rigour
 
 GRPO_VARIANTS: list[dict[str, Any]] = [
     {},

@@ -266,7 +266,7 @@ SENTENCES = {
         "broken_curve": r"of the response '.*' it makes 1 alone, and 0\.\d+ in a call with '.*': which samples "
         r"come in one call is chance\. Judge each sample by itself",
         "broken_range": r"got \S+, outside the range \(0\.0, 1\.0\) that the reward declares\. The response: '",
-        "broken_columns_changed": r"changes the sample that it is given, of the response .+, which others read after",
+        "broken_columns_changed": r"it changes the sample that it is given, of the response '.*', which others read",
         "broken_hash": r"in one process and \S+ in another\. hash\(\) of a text differs between processes",
         "broken_parse": r"hostile responses break it: 5,000 digits after the marker: it raised ValueError: Exceeds the",
         "broken_count": r"returned \d+ results for \d+ samples: it must return one per sample",
@@ -423,6 +423,15 @@ def test_the_command_speaks_json(good: Path) -> None:
     assert "it made inf" in second["checks"][1]["said"]
 
 
+def test_a_module_stands_for_all_that_it_registers_and_what_it_prints_is_no_json(good: Path) -> None:
+    good.rename("module_to_check.py")
+    with Path("module_to_check.py").open("a") as file:
+        file.write("\n\nLoud.__call__ = lambda *_: print('a print')\n")
+    result = check("module_to_check", "-s", "stuck_check.prob=0.2", "--json")
+    assert [each["name"] for each in json.loads(result.stdout)] == ["stuck_check", "loud_check"]
+    assert "a print" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -437,12 +446,18 @@ def test_the_command_speaks_json(good: Path) -> None:
         ),
         (["good.py", "-s", "prob=1"], "-s prob=1: say whose option it is, as in -s stuck_check.OPTION=VALUE"),
         (["flip", "-s", "prob=1", "-s", "probb=1"], "unknown key 'probb'"),
+        (
+            ["flip", "-s", "prob=1", "--data", "rows.jsonl"],
+            "--data rows.jsonl: a file is for rewards, and there are none",
+        ),
+        (["exact", "--data", "rows.jsonl"], "rows.jsonl: none of the columns prompt, problem, question is there"),
         (["twice_check"], "'twice_check' is of several kinds: say rewards/twice_check or noise/twice_check"),
     ],
 )
 def test_what_cannot_be_loaded_ends_in_2(arguments: list[str], said: str, good: Path) -> None:
     Path("empty.py").write_text("x = 1\n")
     Path("typo.py").write_text("undefined_name\n")
+    Path("rows.jsonl").write_text('{"text": "1+1"}\n')
     for register in (registry.reward, registry.noise):
         register("twice_check")(lambda samples: [])
     result = check(*arguments)
