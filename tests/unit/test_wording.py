@@ -6,7 +6,19 @@ import math
 
 import pytest
 
-from rlkit.wording import counted, decimals, duration, number, percent, quoted, ranges, size, thousands, visible
+from rlkit.wording import (
+    counted,
+    decimals,
+    duration,
+    gold_answer,
+    number,
+    percent,
+    quoted,
+    ranges,
+    size,
+    thousands,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +79,18 @@ def test_visible_leaves_writing_as_it_is() -> None:
     written = "naïve ∑ 日本語 שלום\n\tdef f(): 👩\u200d👧 नमस्ते"
     assert visible(written) == written
     assert visible("a\r\x1b\x7f\x85\u2028\U000e0001") == "a␍␛␡\\x85\\u2028\\U000e0001"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("72", "72"),
+        ("He sold 48/2 = <<48/2=24>>24.\nSo 48 + 24 = 72.\n#### 72", "72"),
+        (r"Since $x = 2$, we get \boxed{1} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"an open \boxed{1", r"an open \boxed{1"),
+        ("Paris ####", "Paris ####"),
+        ("", ""),
+    ],
+)
+def test_the_answer_of_a_gold(gold: str, answer: str) -> None:
+    assert gold_answer(gold) == answer
