@@ -53,6 +53,21 @@ def size(count: float) -> str:
     return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
+def gold_answer(gold: str) -> str:
+    """The answer of a gold that is a worked solution: what follows its last ####, or stands in its last \\boxed{};
+    any other gold as it is. For people to read: what verifiers take for the answer is their own matter."""
+    _, marked, rest = gold.rpartition("####")
+    if marked and rest.strip():
+        return rest.strip()
+    _, boxed, rest = gold.rpartition("\\boxed{")
+    depth = 1
+    for at, character in enumerate(rest if boxed else ""):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[:at].strip() or gold
+    return gold
+
+
 def thousands(value: float) -> str:
     """How many, roughly: 512, 1.1k, 48k, 1.2M, 4B; a dash for what is not finite."""
     if not math.isfinite(value):

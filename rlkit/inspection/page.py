@@ -11,7 +11,7 @@ from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.surprises import KINDS
 from rlkit.inspection.words import alike, label, largest, short
 from rlkit.pages import as_json, render
-from rlkit.wording import ranges, visible
+from rlkit.wording import gold_answer, ranges, visible
 
 SIZE = 230_000
 """Characters of data after which no further prompt goes into a page: with its frame it stays below 300 KB."""
@@ -80,7 +80,7 @@ def _prompt(groups: Sequence[Group], surprises: Sequence[Mapping[str, set[int]]]
         "id": first.prompt_id,
         "occurrence": first.occurrence,
         "prompt": visible(first.prompt),
-        "gold": visible(first.gold),
+        "gold": visible(gold_answer(first.gold)),
         "groups": [
             {
                 "baseline": _short(group.baseline),

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.words import DASH, alike, decimals, label, largest, short, signed
-from rlkit.wording import number, ranges, visible
+from rlkit.wording import gold_answer, number, ranges, visible
 
 PROMPTS = 3
 """Shown where none was asked for."""
@@ -90,7 +90,7 @@ def show(
         console.print()
         console.print(Rule(Text(f"prompt {first.prompt_id}{again}", style="bold"), align="left", style="dim"))
         console.print(Text(_ending(first.prompt)))
-        console.print(Text(f"gold {visible(first.gold)}", style="dim"))
+        console.print(Text(f"gold {visible(gold_answer(first.gold))}", style="dim"))
         views = [
             Lines(*_group(step, group, kept, width, coloured, len(steps) > 1))
             for step, group, kept in zip(steps, groups, only, strict=True)

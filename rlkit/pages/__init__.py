@@ -2,9 +2,9 @@
 
 A page is a template in this folder that extends base.html, rendered by `render`. Templates have the globals
 `chart(Chart)`, `axis(clocks)`, `data(id, JSON)` and `palette`, and the filters `number`, `percent`, `duration`,
-`visible` and `code`. A script beside a template under its name (inspection.js) goes into its pages; no other script
-runs in them, wherever it comes from: a page's Content-Security-Policy names the scripts by their hashes, and forbids
-the network.
+`visible`, `gold_answer` and `code`. A script beside a template under its name (inspection.js) goes into its pages; no
+other script runs in them, wherever it comes from: a page's Content-Security-Policy names the scripts by their hashes,
+and forbids the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit.files import write_text
-from rlkit.wording import duration, number, percent, visible
+from rlkit.wording import duration, gold_answer, number, percent, visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -103,7 +103,7 @@ def render(template: str, file: Path, **context: Any) -> None:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {f.__name__: f for f in (number, percent, duration, visible, code)}
+    environment.filters |= {f.__name__: f for f in (number, percent, duration, visible, gold_answer, code)}
     environment.globals |= {"chart": chart, "axis": axis, "data": data, "palette": PALETTE}
     scripts = [HERE / "chart.js", HERE / f"{template}.js"]
     sources = [_markup("\n" + script.read_text()) for script in scripts if script.is_file()]

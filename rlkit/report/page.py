@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
 from rlkit.config import PluginRef, RunConfig
 from rlkit.errors import ConfigError
-from rlkit.pages import Chart, Series, render
+from rlkit.pages import Chart, Clock, Series, as_json, render
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series
+from rlkit.records.samples import step_files
 from rlkit.records.statistics import final_value, last_tenth
 from rlkit.report.curve import suite_of
+from rlkit.report.distributions import Step, by_prompt, histograms, read_steps
 from rlkit.report.panels import evaluation, learning, noise, parts, sections
-from rlkit.report.shown import of_three_steps
+from rlkit.report.stored import evenly, stored
 from rlkit.report.warnings import warnings_of
 from rlkit.wording import duration, number
 
@@ -54,7 +57,9 @@ def write(run: Path) -> Path:
         raise ConfigError(f"{folder.path} holds no metrics.jsonl: a report needs the numbers of the run")
     metrics, config = folder.read_metrics(), folder.read_config()
     phases = timing(metrics)
-    samples, damaged = of_three_steps(folder)
+    steps = list(step_files(folder.rollouts))
+    chosen = evenly(steps)
+    spread = read_steps(folder, chosen)
     render(
         "report",
         folder.report,
@@ -72,8 +77,13 @@ def write(run: Path) -> Path:
         sections=sections(metrics, config.model.dtype),
         phases=phases,
         seconds=_seconds_chart(metrics, phases),
-        samples=samples,
-        damaged=damaged,
+        clocks=_clocks(metrics),
+        by_prompt=by_prompt(spread),
+        spread=_spread(spread),
+        samples=stored(folder, chosen),
+        chosen=len(chosen),
+        steps=len(steps),
+        path=shlex.quote(str(folder.path)),
         settings=yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True),
         provenance=_provenance(folder),
     )
@@ -160,6 +170,23 @@ def _seconds_chart(metrics: Metrics, phases: Sequence[Phase]) -> Chart | None:
         if phase.name in labels
     ]
     return Chart("Seconds by phase", shown, y_label="seconds", y_min=0) if shown else None
+
+
+def _clocks(metrics: Metrics) -> dict[str, Clock]:
+    """What the steps took; nothing where it is not known of each of them."""
+    steps, seconds = series(metrics, "time/step_s")
+    measured, speed = series(metrics, "throughput/tokens_per_s")
+    if not steps:
+        return {}
+    tokens = [a * b for a, b in zip(seconds, speed, strict=True)] if measured == steps else []
+    return {"": Clock(steps, list(itertools.accumulate(tokens)), list(itertools.accumulate(seconds)))}
+
+
+def _spread(steps: Sequence[Step]) -> str | None:
+    """The histograms as JSON; None where there are none."""
+    made = histograms(steps)
+    shown = {"steps": [step.number for step in steps], "histograms": [asdict(each) for each in made]}
+    return as_json(shown) if made else None
 
 
 def _provenance(folder: RunFolder) -> list[tuple[str, str]]:

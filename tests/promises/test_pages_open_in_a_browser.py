@@ -73,6 +73,50 @@ def test_the_mouse_reads_a_chart_out(browser: Browser, page: Path) -> None:
         assert opened.evaluate("document.querySelector('.readout')") is None
 
 
+def test_samples_are_found_by_filters(browser: Browser, page: Path) -> None:
+    def choose(label: str, value: str) -> str:
+        return (
+            f"(field => {{ field.value = '{value}'; "
+            "for (const type of ['input', 'change']) field.dispatchEvent(new Event(type)) })"
+            "([...document.querySelectorAll('#filters label')]"
+            f".find(each => each.textContent.startsWith('{label}')).children[0])"
+        )
+
+    with browser.open(page) as opened:
+        matches = "document.getElementById('matches').textContent"
+        assert opened.evaluate(matches) == "240 of 240 samples"
+        assert opened.count("#found article") == 12
+        opened.evaluate("document.getElementById('more').click()")
+        assert opened.count("#found article") == 24
+        opened.evaluate(choose("step", "7"))
+        assert opened.evaluate(matches) == "3 of 240 samples"
+        assert opened.evaluate("document.getElementById('more').hidden")
+        opened.evaluate(choose("truncated", "true"))
+        assert opened.evaluate(matches) == "1 of 240 samples"
+        opened.evaluate(choose("truncated", ""))
+        opened.evaluate(choose("status", "timeout"))
+        said = opened.evaluate("document.querySelector('#found article').innerText")
+        assert "prompt 2 of step 7" in said
+        assert "no value" in said
+        opened.evaluate(choose("verdict", "true"))
+        assert opened.evaluate(matches) == "0 of 240 samples"
+        opened.evaluate(choose("status", "") + ";" + choose("verdict", "") + ";" + choose("text", "PROMPT 1 OF"))
+        assert opened.evaluate(matches) == "1 of 240 samples"
+        assert opened.complaints == []
+
+
+def test_histograms_follow_the_step(browser: Browser, page: Path) -> None:
+    with browser.open(page) as opened:
+        said = "document.querySelector('.histogram .said').textContent"
+        assert opened.evaluate("document.querySelector('#spread-step label').textContent") == "step 80"
+        opened.evaluate(
+            "(s => { s.value = 4; s.dispatchEvent(new Event('input')) })(document.querySelector('#spread-step input'))"
+        )
+        assert opened.evaluate("document.querySelector('#spread-step label').textContent") == "step 5"
+        opened.evaluate("document.querySelector('.bins div').dispatchEvent(new Event('pointerover'))")
+        assert opened.evaluate(said) == "0: 1 of 2 responses"
+
+
 def test_keys_read_a_chart_out(browser: Browser, page: Path) -> None:
     with browser.open(page) as opened:
         opened.evaluate("document.querySelector('.plot').focus()")

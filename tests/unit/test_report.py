@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import inspected
 import pytest
 from click.testing import CliRunner
 from made_run import HOSTILE, healthy, log_responses, make_run
@@ -21,8 +23,13 @@ from rlkit.assembly import run as runs
 from rlkit.commands.report import report as command
 from rlkit.config import load
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces.rewards import RewardResult
 from rlkit.pages import Chart, Series
+from rlkit.records.folder import RunFolder
+from rlkit.records.samples import read
+from rlkit.report.distributions import TITLES, Step, histograms
 from rlkit.report.page import timing
+from rlkit.wording import number
 
 
 def changed(values: Mapping[str, list[float]], seed: int = 0) -> list[dict[str, float]]:
@@ -153,14 +160,112 @@ def test_a_run_that_is_whole_gives_a_page_with_all_of_it(tmp_path: Path) -> None
         "Pass rate",
     } <= set(titles)
     assert {"Entropy", "Gradient norm, before clipping", "Clip share", "Truncated", "Seconds by phase"} <= set(titles)
-    for text in ("Step 1<", "Step 41<", "Step 80<", "prompt 0 of step 41", "gold 1", "a third", "status timeout"):
+    for text in ("prompt 0 of step 41", "prompt 0 of step 80", "gold 1", "a third", '"status":"timeout"'):
         assert text in page
-    assert "disturbed: the loss saw 0" in page
-    assert "no value" in page
-    assert "truncated</span>" in page
+    assert "Every sample of the run." in page
     assert "Learning rate: 0.0003" in page  # the same throughout
     assert "prompts_per_step: 16" in page
     assert len(page.encode()) < 300_000
+
+
+def data_of(page: str, id: str) -> Any:
+    found = re.search(rf'<script type="application/json" id="{id}">(.*?)</script>', page)
+    assert found, id
+    return json.loads(found[1])
+
+
+def test_the_samples_are_those_of_the_files(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(3), ["one", "two #### 2", "three"])
+    data = data_of(report.write(folder.path).read_text(), "stored")
+    rows = [(step, row) for step in (1, 2, 3) for row in read(folder.rollout_file(step)).to_pylist()]
+    assert len(data["samples"]) == len(rows) == 9
+    for sample, (step, row) in zip(data["samples"], rows, strict=True):
+        assert (sample["step"], sample["index"], sample["response"]) == (step, row["index"], row["response"])
+        assert data["prompts"][sample["prompt"]] == [row["prompt_id"], row["prompt"], row["answer"]]
+        assert sample["clean"] == (None if row["status"] == "timeout" else row["clean_reward"])
+        assert sample["reward"] == (row["reward"] if row["valid"] else None)
+        for key in ("status", "correct", "truncated"):
+            assert sample[key] == row[key]
+
+
+def test_of_many_and_long_samples_each_step_holds_some_and_it_is_said(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy(2))
+    for step in range(1, 151):
+        log_responses(folder, step, ["x" * 3000] * 10)
+    file = report.write(folder.path)
+    data = data_of(file.read_text(), "stored")
+    steps = [sample["step"] for sample in data["samples"]]
+    assert (steps[0], steps[-1], len({*steps})) == (1, 150, 100)
+    assert 400 < len(steps) < 1000
+    assert max(map(steps.count, steps)) <= min(map(steps.count, steps)) + 1
+    assert file.stat().st_size < 2_300_000
+    assert f"{len(steps)} of the 1,000 samples of 100 of the run's 150 steps" in file.read_text()
+
+
+MODEL = {"path": "embedded:xs", "dtype": "float32"}
+
+
+def test_histograms_count_what_the_files_hold(tmp_path: Path) -> None:
+    """Three groups of a step: all right, half right, one right of two with a value; then a step of one group."""
+    folder = RunFolder.create(tmp_path / "run", inspected.config("grpo", model=MODEL))
+    right, wrong = inspected.two_plus, inspected.wrong
+    lost = RewardResult(value=None, status="timeout")
+    shares = {"advantages": [0.5, -0.5, 0.25, 1.0, 2.0]}
+    groups = [
+        [right(**shares), right(**shares)],
+        [right(**shares), inspected.letters("6+6", result=wrong(), advantages=[-1.0, -1.0, -1.0, 1.0])],
+        [right(**shares), inspected.letters("7", result=wrong(), advantages=[0.0, 0.0]), right(result=lost)],
+    ]
+    inspected.write(folder, 1, groups)
+    inspected.write(folder, 2, [[right(result=wrong(), **shares), right(result=wrong(), **shares)]])
+    folder.log_metrics(1, {"reward/mean": 0.5})
+    page = report.write(folder.path).read_text()
+    shown = {each["title"]: each for each in data_of(page, "spread")["histograms"]}
+    assert data_of(page, "spread")["steps"] == [1, 2]
+
+    def counts(title: str, step: int) -> dict[str, dict[str, int]]:
+        each = shown[title]
+        rows = zip(each["names"], each["counts"][step], strict=True)
+        return {name: {b: n for b, n in zip(each["bins"], row, strict=True) if n} for name, row in rows}
+
+    assert counts("Reward, clean", 0) == {"responses": {"0": 2, "1": 4}}
+    assert counts("Reward, clean", 1) == {"responses": {"0": 2}}
+    assert "Reward with noise, as the loss sees it" not in shown
+    assert counts("Response length in tokens", 0) == {
+        "right": {"5": 4},
+        "wrong": {"2": 1, "4": 1},
+        "no verdict": {"5": 1},
+    }
+    assert counts("Pass rate of a prompt", 0) == {"prompts": {"0.5": 2, "1": 1}}
+    assert counts("Spread of rewards within a group (standard deviation)", 0) == {"groups": {"0": 1, "0.5": 2}}
+    tokens = [-1.0] * 3 + [1.0] + [0.0] * 2 + shares["advantages"] * 4
+    assert counts("Advantage of a token", 0) == {"tokens": {number(v): tokens.count(v) for v in sorted({*tokens})}}
+    chart = next(each for each in re.findall('json">(.*?)</script>', page) if "never, sometimes" in each)
+    drawn = {each["name"]: each["y"] for each in json.loads(chart)["series"]}
+    assert drawn == {"never": [0, 1], "sometimes": [0.6667, 0], "always": [0.3333, 0]}
+
+
+def test_many_values_are_counted_in_bins() -> None:
+    coins = random.Random(3)
+    values = [coins.gauss(0, 1) for _ in range(1000)]
+    step = Step(1, values={title: {} for title in TITLES} | {"Advantage of a token": {"tokens": values}})
+    (made,) = histograms([step])
+    (counts,) = made.counts[0]
+    width = (max(values) - min(values)) / 24
+    expected = [0] * 24
+    for value in values:
+        expected[min(23, int((value - min(values)) / width))] += 1
+    assert list(counts) == expected
+    assert len(made.bins) == 24
+
+
+def test_what_steps_took_is_what_the_metrics_say(tmp_path: Path) -> None:
+    rows = healthy(50)
+    clock = data_of(report.write(make_run(tmp_path / "run", rows).path).read_text(), "clocks")[""]
+    assert clock["steps"] == [*range(1, 51)]
+    assert clock["seconds"] == pytest.approx([0.2 * step for step in range(1, 51)])
+    tokens = [sum(row["time/step_s"] * row["throughput/tokens_per_s"] for row in rows[:step]) for step in range(1, 51)]
+    assert clock["tokens"] == pytest.approx(tokens, rel=1e-6)
 
 
 def test_a_long_run_s_page_stays_small(tmp_path: Path) -> None:
@@ -240,7 +345,7 @@ def test_a_damaged_rollout_is_left_out_and_said(tmp_path: Path) -> None:
     page = report.write(folder.path).read_text()
     assert re.search(r"Left out: \S*step-000003\.parquet is damaged .*: delete it, and rlkit does without", page)
     assert "prompt 0 of step 2" in page
-    assert "Step 3<" not in page
+    assert {sample["step"] for sample in data_of(page, "stored")["samples"]} == {1, 2}
     folder.rollout_file(3).unlink()
     assert "Left out" not in report.write(folder.path).read_text()
 
@@ -286,9 +391,9 @@ def test_phases_add_up_to_the_whole() -> None:
 def test_what_a_model_wrote_is_text(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "hostile", healthy(2), HOSTILE)
     page = report.write(folder.path).read_text()
-    assert "&lt;script&gt;document.title" in page
+    assert "\\u003cscript>document.title" in page
     assert not re.search(r"<img|<script>document", page)
-    assert "␛[31mred␛[0m ␇␀ \\u202egnihton \\x9b2J" in page
+    assert data_of(page, "stored")["samples"][2]["response"] == "␛[31mred␛[0m ␇␀ \\u202egnihton \\x9b2J"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 

@@ -12,6 +12,7 @@ from rlkit.wording import (
     duration,
     excerpt,
     folded,
+    gold_answer,
     number,
     percent,
     quoted,
@@ -104,3 +105,18 @@ def test_a_line_is_folded_at_words_and_stays_whole_where_there_is_no_terminal() 
     assert folded("x" * 100, 40, indent=4) == "x" * 40 + "\n    " + "x" * 36 + "\n    " + "x" * 24
     assert folded("short", 40) == "short"
     assert folded("a\tb " * 10, 40, indent=2).split() == ["a", "b"] * 10
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("72", "72"),
+        ("He sold 48/2 = <<48/2=24>>24.\nSo 48 + 24 = 72.\n#### 72", "72"),
+        (r"Since $x = 2$, we get \boxed{1} or \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"an open \boxed{1", r"an open \boxed{1"),
+        ("Paris ####", "Paris ####"),
+        ("", ""),
+    ],
+)
+def test_the_answer_of_a_gold(gold: str, answer: str) -> None:
+    assert gold_answer(gold) == answer
