@@ -343,7 +343,10 @@ def trained(config: RunConfig, *, resume: bool, quiet: bool, profile: int = 0) -
     from rlkit.assembly import run as runs
 
     run = Run(runs.train(config, resume=resume, quiet=quiet, profile=profile))
-    if not run.finished:
+    from rlkit.engine import distributed
+
+    # The main rank writes the files, and only it can tell; all must stop, or none.
+    if distributed.any_rank(distributed.main_rank() and not run.finished):
         raise KeyboardInterrupt(
             f"stopped after step {run.step} of {run.steps}, and all of it is saved: "
             f"rlkit.Run({str(run.folder)!r}).resume() goes on"

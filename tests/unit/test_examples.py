@@ -143,3 +143,28 @@ def test_a_sweep_is_read_back_as_a_table(place: Path, capsys: pytest.CaptureFixt
     assert example.main(steps=1, seeds="0", noise="none").folder == sweep.folder
     command, _ = commands("sweep_as_table")
     assert "8, of 20 steps each" in plan(command)
+
+
+def kinds(page: dict[str, Any]) -> list[list[tuple[str, list[str]]]]:
+    """What each code cell shows, without what it says."""
+    outputs = [cell["outputs"] for cell in page["cells"] if cell["cell_type"] == "code"]
+    return [[(each["output_type"], sorted(each.get("data", {}))) for each in cell] for cell in outputs]
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_plots_samples_and_compares(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES.parents[1] / "tools"))
+    import notebook
+
+    kept = json.loads((EXAMPLES / "training.ipynb").read_text())
+    assert len({cell["id"] for cell in kept["cells"]}) == len(kept["cells"])
+    small = json.loads((EXAMPLES / "training.ipynb").read_text().replace("steps=40", "steps=2"))
+    notebook.execute(small)
+    assert kinds(kept) == kinds(small)
+    first = "".join(small["cells"][1]["outputs"][0]["data"]["text/html"])
+    assert "vimpo, 2 of 2 steps" in first
+    assert "data:image/png;base64," in first
+    assert str(kinds(small)).count("image/png") == 2
+    made = {each: (place / "runs" / each / "metrics.jsonl").read_text() for each in ("first-vimpo", "first-grpo")}
+    notebook.execute(small)  # every cell once more: what is done is handed back
+    assert made == {each: (place / "runs" / each / "metrics.jsonl").read_text() for each in made}
