@@ -164,7 +164,6 @@ def test_a_folder_that_cannot_be_written_is_named(place: Path, monkeypatch: pyte
 @pytest.mark.slow
 def test_installed_they_are_known_and_their_tests_pass(place: Path) -> None:
     """From the folder above them, where folders of their names stand in the way of their modules."""
-    pytest.importorskip("rlkit.conformance")
     names = {kind: f"new_{kind}" for kind in scaffold.KINDS}
     for kind, name in names.items():
         assert rlkit("new", kind, name).exit_code == 0
