@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from rlkit.errors import nearest
 from rlkit.interfaces.declarations import (
     AdvantageDeclaration,
     LossDeclaration,
@@ -35,7 +36,7 @@ from rlkit.interfaces.declarations import (
     advantage_declaration,
     loss_declaration,
 )
-from rlkit.interfaces.names import Stat
+from rlkit.interfaces.names import STATS, TARGETS, Stat
 from rlkit.interfaces.rewards import SampleKey
 
 D = TypeVar("D")
@@ -145,7 +146,9 @@ class TokenStats(Rows):
     """The critic's V(s_t)."""
 
     def get(self, stat: Stat) -> Tensor:
-        """The tensor; KeyError, naming it, where nobody asked for it."""
+        """The tensor; KeyError, naming it, where nobody asked for it, or where there is none of the name."""
+        if stat not in STATS:
+            raise KeyError(f"there is no statistic {stat!r}{nearest(stat, STATS)}")
         value: Tensor | None = getattr(self, stat)
         if value is None:
             raise KeyError(f"{stat!r} was not computed: name it in `needs`")
@@ -212,7 +215,9 @@ class Targets(Rows):
     and `credit`, what the token adds to it, both in units of reward. `advantages` are kept without being named here."""
 
     def get(self, name: Literal["advantages", "scores", "returns", "importance"]) -> Tensor:
-        """The tensor; KeyError, naming it, where the Advantage did not give it."""
+        """The tensor; KeyError, naming it, where the Advantage did not give it, or where there is none of the name."""
+        if name not in TARGETS:
+            raise KeyError(f"Targets have no {name!r}{nearest(name, TARGETS)}")
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise KeyError(f"the advantage gave no {name!r}")

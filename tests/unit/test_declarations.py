@@ -26,7 +26,7 @@ from rlkit.interfaces.declarations import (
     loss_declaration,
     reward_declaration,
 )
-from rlkit.interfaces.learning import Algorithm, Targets
+from rlkit.interfaces.learning import Algorithm, Targets, TokenStats
 from rlkit.interfaces.names import STATS, TARGETS
 from rlkit.interfaces.rewards import Sample
 from rlkit.scoring import Scorer, WeightedReward, score
@@ -343,3 +343,10 @@ def test_a_reward_is_checked_before_it_scores() -> None:
         Scorer([WeightedReward("declarations_late", {"range": (1.0, 0.0)})], [], ScoringConfig())
     with Scorer([WeightedReward("declarations_late", {"range": (0.0, 1.0)}, 2.0)], [], ScoringConfig()) as scorer:
         assert scorer.range == (0.0, 2.0)
+
+
+def test_a_statistic_or_a_target_of_a_wrong_name_is_named_with_the_nearest() -> None:
+    with pytest.raises(KeyError, match=r"no statistic 'logprob'; did you mean 'logprobs'"):
+        TokenStats().get("logprob")  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"no 'advantage'; did you mean 'advantages'"):
+        Targets().get("advantage")  # type: ignore[arg-type]
