@@ -1,8 +1,9 @@
-"""A step as a page of its own: choose a prompt and what colours the tokens, touch a token, filter for surprises."""
+"""Steps as a page: choose step, prompt and what colours the tokens, touch a token, filter for surprises."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +15,83 @@ from rlkit.pages import as_json, render
 from rlkit.wording import gold_answer, ranges, visible
 
 SIZE = 230_000
-"""Characters of data after which no further prompt goes into a page: with its frame it stays below 300 KB."""
+"""Characters of data after which no further prompt of the step that was asked for goes into a page."""
+OTHERS = 1_500_000
+"""Characters of data of all other steps together, in equal shares."""
 COLOURS = ("credit", "advantages", "value", "entropy", "token_kl")
 """What tokens can be coloured by, where it was kept; all other numbers of a token show when it is touched."""
 
 
-def write(
-    file: Path,
-    steps: Sequence[Step],
-    rows: Sequence[Sequence[Group]],
-    surprises: Sequence[Mapping[str, set[int]]],
-    chosen: str | None,
-) -> int:
-    """Write the page: for each prompt, its group in each of the steps. Returns the number of prompts that it holds.
+@dataclass(frozen=True)
+class View:
+    """A step of one run, or of two beside each other."""
 
-    `surprises`: for each step, kind -> rows. `chosen`: the kind that the page begins with. The first prompt is always
-    held whole, and then as many as SIZE allows. Raises RlkitError where the file cannot be written.
+    steps: Sequence[Step]
+    """Of each run."""
+    rows: Sequence[Sequence[Group]]
+    """For each prompt, its group in each of the steps."""
+    surprises: Sequence[Mapping[str, set[int]]]
+    """For each of the steps, kind -> rows."""
+
+    @property
+    def number(self) -> int:
+        return self.steps[0].number
+
+
+def write(file: Path, asked: View, others: Iterable[View], count: int, chosen: str | None) -> int:
+    """Write the page, which begins with the step `asked` for. Returns the number of its prompts that the page holds.
+
+    `others`: further steps, `count` of them at most. `chosen`: the kind of surprise that the page begins with. The
+    first prompt of the step asked for is always held whole, and then as many as SIZE allows; of the others what fits
+    into their share. Raises RlkitError where the file cannot be written.
     """
-    prompts: list[str] = []
-    for groups in rows:
-        prompt = as_json(_prompt(groups, surprises))
-        if prompts and sum(map(len, prompts)) + len(prompt) > SIZE:
-            break
-        prompts.append(prompt)
+    held = {asked.number: _held(asked, SIZE)}
+    if not held[asked.number]:
+        held[asked.number] = [as_json(_prompt(asked.rows[0], asked.surprises))]
+    views = {asked.number: asked}
+    for view in others:
+        if prompts := _held(view, min(SIZE, OTHERS // count)):
+            views[view.number], held[view.number] = view, prompts
+    numbers = sorted(views)
     head = {
-        "runs": [_run(step) for step in steps],
         "kinds": {name: kind.label for name, kind in KINDS.items()},
         "chosen": chosen,
+        "begin": numbers.index(asked.number),
     }
-    data = as_json(head)[:-1] + ',"prompts":[' + ",".join(prompts) + "]}"
+    steps = [_step(views[number], held[number]) for number in numbers]
+    data = as_json(head)[:-1] + ',"steps":[' + ",".join(steps) + "]}"
     try:
         file.parent.mkdir(exist_ok=True)
         render(
             "inspection",
             file,
             inspected=data,
-            steps=steps,
-            notes=dict.fromkeys(note for step in steps for note in step.notes),
-            held=len(prompts),
-            count=len(rows),
+            steps=asked.steps,
         )
     except OSError as error:
         raise RlkitError(f"cannot write {file}: {error}") from error
-    return len(prompts)
+    return len(held[asked.number])
+
+
+def _held(view: View, size: int) -> list[str]:
+    """The first prompts of a step, as JSON, as many as fit."""
+    prompts: list[str] = []
+    for groups in view.rows:
+        prompt = as_json(_prompt(groups, view.surprises))
+        if sum(map(len, prompts)) + len(prompt) > size:
+            break
+        prompts.append(prompt)
+    return prompts
+
+
+def _step(view: View, prompts: Sequence[str]) -> str:
+    head = {
+        "number": view.number,
+        "runs": [_run(step) for step in view.steps],
+        "notes": [*dict.fromkeys(visible(note) for step in view.steps for note in step.notes)],
+        "count": len(view.rows),
+    }
+    return as_json(head)[:-1] + ',"prompts":[' + ",".join(prompts) + "]}"
 
 
 def _run(step: Step) -> dict[str, Any]:

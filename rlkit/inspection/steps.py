@@ -146,13 +146,18 @@ def choose_step(folders: Sequence[RunFolder], asked: int | None) -> int:
             raise ConfigError(f"{folder.path} has no samples of step {asked}; it has those of {ranges(steps)}")
     if asked is not None:
         return asked
-    common = set(there[0]).intersection(*there[1:])
+    common = {*common_steps(folders)}
     if not common:
         held = "; ".join(f"{f.path}: {ranges(s)}" for f, s in zip(folders, there, strict=True))
         raise ConfigError(f"the runs have no step in common: {held}")
     # Of the step in hand the samples are written before, and the credit after, it is learnt from.
     whole = common.intersection(*(step_files(folder.credit) for folder in folders))
     return max(whole or common)
+
+
+def common_steps(folders: Sequence[RunFolder]) -> list[int]:
+    """The steps of which all of the runs have samples, ascending."""
+    return sorted(set.intersection(*({*step_files(folder.rollouts)} for folder in folders)))
 
 
 def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], str], list[Piece]]) -> Step:

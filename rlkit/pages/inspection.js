@@ -3,8 +3,8 @@
 (() => {
   const data = JSON.parse(document.getElementById("inspection").textContent);
   const CENTRED = { credit: 0, advantages: 0, token_reward: 0 }; // drawn around this; `value` around the baseline
+  let now = data.steps[data.begin]; // the step that is shown
   const state = { prompt: 0, colour: null, kinds: new Set(data.chosen ? [data.chosen] : []) };
-  const names = [...new Set(data.runs.flatMap((run) => run.colours))];
 
   function make(parent, tag, text = "", attributes = {}) {
     const made = document.createElement(tag);
@@ -25,8 +25,38 @@
   const shown = (prompt) => prompt.groups.some((group) => group.responses.some(asked));
   const colourOf = (run) => (state.colour && run.colours.includes(state.colour) ? state.colour : run.first);
 
+  function slider() {
+    if (data.steps.length < 2) return;
+    const label = make(document.getElementById("steps"), "label", "step");
+    const input = make(label, "input", "", { type: "range", min: 0, max: data.steps.length - 1, value: data.begin });
+    input.addEventListener("input", () => {
+      const id = now.prompts[state.prompt]?.id;
+      now = data.steps[Number(input.value)];
+      state.prompt = Math.max(0, now.prompts.findIndex((prompt) => prompt.id === id));
+      controls();
+      draw();
+    });
+  }
+
+  // What is known of the step as a whole.
+  function heading() {
+    const box = document.getElementById("notes"), held = now.prompts.length;
+    const input = document.querySelector("#steps input");
+    document.getElementById("step").textContent = `Step ${now.number}`;
+    if (input) input.ariaValueText = `step ${now.number}`;
+    box.replaceChildren();
+    for (const note of now.notes) make(box, "p", `${note}.`);
+    if (held < now.count) {
+      const more = make(box, "p", `This page holds the first ${held} of ${now.count} prompts of this step; another: `);
+      make(more, "code", `rlkit inspect … --step ${now.number} --prompt ID`);
+    }
+    document.getElementById("curves").hidden = !now.runs.some((run) => run.labels.value);
+  }
+
   function controls() {
-    const box = document.getElementById("controls");
+    const box = document.getElementById("controls"), names = [...new Set(now.runs.flatMap((run) => run.colours))];
+    heading();
+    box.replaceChildren();
     const label = make(box, "div");
     make(label, "label", "prompt", { for: "choose" });
     const select = make(label, "select", "", { id: "choose" });
@@ -35,7 +65,7 @@
     if (names.length > 1) {
       const set = fieldset(box, "colour by");
       for (const name of names) {
-        const run = data.runs.find((each) => each.short[name]);
+        const run = now.runs.find((each) => each.short[name]);
         const button = make(set, "button", run.short[name], { type: "button", class: "pick", title: run.labels[name] });
         button.addEventListener("click", () => { state.colour = name; draw(); });
         button.dataset.colour = name;
@@ -43,7 +73,7 @@
     }
     const set = fieldset(box, "only responses with a surprise"), absent = [];
     for (const kind in data.kinds) {
-      const count = data.prompts.flatMap((p) => p.groups).flatMap((g) => g.responses).filter((r) => r.surprises.includes(kind)).reduce((sum, r) => sum + r.count, 0);
+      const count = now.prompts.flatMap((p) => p.groups).flatMap((g) => g.responses).filter((r) => r.surprises.includes(kind)).reduce((sum, r) => sum + r.count, 0);
       if (count === 0) absent.push(data.kinds[kind]);
       if (count === 0 && !state.kinds.has(kind)) continue;
       const button = make(set, "button", `${data.kinds[kind]} (${count})`, { type: "button", class: "pick" });
@@ -64,7 +94,7 @@
 
   function refresh() {
     const select = document.getElementById("choose");
-    const left = data.prompts.map((prompt, i) => [prompt, i]).filter(([prompt]) => shown(prompt));
+    const left = now.prompts.map((prompt, i) => [prompt, i]).filter(([prompt]) => shown(prompt));
     if (!left.some(([, i]) => i === state.prompt)) state.prompt = left.length ? left[0][1] : -1;
     select.replaceChildren();
     for (const [prompt, i] of left) {
@@ -75,7 +105,7 @@
     select.value = String(state.prompt);
     select.disabled = !left.length;
     for (const button of document.querySelectorAll("button.pick")) {
-      const on = button.dataset.kind ? state.kinds.has(button.dataset.kind) : button.dataset.colour === (state.colour ?? data.runs[0].first);
+      const on = button.dataset.kind ? state.kinds.has(button.dataset.kind) : button.dataset.colour === (state.colour ?? now.runs[0].first);
       button.setAttribute("aria-pressed", String(on));
     }
     document.getElementById("empty").hidden = left.length > 0;
@@ -88,11 +118,11 @@
     runs.replaceChildren();
     document.getElementById("hint").hidden = state.prompt < 0;
     if (state.prompt < 0) return;
-    const prompt = data.prompts[state.prompt];
+    const prompt = now.prompts[state.prompt];
     make(head, "h2", `Prompt ${prompt.id}`);
     make(head, "p", prompt.prompt, { class: "text" });
     make(head, "p", `gold ${prompt.gold}`, { class: "muted" });
-    prompt.groups.forEach((group, i) => drawRun(runs, data.runs[i], group));
+    prompt.groups.forEach((group, i) => drawRun(runs, now.runs[i], group));
   }
 
   // What is drawn strongest, for the whole group, so that its responses can be compared.
@@ -113,7 +143,7 @@
 
   function drawRun(parent, run, group) {
     const section = make(parent, "section");
-    if (data.runs.length > 1) make(section, "h3", `${run.name} (${run.algorithm})`);
+    if (now.runs.length > 1) make(section, "h3", `${run.name} (${run.algorithm})`);
     make(section, "p", `baseline, the group's mean reward: ${number(group.baseline)}`, { class: "muted" });
     const name = colourOf(run);
     const scale = name ? scaleOf(name, group) : null;
@@ -243,7 +273,7 @@
     return made;
   }
 
-  document.getElementById("curves").hidden = !data.runs.some((run) => run.labels.value);
+  slider();
   controls();
   draw();
 })();

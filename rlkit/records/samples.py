@@ -27,6 +27,13 @@ def step_files(folder: Path) -> dict[int, Path]:
     return {step: files[step] for step in sorted(files)}
 
 
+def evenly(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many of them (two or more), evenly spaced, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[at * (len(steps) - 1) // (most - 1)] for at in range(most)]
+
+
 def column_names(file: Path) -> list[str]:
     """RlkitError, saying what to do, for a file that is damaged or not there."""
     with _opened(file) as parquet:

@@ -15,12 +15,12 @@ from rlkit.errors import ConfigError
 from rlkit.pages import Chart, Clock, Series, as_json, render
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series
-from rlkit.records.samples import step_files
+from rlkit.records.samples import evenly, step_files
 from rlkit.records.statistics import final_value, last_tenth
 from rlkit.report.curve import suite_of
 from rlkit.report.distributions import Step, by_prompt, histograms, read_steps
 from rlkit.report.panels import evaluation, learning, noise, parts, sections
-from rlkit.report.stored import evenly, stored
+from rlkit.report.stored import STEPS, stored
 from rlkit.report.warnings import warnings_of
 from rlkit.wording import duration, number
 
@@ -58,7 +58,7 @@ def write(run: Path) -> Path:
     metrics, config = folder.read_metrics(), folder.read_config()
     phases = timing(metrics)
     steps = list(step_files(folder.rollouts))
-    chosen = evenly(steps)
+    chosen = evenly(steps, STEPS)
     spread = read_steps(folder, chosen)
     render(
         "report",

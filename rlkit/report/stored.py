@@ -38,13 +38,6 @@ class Stored:
     """What is wrong with the files that cannot be read."""
 
 
-def evenly(steps: Sequence[int]) -> list[int]:
-    """At most STEPS of them, the first and the last among them."""
-    if len(steps) <= STEPS:
-        return list(steps)
-    return [steps[at * (len(steps) - 1) // (STEPS - 1)] for at in range(STEPS)]
-
-
 def stored(run: RunFolder, steps: Sequence[int]) -> Stored:
     """The samples of these steps, as far as they find room."""
     files = step_files(run.rollouts)

@@ -110,7 +110,7 @@ def test_what_is_left_out_is_said(folder: RunFolder) -> None:
     alone = shown([folder], prompt="0003")
     assert "prompt 0003ab" in alone
     assert "prompts more" not in alone
-    assert alone.splitlines()[-1].endswith("inspection/step-000001-0003.html")
+    assert alone.splitlines()[-1].endswith("inspection/steps-0003.html")
 
 
 def test_only_surprises(folder: RunFolder) -> None:
@@ -146,7 +146,7 @@ def test_html_and_control_codes_are_shown_as_text(folder: RunFolder) -> None:
     assert "\x1b]" not in said
     assert "\u202e" not in said
     assert "␛[2J" in said
-    page = (folder.path / "inspection" / "step-000001.html").read_text()
+    page = (folder.path / "inspection" / "steps.html").read_text()
     assert "<img" not in page
     assert page.count("</script>") == page.count("<script")
     assert not set("\x1b\x07\u202e") & set(page)
@@ -164,7 +164,9 @@ def test_the_page_holds_what_is_known(folder: RunFolder) -> None:
     credit = [0.05, -0.0123456, float("nan"), 0.0, 0.0]
     write(folder, 1, [[two_plus(credit=credit, value=[0.5] * 5, noisy=0.0), two_plus(credit=credit, value=[0.5] * 5)]])
     shown([folder])
-    data = data_of(folder.path / "inspection" / "step-000001.html")
+    data = data_of(folder.path / "inspection" / "steps.html")
+    assert [step["number"] for step in data["steps"]] == [1]
+    (data,) = data["steps"]
     assert data["runs"][0]["colours"] == ["credit", "value"]
     assert data["runs"][0]["labels"]["value"] == "implied value V(s_t)"
     first = data["prompts"][0]["groups"][0]["responses"][0]
@@ -177,12 +179,72 @@ def test_a_page_stays_small_and_says_what_it_holds(folder: RunFolder) -> None:
     long = Sampled([9, *[13] * 900], "6" + "+" * 900, credit=[0.123] * 901, value=[0.456] * 901)
     write(folder, 1, [[long] for _ in range(40)])
     said = shown([folder])
-    page = folder.path / "inspection" / "step-000001.html"
-    held = len(data_of(page)["prompts"])
+    page = folder.path / "inspection" / "steps.html"
+    (step,) = data_of(page)["steps"]
+    held = len(step["prompts"])
     assert page.stat().st_size < 300_000
     assert 1 < held < 40
     assert f"page (the first {held} of 40 prompts)" in said
-    assert f"This page holds the first {held} of 40 prompts" in page.read_text()
+    assert step["count"] == 40
+
+
+def test_a_page_holds_steps_of_the_whole_run_and_begins_with_the_one_asked_for(folder: RunFolder) -> None:
+    for step in range(1, 31):
+        write(folder, step, [[two_plus(credit=[step / 100, 0, 0, 0, 0])]])
+    folder.rollout_file(30).write_bytes(b"damaged")
+    shown([folder], step=8)
+    data = data_of(folder.path / "inspection" / "steps.html")
+    numbers = [step["number"] for step in data["steps"]]
+    assert numbers == sorted({*(1 + at * 29 // 19 for at in range(19)), 8})
+    assert numbers[data["begin"]] == 8
+    for step in data["steps"]:
+        credit = step["prompts"][0]["groups"][0]["responses"][0]["series"]["credit"]
+        assert credit[0] == pytest.approx(step["number"] / 100)
+
+
+def test_other_steps_have_their_share_of_the_page(folder: RunFolder) -> None:
+    long = Sampled([9, *[13] * 900], "6" + "+" * 900, credit=[0.123] * 901, value=[0.456] * 901)
+    for step in range(1, 21):
+        write(folder, step, [[long] for _ in range(10)])
+    shown([folder])
+    page = folder.path / "inspection" / "steps.html"
+    steps = data_of(page)["steps"]
+    assert len(steps) == 20
+    assert all(0 < len(step["prompts"]) < 10 for step in steps[:-1])
+    assert len(steps[-1]["prompts"]) > len(steps[0]["prompts"])
+    assert page.stat().st_size < 1_900_000
+
+
+def test_a_gold_is_shown_as_its_answer(folder: RunFolder) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write(folder, 1, [[two_plus()]])
+    file = folder.rollout_file(1)
+    rows = pq.read_table(file).drop_columns(["answer"])
+    pq.write_table(rows.append_column("answer", pa.array(["2 and 2 make 4.\n#### 4"])), file)
+    assert "gold 4\n" in shown([folder])
+    (step,) = data_of(folder.path / "inspection" / "steps.html")["steps"]
+    assert step["prompts"][0]["gold"] == "4"
+
+
+def test_the_slider_goes_to_another_step(folder: RunFolder, browser: Browser) -> None:
+    write(folder, 1, [[two_plus(credit=[0.5, 0, 0, 0, 0])], [two_plus()]], ["a=", "b="])
+    write(folder, 2, [[two_plus(credit=[0.25, 0, 0, 0, 0])], [two_plus(noisy=0.0)]], ["a=", "b="])
+    shown([folder])
+    with browser.open(folder.path / "inspection" / "steps.html", PHONE) as at:
+        heading = "document.getElementById('step').textContent"
+        assert at.evaluate(heading) == "Step 2"
+        at.evaluate("(s => { s.value = '1'; s.dispatchEvent(new Event('change')) })(document.querySelector('select'))")
+        assert "changed by noise (1)" in at.evaluate("document.getElementById('controls').textContent")
+        at.evaluate(
+            "(s => { s.value = 0; s.dispatchEvent(new Event('input')) })(document.querySelector('#steps input'))"
+        )
+        assert at.evaluate(heading) == "Step 1"
+        assert at.evaluate("document.querySelector('#prompt .text').textContent") == "b="
+        assert "changed by noise (" not in at.evaluate("document.getElementById('controls').textContent")
+        assert at.evaluate("document.documentElement.scrollWidth") <= PHONE
+        assert at.complaints == []
 
 
 @pytest.fixture
@@ -209,8 +271,8 @@ def test_two_runs_side_by_side(pair: tuple[RunFolder, RunFolder], width: int) ->
     assert all(("ppo (ppo)" in line) == (width == 140) for line in beside)
     assert "implied value V(s_t)" in plain
     assert "critic's value V(s_t)" in plain
-    assert plain.rstrip().endswith("step-000001-with-ppo.html")
-    assert len(data_of(pair[0].path / "inspection" / "step-000001-with-ppo.html")["prompts"]) == 3
+    assert plain.rstrip().endswith("steps-with-ppo.html")
+    assert len(data_of(pair[0].path / "inspection" / "steps-with-ppo.html")["steps"][0]["prompts"]) == 3
 
 
 def test_the_page_in_a_browser(pair: tuple[RunFolder, RunFolder], browser: Browser) -> None:
@@ -221,7 +283,7 @@ def test_the_page_in_a_browser(pair: tuple[RunFolder, RunFolder], browser: Brows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shown(pair)
-    page = pair[0].path / "inspection" / "step-000001-with-ppo.html"
+    page = pair[0].path / "inspection" / "steps-with-ppo.html"
     for width in (PHONE, DESKTOP):
         for dark in (False, True):
             with browser.open(page, width, dark) as at:
@@ -278,7 +340,7 @@ def test_the_command(folder: RunFolder) -> None:
     done = run(folder.path)
     assert done.exit_code == 0, done.output
     assert "+0.050" in done.output
-    assert (folder.path / "inspection" / "step-000001.html").is_file()
+    assert (folder.path / "inspection" / "steps.html").is_file()
 
 
 @pytest.mark.parametrize(
