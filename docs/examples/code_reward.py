@@ -4,7 +4,7 @@ From the shell, once the script has written `programs.jsonl`:
 
     rlkit run gsm8k_smollm2 --algo grpo -s model.path=Qwen/Qwen2.5-Coder-0.5B-Instruct \
         -s 'data={path: programs.jsonl, answer: tests, chat: true}' -s 'reward={kind: code, partial: true}' \
-        -s scoring.timeout_s=10 -s batch.prompts_per_step=3 -s steps=50 --name programs
+        -s scoring.timeout_s=10 -s batch.prompts_per_step=3 --steps 50 --name programs
 """
 
 from __future__ import annotations

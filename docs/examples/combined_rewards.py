@@ -3,7 +3,7 @@ r"""Several rewards with weights: the right number, and a penalty that grows wit
 From the shell:
 
     rlkit run embedded_xs -s 'reward=[final_answer, {kind: length, max_tokens: 30, buffer: 20, weight: 0.3}]' \
-        -s steps=40 --name combined
+        --steps 40 --name combined
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 From the shell:
 
-    rlkit run gsm8k_smollm2 --algo grpo -s steps=200 -s optimizer.lr=5e-6 --name gsm8k
+    rlkit run gsm8k_smollm2 --algo grpo --steps 200 --lr 5e-6 --name gsm8k
 
 The same with files and a model of your own: `python gsm8k_smollm2.py MODEL TRAIN.jsonl TEST.jsonl`.
 """

@@ -2,8 +2,8 @@
 
 From the shell, with this file in the working directory:
 
-    rlkit run embedded_xs --plugin own_algorithm.py --algo others -s steps=40 --name others
-    rlkit run embedded_xs --algo grpo -s steps=40 --name grpo
+    rlkit run embedded_xs --plugin own_algorithm.py --algo others --steps 40 --name others
+    rlkit run embedded_xs --algo grpo --steps 40 --name grpo
     rlkit compare runs/others runs/grpo
 """
 

@@ -2,7 +2,7 @@
 
 From the shell, with this file in the working directory:
 
-    rlkit run embedded_xs --plugin own_reward.py -s reward.kind=short -s reward.limit=15 -s steps=40 --name short
+    rlkit run embedded_xs --plugin own_reward.py -s reward.kind=short -s reward.limit=15 --steps 40 --name short
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 From the shell:
 
-    rlkit sweep --algos vimpo,grpo --seeds 0-1 --noise none,group_flip:0.25 --base embedded_xs -s steps=20 --name noisy
+    rlkit sweep --algos vimpo,grpo --seeds 0-1 --noise none,group_flip:0.25 --base embedded_xs --steps 20 --name noisy
     rlkit compare runs/noisy
 """
 
