@@ -18,178 +18,23 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
-import re
 import sys
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from rlkit import modules
 from rlkit.blame import Blame, importing_plugin, place, shown
-from rlkit.errors import ConfigError, PluginLoadError, SettingsError, module_of, nearest, origin
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
-KINDS: tuple[Kind, ...] = typing.get_args(Kind)
+from rlkit.errors import ConfigError, PluginLoadError, module_of, nearest, origin
+from rlkit.mistakes import explain
+from rlkit.plugin import KINDS as KINDS
+from rlkit.plugin import Kind as Kind
+from rlkit.plugin import Plugin as Plugin
+from rlkit.plugin import singular
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Plugin:
-    kind: Kind
-    name: str
-    factory: Callable[..., Any]
-    origin: str
-    """module:name and file, for messages."""
-    distribution: str
-    """The installed package it comes from, with its version, or the file it was loaded from."""
-    homes: tuple[str, ...]
-    """What another process loads to have it too: modules, or the file it was loaded from."""
-
-    @property
-    def doc(self) -> str:
-        """Its docstring."""
-        return inspect.getdoc(_whole(self.factory)) or ""
-
-    @property
-    def summary(self) -> str:
-        """The first line of its docstring."""
-        return self.doc.partition("\n")[0]
-
-    @property
-    def noun(self) -> str:
-        """What one of its kind is called."""
-        return _singular(self.kind)
-
-    @property
-    def place(self) -> tuple[Path, int] | None:
-        """The file in which it is written, and the line at which it begins there; None where no file holds it."""
-        written: Any = inspect.unwrap(_whole(self.factory))
-        written = written if inspect.isroutine(written) or inspect.isclass(written) else type(written)
-        try:
-            return Path(inspect.getsourcefile(written) or ""), inspect.getsourcelines(written)[1]
-        except (OSError, TypeError):
-            return None
-
-    @property
-    def is_class(self) -> bool:
-        """It makes what it stands for, and is not that itself."""
-        return inspect.isclass(_whole(self.factory))
-
-    @functools.cached_property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Those of its signature; none where it has no signature, as some built-in functions."""
-        try:
-            return inspect.signature(self.factory).parameters
-        except (TypeError, ValueError):
-            return {}
-
-    @functools.cached_property
-    def options(self) -> type[BaseModel]:
-        """The pydantic model of its options. Unknown keys are refused.
-
-        Raises ConfigError where an option has a name that the config needs for itself.
-        """
-        model = self._options()
-        taken = {"kind": "names the plugin"}
-        if self.kind == "rewards":
-            taken["weight"] = "is the reward's share in the sum of several"
-        for key in sorted(taken.keys() & set(_keys(model))):
-            raise ConfigError(
-                f"{_singular(self.kind)} {self.name!r}, {self.origin}: it has an option {key!r}, which no config could "
-                f"set, for there {key!r} {taken[key]}. Rename the option"
-            )
-        return model
-
-    def _options(self) -> type[BaseModel]:
-        config = self._hint("config") if "config" in self.parameters else None
-        if inspect.isclass(config) and issubclass(config, BaseModel):
-            if config.model_config.get("extra", "ignore") != "ignore":
-                return config
-            # pydantic's own default would let a misspelt option pass.
-            return type(
-                config.__name__, (config,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__}
-            )
-        fields: dict[str, Any] = {}
-        options = [name for name, each in self.parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY]
-        meanings = _meanings(self.doc, options)
-        for name in options:
-            hint, default = self._hint(name), self.parameters[name].default
-            if name in meanings:
-                hint = Annotated[hint, Field(description=meanings[name])]
-            fields[name] = (hint, ... if default is inspect.Parameter.empty else default)
-        return create_model(f"{self.name}_options", __config__=ConfigDict(extra="forbid"), **fields)
-
-    def _hint(self, name: str) -> Any:
-        """The annotation of a parameter. No other is looked at: that of the samples may hold names which only a type
-        checker knows."""
-        annotation = self.parameters[name].annotation
-        if annotation is inspect.Parameter.empty:
-            return Any
-        function: Any = inspect.unwrap(_whole(self.factory))
-        if inspect.isclass(function):
-            function = function.__init__
-        elif not hasattr(function, "__globals__"):
-            function = vars(type(function)).get("__call__", function)
-        # No class or module: of any other object, get_type_hints takes names from where it is told to.
-        alone = SimpleNamespace(__annotations__={name: annotation})
-        try:
-            names = getattr(inspect.unwrap(function), "__globals__", {})
-            return typing.get_type_hints(alone, globalns=names, include_extras=True)[name]
-        except (NameError, AttributeError, SyntaxError, TypeError) as error:
-            raise ConfigError(
-                f"{_singular(self.kind)} {self.name!r}, {self.origin}: the annotation of its option {name!r} "
-                f"({annotation}) cannot be resolved, so no value can be checked against it: {error}. Import what it "
-                "names at the top of the file, outside of `if TYPE_CHECKING`"
-            ) from error
-
-
-def _whole(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """What a partial is a part of; anything else as it is."""
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    return factory
-
-
-def paragraphs(doc: str, options: Sequence[str]) -> list[str]:
-    """A docstring's paragraphs, but for what it says of options."""
-    split = [" ".join(part.split()) for part in re.split(r"\n\s*\n", doc)]
-    return [part for part in split if part and part.partition(":")[0].partition(" (")[0] not in options]
-
-
-def _meanings(doc: str, options: Sequence[str]) -> dict[str, str]:
-    """What a docstring says of each option: in lines that begin with `name: `, each up to the next one or an empty
-    line."""
-    found: dict[str, str] = {}
-    current = None
-    for line in doc.splitlines():
-        begun = re.match(r"\s*(\w+)(?: \([^)]*\))?: +(.*)", line)
-        if begun and begun[1] in options:
-            current = begun[1]
-            found[current] = begun[2]
-        elif not line.strip():
-            current = None
-        elif current is not None:
-            found[current] += f" {line.strip()}"
-    return found
-
-
-def _keys(model: type[BaseModel]) -> Iterator[str | int]:
-    """The names under which its fields are given, aliases among them."""
-    for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        for key in (name, *(alias.choices if isinstance(alias, AliasChoices) else [alias])):
-            if key is not None:
-                yield key.path[0] if isinstance(key, AliasPath) else key
-
 
 _plugins: dict[tuple[Kind, str], Plugin] = {}
 _loading_from: str | None = None
@@ -220,7 +65,7 @@ def register(kind: Kind, name: str) -> Callable[[F], F]:
     """Decorator: make a factory known under a name. ConfigError where the name is taken."""
     if not isinstance(name, str):
         called = getattr(name, "__name__", "mine")
-        raise ConfigError(f"{origin(name)}: give the plugin a name, as in @{_singular(kind)}({called!r})")
+        raise ConfigError(f"{origin(name)}: give the plugin a name, as in @{singular(kind)}({called!r})")
 
     def add(factory: F) -> F:
         here = sys._getframe(1)
@@ -455,8 +300,8 @@ def find(kind: Kind, name: str) -> Plugin:
         raise ConfigError(f"{kind}: the name {name!r} is registered twice, by {places}. Uninstall one of them.")
     if (kind, name) not in _plugins:
         if not points:
-            raise ConfigError(f"unknown {_singular(kind)} {name!r}{nearest(name, names(kind))}")
-        with importing_plugin(f"{_singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})", None):
+            raise ConfigError(f"unknown {singular(kind)} {name!r}{nearest(name, names(kind))}")
+        with importing_plugin(f"{singular(kind)} {name!r} ({points[0].value} of {_distribution(points[0])})", None):
             factory = points[0].load()
         if (kind, name) not in _plugins:
             _add(Plugin(kind, name, factory, origin(factory), _distribution(points[0]), (points[0].module,)))
@@ -528,7 +373,7 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     cannot be, and for a factory that raises or makes what cannot stand for its kind.
     """
     plugin = find(kind, name)
-    model = validate_options(plugin, options, where=_singular(kind))
+    model = validate_options(plugin, options, where=singular(kind))
     values = {field: getattr(model, field) for field in type(model).model_fields}
     has_config = "config" in plugin.parameters
     if kind == "rewards" and not plugin.is_class and not has_config:
@@ -537,7 +382,7 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
         partial = functools.partial(plugin.factory, **values)
         functools.update_wrapper(partial, plugin.factory)
         return partial
-    blame = Blame(f"{_singular(kind)} {name!r}", "its factory", plugin.factory, PluginLoadError)
+    blame = Blame(f"{singular(kind)} {name!r}", "its factory", plugin.factory, PluginLoadError)
     with blame:
         built = plugin.factory(model, *context) if has_config else plugin.factory(*context, **values)
     lacks = [method for method in _METHODS.get(kind, ()) if not callable(getattr(built, method, None))]
@@ -562,74 +407,3 @@ def validate_options(plugin: Plugin, options: dict[str, Any], where: str) -> Bas
         return plugin.options.model_validate(options)
     except ValidationError as error:
         raise explain(error, plugin.options, where) from error
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> SettingsError:
-    """One sentence for each mistake: the key, where it stands, and what to do."""
-    mistakes = []
-    for item in error.errors():
-        inside, path = _walked(model, item["loc"])
-        path = [where, *path] if where else path
-        mistakes.append((path, _said(item, path, inside)))
-    return SettingsError(mistakes)
-
-
-def _said(item: ErrorDetails, path: list[str], inside: type[BaseModel] | None) -> str:
-    key = ".".join(path)
-    match item["type"]:
-        case "extra_forbidden":
-            known = inside.model_fields if inside else {}
-            place = f"in {'.'.join(path[:-1])!r}" if path[:-1] else "at the top level"
-            return f"unknown key {path[-1]!r} {place}{nearest(path[-1], known)}"
-        case "missing" if path[-1] == "kind":
-            return f"{key!r} is missing: name the plugin whose options these are"
-        case "union_tag_invalid":
-            tags = [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
-            tag = item["ctx"]["tag"]
-            return f"{key!r}: there is no {tag!r}{nearest(tag, tags)}"
-        case "missing":
-            return f"{key!r} is missing: it has no default"
-        case "value_error":
-            prefix = f"{key!r}: " if path else ""
-            return prefix + str(item["ctx"]["error"])
-        case "model_type" | "model_attributes_type":
-            return f"{key!r}: should hold keys and values of its own (got {item['input']!r})"
-        case "list_type":
-            return f"{key!r}: should be a list, as in -s '{key}=[a, b]' (got {item['input']!r})"
-        case "string_type":
-            return (
-                f"{key!r}: should be text (got {item['input']!r}). If YAML has made that of a text, put quotes around "
-                f"it, which the shell must leave there, as in -s '{key}=\"no\"'"
-            )
-    said = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key!r}: {said} (got {item['input']!r})"
-
-
-def _walked(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
-    """The model that holds the last part of an error's location, and the location as a user writes it: pydantic puts
-    the kind of a section that has several into it."""
-    path: list[str] = []
-    among: list[type[BaseModel]] = []
-    for at, part in enumerate(location):
-        tagged = [each for each in among if "kind" in each.model_fields and each.model_fields["kind"].default == part]
-        if tagged and (model is None or part not in model.model_fields):
-            model, among = tagged[0], []
-            continue
-        path.append(str(part))
-        if isinstance(part, int) or model is None or at == len(location) - 1:
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        among = [each for each in _members(annotation) if inspect.isclass(each) and issubclass(each, BaseModel)]
-        model = among[0] if among else None
-    return model, path
-
-
-def _members(annotation: Any) -> Iterator[Any]:
-    """The annotation and all that its unions, lists and Annotated are made of."""
-    yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _members(inner)
-
-
-def _singular(kind: Kind) -> str:
-    return {"losses": "loss", "noise": "noise"}.get(kind, kind[:-1])

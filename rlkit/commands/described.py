@@ -16,6 +16,7 @@ from rlkit.commands.hints import meant
 from rlkit.config.keys import LISTS, PLUGINS, SHORT, Key, as_yaml, keys
 from rlkit.config.sections import RewardRef, RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
+from rlkit.plugin import paragraphs
 
 LONGEST_SHOWN = 60
 """Characters of a default that are shown; a judge's template has more."""
@@ -24,7 +25,7 @@ LONGEST_SHOWN = 60
 def plugin_page(plugin: registry.Plugin) -> str:
     """A plugin's page: what it does, its options, where it is written, and how a config names it."""
     options = list(keys(plugin.options))
-    doc = registry.paragraphs(plugin.doc, [key.name for key in options])
+    doc = paragraphs(plugin.doc, [key.name for key in options])
     source = ":".join(map(str, plugin.place)) if plugin.place else plugin.origin
     parts = [f"{plugin.name}  ({plugin.kind}, of {plugin.distribution})", *map(_filled, doc)]
     parts += ["options:" if options else "It has no options.", *map(option, options)]

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rlkit import registry
 from rlkit.config.keys import full_name
 from rlkit.config.places import Places
 from rlkit.config.sections import RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
+from rlkit.mistakes import explain
 
 
 def presets() -> dict[str, str]:
@@ -51,7 +51,7 @@ def load(
     try:
         return RunConfig.model_validate(data).read_from(places)
     except ValidationError as error:
-        raise places.point(registry.explain(error, RunConfig), in_file=True) from error
+        raise places.point(explain(error, RunConfig), in_file=True) from error
 
 
 def _read(source: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from rlkit.blame import Blame, shown
 from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
 from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
+from rlkit.mistakes import explain
 
 if TYPE_CHECKING:
     from rlkit.interfaces.learning import Algorithm
@@ -122,7 +123,7 @@ def _checked(config: RunConfig) -> RunConfig:
         return RunConfig.model_validate(config.model_dump(warnings=False)).read_from(config.places)
     except ValidationError as error:
         # Not where the file has it: what was assigned later is wrong.
-        raise ConfigError(str(registry.explain(error, RunConfig))) from error
+        raise ConfigError(str(explain(error, RunConfig))) from error
 
 
 def _own_reference(algorithm: Algorithm, name: str) -> Reference:

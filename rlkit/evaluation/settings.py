@@ -9,11 +9,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlkit import config as configs
-from rlkit import registry
 from rlkit.config import ModelConfig, PluginRef, Positive, Ref, Rewards, ScoringConfig, Section, StopTexts
 from rlkit.data import NO_GOLDS, Problem
 from rlkit.errors import ConfigError
 from rlkit.evaluation.suites import OpenSuite
+from rlkit.mistakes import explain
 
 OF_OWN_DATA = ("prompt", "answer", "template", "subset", "split", "reward")
 """Settings that a suite has already."""
@@ -119,7 +119,7 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     try:
         return EvaluationConfig.model_validate(data)
     except ValidationError as error:
-        raise registry.explain(error, EvaluationConfig) from error
+        raise explain(error, EvaluationConfig) from error
 
 
 def samples_of(suite: OpenSuite, config: EvaluationConfig) -> int:

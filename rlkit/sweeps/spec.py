@@ -20,6 +20,7 @@ from rlkit.config import RunConfig, Section
 from rlkit.config.keys import SHORT
 from rlkit.config.places import Places
 from rlkit.errors import ConfigError, SettingsError, nearest
+from rlkit.mistakes import explain
 from rlkit.sweeps.labels import is_own, settings_label
 
 Settings = dict[str, Any]
@@ -214,7 +215,7 @@ def load(source: str | None, given: Mapping[str, Any]) -> SweepConfig:
     try:
         spec = SweepConfig.model_validate(data)
     except ValidationError as error:
-        raise places.point(registry.explain(error, SweepConfig), in_file=True) from error
+        raise places.point(explain(error, SweepConfig), in_file=True) from error
     spec._places = places
     return spec
 
