@@ -14,6 +14,7 @@ from rlkit.interfaces.declarations import Needs
 from rlkit.interfaces.learning import Advantage, Batch, Rollout, State, Targets
 from rlkit.interfaces.names import Stat
 from rlkit.ops.gae import gae as estimate
+from rlkit.ops.gae import token_rewards
 from rlkit.ops.masked import group_mean, group_size, group_std, masked_var, whiten
 from rlkit.registry import advantage
 
@@ -123,15 +124,6 @@ class GaeAdvantage:
             scalars["critic/explained_variance"] = 1 - float(masked_var(returns - values, mask)) / spread
         advantages = whiten(advantages, mask, WHITEN_FLOOR)
         return Targets(advantages=advantages, returns=returns, scalars=scalars, credit={"value": values})
-
-
-def token_rewards(rollout: Rollout) -> Tensor:
-    """[B, T]: `token_reward` within each response's length; without one, the reward at the policy's last token."""
-    columns = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
-    if rollout.token_reward is not None:
-        return torch.where(columns < rollout.length.unsqueeze(1), rollout.token_reward, 0.0)
-    last = torch.where(rollout.mask, columns, -1).amax(1)
-    return torch.where(columns == last.unsqueeze(1), rollout.reward.unsqueeze(1), 0.0)
 
 
 @advantage("gae")

@@ -1,10 +1,21 @@
-"""Generalised advantage estimation (arXiv 1506.02438) over the policy's own tokens."""
+"""Rewards along a response, what follows a token of them, and generalised advantage estimation (arXiv 1506.02438)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rlkit.interfaces.learning import Rollout
+
+
+def token_rewards(rollout: Rollout) -> Tensor:
+    """[B, T]: `token_reward` within each response's length; without one, the reward at the policy's last token."""
+    columns = torch.arange(rollout.mask.shape[1], device=rollout.mask.device)
+    if rollout.token_reward is not None:
+        return torch.where(columns < rollout.length.unsqueeze(1), rollout.token_reward, 0.0)
+    last = torch.where(rollout.mask, columns, -1).amax(1)
+    return torch.where(columns == last.unsqueeze(1), rollout.reward.unsqueeze(1), 0.0)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float = 1.0, gamma: float = 1.0) -> Tensor:

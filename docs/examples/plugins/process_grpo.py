@@ -11,11 +11,11 @@ token. Without them there is one step, the response, and this is GRPO.
 from __future__ import annotations
 
 import torch
-from rlkit_algorithms.advantages import STD_EPS, token_rewards
+from rlkit_algorithms.advantages import STD_EPS
 from rlkit_algorithms.losses import Aggregation, ClipLoss, ClipLossConfig
 
 from rlkit import Algorithm, Batch, State, Targets, algorithm
-from rlkit.ops.gae import gae
+from rlkit.ops.gae import gae, token_rewards
 from rlkit.ops.masked import group_mean, group_std
 
 

@@ -13,11 +13,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from rlkit_algorithms.advantages import token_rewards
 from rlkit_algorithms.losses import Aggregation, ClipLoss, ClipLossConfig, NonNegative
 
 from rlkit import Algorithm, Batch, Needs, State, Targets, algorithm
-from rlkit.ops.gae import gae
+from rlkit.ops.gae import gae, token_rewards
 from rlkit.ops.masked import group_mean, whiten
 
 FLOOR = 1e-4  # of the deviation: equal returns differ by rounding
