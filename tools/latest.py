@@ -54,9 +54,11 @@ def install(folder: Path, gpu: bool) -> Path:
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "install", "-q", "--upgrade", "--upgrade-strategy", "eager"]
     extras = "wandb,tensorboard,dev" + (",vllm" if gpu else "")
-    index = [] if gpu else ["--extra-index-url", TORCH_INDEX, "--retries", "0"]
-    subprocess.run([*pip, "pip", "setuptools", "wheel"], check=True)
-    subprocess.run([*pip, *index, "-e", f"{ROOT}[{extras}]"], check=True)
+    index = [] if gpu else ["--extra-index-url", TORCH_INDEX]
+    # An index that cannot be reached is asked for each package: once will do.
+    environment = {**os.environ, "PIP_RETRIES": "0"}
+    subprocess.run([*pip, "pip", "setuptools", "wheel"], check=True, env=environment)
+    subprocess.run([*pip, *index, "-e", f"{ROOT}[{extras}]"], check=True, env=environment)
     return python
 
 
