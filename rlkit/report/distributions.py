@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rlkit.errors import RlkitError
@@ -23,9 +24,12 @@ FEW = 12
 """Values that differ: with no more of them, each has a bar of its own."""
 SAME = 1e-3
 """Numbers that differ by less, relative to the largest, are one for a picture: ratios of a float32 run are all 1."""
-COLUMNS = ("group", "reward", "clean_reward", "status", "correct", "valid", "tokens", "mask")
+FACTS = ["group", "reward", "clean_reward", "status", "correct", "valid"]
+COLUMNS = (*FACTS, "tokens", "mask")
 
-Values = Mapping[str, Sequence[float]]
+Array = NDArray[np.float64]
+
+Values = Mapping[str, Sequence[float] | Array]
 """Numbers of a step, by what they are called beside the others."""
 
 
@@ -75,7 +79,9 @@ def read_steps(run: RunFolder, steps: Sequence[int]) -> list[Step]:
 
 
 def _read(run: RunFolder, step: int) -> Step:
-    rows = read(run.rollout_file(step), COLUMNS, optional=("logprobs", "sampler_logprobs")).to_pylist()
+    table = read(run.rollout_file(step), COLUMNS, optional=("logprobs", "sampler_logprobs"))
+    # What is kept of tokens stays in arrays: there are too many of them for lists.
+    rows = table.select(FACTS).append_column("length", pc.list_value_length(table["tokens"])).to_pylist()
     said = {True: "right", False: "wrong", None: "no verdict"}
     clean = [row["clean_reward"] for row in rows if row["status"] not in VALUELESS]
     seen = [row["reward"] for row in rows if row["valid"]]
@@ -88,36 +94,46 @@ def _read(run: RunFolder, step: int) -> Step:
     inside = [[row["reward"] for row in each if row["valid"]] for each in groups.values()]
     lengths: dict[str, list[float]] = {name: [] for name in said.values()}
     for row in rows:
-        lengths[said[row["correct"]]].append(len(row["tokens"]))
+        lengths[said[row["correct"]]].append(row["length"])
     values: tuple[Values, ...] = (
         {"responses": clean},
         {"responses": seen if noisy else []},
         {name: each for name, each in lengths.items() if each},
         {"prompts": passed},
         {"groups": [float(np.std(each)) for each in inside if len(each) > 1]},
-        {"tokens": _advantages(run, step, rows)},
-        {"tokens": _ratios(rows)},
+        {"tokens": _advantages(run, step, table["mask"])},
+        {"tokens": _ratios(table)},
     )
     return Step(step, passed, dict(zip(TITLES, values, strict=True)))
 
 
-def _advantages(run: RunFolder, step: int, rows: Sequence[dict[str, Any]]) -> list[float]:
+def _advantages(run: RunFolder, step: int, mask: pa.ChunkedArray) -> Array:
     try:
-        kept = read(run.credit_file(step), ["row"], optional=("advantages",)).to_pylist()
+        kept = read(run.credit_file(step), ["row"], optional=("advantages",))
     except RlkitError:
-        return []
-    pairs = ((each.get("advantages") or [], rows[each["row"]]["mask"]) for each in kept)
-    return [v for numbers, mask in pairs for v, acts in zip(numbers, mask, strict=True) if acts and math.isfinite(v)]
+        return np.zeros(0)
+    if "advantages" not in kept.column_names:
+        return np.zeros(0)
+    acts = _flat(mask.take(kept["row"]))
+    return _finite(_flat(kept["advantages"])[acts])
 
 
-def _ratios(rows: Sequence[dict[str, Any]]) -> list[float]:
-    found = []
-    for row in rows:
-        trainer, sampler = row.get("logprobs"), row.get("sampler_logprobs")
-        if trainer and sampler:
-            pairs = zip(trainer, sampler, row["mask"], strict=True)
-            found += [math.exp(min(a - b, 50)) for a, b, acts in pairs if acts and math.isfinite(a - b)]
-    return found
+def _ratios(table: pa.Table) -> Array:
+    if not {"logprobs", "sampler_logprobs"} <= {*table.column_names}:
+        return np.zeros(0)
+    kept = table.filter(pc.is_valid(table["logprobs"]))
+    gap = _flat(kept["logprobs"]) - _flat(kept["sampler_logprobs"])
+    # exp(50) is off any chart, and does not overflow.
+    return np.asarray(np.exp(np.minimum(_finite(gap[_flat(kept["mask"])]), 50)))
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The numbers of all rows, one after the other."""
+    return np.asarray(pc.list_flatten(column).to_numpy())
+
+
+def _finite(values: Array) -> Array:
+    return np.asarray(values[np.isfinite(values)])
 
 
 def histograms(steps: Sequence[Step]) -> list[Histogram]:
@@ -127,7 +143,8 @@ def histograms(steps: Sequence[Step]) -> list[Histogram]:
 
 def _histogram(title: str, of: str, steps: Sequence[Step]) -> Histogram | None:
     names = list(dict.fromkeys(name for step in steps for name in step.values[title]))
-    every = np.array([v for step in steps for each in step.values[title].values() for v in each], dtype=np.float64)
+    found = [np.asarray(each, dtype=np.float64) for step in steps for each in step.values[title].values()]
+    every = np.concatenate(found) if found else np.zeros(0)
     if not len(every) or np.ptp(every) <= SAME * np.abs(every).max():
         return None
     distinct = np.unique(every.round(6))
@@ -144,7 +161,7 @@ def _histogram(title: str, of: str, steps: Sequence[Step]) -> Histogram | None:
     return Histogram(title, of, bins, names, counts)
 
 
-def _counted(values: Sequence[float], edges: NDArray[np.float64]) -> list[int]:
+def _counted(values: Sequence[float] | Array, edges: Array) -> list[int]:
     """How many lie in each bin; what is on an inner edge belongs to the bin above."""
     places = np.clip(np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right") - 1, 0, len(edges) - 2)
     return [int(count) for count in np.bincount(places, minlength=len(edges) - 1)]

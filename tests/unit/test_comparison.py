@@ -18,7 +18,10 @@ from synthetic_runs import Metrics, rising, write_rollout, write_run
 
 from rlkit.cli import main
 from rlkit.comparison import Comparison, compare, text, write
+from rlkit.comparison.csv_files import write_tables
 from rlkit.comparison.forest import forests
+from rlkit.comparison.latex import write_latex
+from rlkit.comparison.page import write_page
 from rlkit.comparison.runs import read_runs
 from rlkit.comparison.seeds import t_quantile
 from rlkit.errors import ConfigError, RlkitError
@@ -227,6 +230,18 @@ def test_the_forest_plot_is_to_scale(tmp_path: Path) -> None:
             assert line.low == pytest.approx(clean.zero + unit * d.low, abs=0.01)
             assert line.width == pytest.approx(unit * (d.high - d.low), abs=0.01)
             assert 0 < line.low < line.low + line.width < 100
+
+
+def test_the_page_s_differences_are_those_of_the_file(tmp_path: Path) -> None:
+    compared = compare(pair_up(tmp_path, {"vimpo": (0.5, 0.62, 0.7), "grpo": (0.45, 0.6, 0.6)}))
+    page = write_page(compared, tmp_path / "comparison.html").read_text()
+    write_tables(compared, tmp_path)
+    rows = [row for row in csv.DictReader((tmp_path / "pairs.csv").open()) if row["statistic"] == "final"]
+    assert len(rows) == 2
+    for row in rows:
+        mean, low, high = (float(row[name]) for name in ("difference", "low", "high"))
+        numbers = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        assert f'<strong>vimpo - grpo</strong> <span class="muted num">{numbers}</span>' in page
 
 
 def test_what_holds_alone_may_not_hold_among_all_pairs(tmp_path: Path) -> None:
@@ -453,8 +468,7 @@ def test_tables_hold_every_metric_and_every_digit(tmp_path: Path) -> None:
 
 def test_tables_for_latex_hold_what_the_page_shows(tmp_path: Path) -> None:
     compared = compare(pair_up(tmp_path, {"vimpo_100%": (0.5, 0.61, 0.7), "grpo": (0.45, 0.6, 0.6)}))
-    write(compared, tmp_path / "out")
-    arms, pairs = ((tmp_path / "out" / f"{name}.tex").read_text().splitlines() for name in ("arms", "pairs"))
+    arms, pairs = (file.read_text().splitlines() for file in write_latex(compared, tmp_path))
     for lines in (arms, pairs):
         assert lines[0].startswith(r"\begin{tabular}{")
         assert (lines[1], *lines[-2:]) == (r"\toprule", r"\bottomrule", r"\end{tabular}")
@@ -474,8 +488,7 @@ def test_the_x_axis_can_be_steps_tokens_or_time(tmp_path: Path, browser: Browser
 
     paths = [write_run(tmp_path / f"a{seed}", "vimpo", seed, metrics=slow) for seed in (0, 1)]
     paths += [write_run(tmp_path / f"b{seed}", "grpo", seed) for seed in (0, 1)]
-    (page_file, *_) = write(compare(paths), tmp_path / "out")
-    with browser.open(page_file) as page:
+    with browser.open(write_page(compare(paths), tmp_path / "page.html")) as page:
 
         def ends(axis: str) -> list[str]:
             at = ["steps", "tokens", "time"].index(axis)
@@ -494,8 +507,8 @@ def test_the_x_axis_can_be_steps_tokens_or_time(tmp_path: Path, browser: Browser
 
 
 def test_without_a_clock_there_is_no_choice_of_axis(tmp_path: Path) -> None:
-    (page, *_) = write(compare([write_run(tmp_path / "a", metrics=lambda step: {"reward/clean": 0.5})]), tmp_path / "o")
-    assert 'id="axis"' not in page.read_text()
+    compared = compare([write_run(tmp_path / "a", metrics=lambda step: {"reward/clean": 0.5})])
+    assert 'id="axis"' not in write_page(compared, tmp_path / "page.html").read_text()
 
 
 def test_page_shows_responses_as_text(tmp_path: Path) -> None:

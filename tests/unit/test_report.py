@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import inspected
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from made_run import HOSTILE, healthy, log_responses, make_run
@@ -243,6 +245,20 @@ def test_histograms_count_what_the_files_hold(tmp_path: Path) -> None:
     chart = next(each for each in re.findall('json">(.*?)</script>', page) if "never, sometimes" in each)
     drawn = {each["name"]: each["y"] for each in json.loads(chart)["series"]}
     assert drawn == {"never": [0, 1], "sometimes": [0.6667, 0], "always": [0.3333, 0]}
+
+
+def test_ratios_are_of_the_tokens_that_were_kept(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", inspected.config("grpo", model=MODEL))
+    inspected.write(folder, 1, [[inspected.two_plus(others=(1,)), inspected.two_plus(), inspected.two_plus()]])
+    file = folder.rollout_file(1)
+    rows = pq.read_table(file)
+    at = -0.5 + math.log(2)  # the sampler's are -0.5 throughout
+    logprobs = [[at, 9.0, -0.5, -0.5, at], [-0.5, -0.5, math.nan, at, at], None]
+    pq.write_table(rows.append_column("logprobs", pa.array(logprobs, pa.list_(pa.float64()))), file)
+    folder.log_metrics(1, {"reward/mean": 0.5})
+    shown = {each["title"]: each for each in data_of(report.write(folder.path).read_text(), "spread")["histograms"]}
+    ratios = shown["Ratio of trainer to sampler before the updates"]
+    assert (ratios["of"], ratios["bins"], ratios["counts"]) == ("tokens", ["1", "2"], [[[4, 4]]])
 
 
 def test_many_values_are_counted_in_bins() -> None:
