@@ -12,7 +12,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from rlkit import data, registry
+from rlkit import data, distribution, registry
 from rlkit.config import ScoringConfig
 from rlkit.conformance.findings import Broken, Check, shown
 from rlkit.embedded import arithmetic, countdown, sorting
@@ -74,7 +74,7 @@ def checks(plugin: Plugin, options: dict[str, Any], samples: Sequence[Sample] | 
 
 def elsewhere(plugin: Plugin, options: dict[str, Any]) -> str | None:
     """Why a reward cannot be checked here; None: it can."""
-    if plugin.distribution.startswith("rlkit "):
+    if plugin.distribution.startswith(f"{distribution.NAME} "):
         if plugin.name == "function" and options.get("url"):
             return "it asks a server over the network"
         return ELSEWHERE.get(plugin.name)

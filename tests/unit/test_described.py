@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from rlkit import config as configs
-from rlkit import registry
+from rlkit import distribution, registry
 from rlkit.cli import main
 from rlkit.config.keys import keys
 from rlkit.config.schema import schema
@@ -66,7 +66,7 @@ def said(*arguments: str) -> str:
 def test_every_option_that_ships_has_a_meaning(kind: registry.Kind) -> None:
     for name in registry.names(kind):
         plugin = registry.find(kind, name)
-        if plugin.distribution.startswith("rlkit "):
+        if plugin.distribution.startswith(f"{distribution.NAME} "):
             assert [key.name for key in keys(plugin.options) if not key.meaning] == [], f"{kind} {name}"
 
 
