@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from browser import browser
 from rank_worker import models, two_ranks
 from wandb_files import no_wandb_key
+
+from rlkit import registry
 
 __all__ = ["browser", "models", "no_wandb_key", "two_ranks"]
 
 # A shell that starts the tests in its background has them, and what they start, ignore interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_loaded_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests of a file have loaded from files that they wrote is unknown to those of the next one."""
+    yield
+    made = tmp_path_factory.getbasetemp()
+    for key, plugin in list(registry._plugins.items()):
+        if any(Path(home).is_relative_to(made) for home in plugin.homes):
+            del registry._plugins[key]
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").is_relative_to(made):
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(made)]

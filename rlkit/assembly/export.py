@@ -36,7 +36,7 @@ def export(run: Path, folder: Path, *, merged: bool = False, base: str | None = 
         else:
             shutil.copytree(model, folder)
         metrics = source.read_metrics()
-        curve.draw(metrics, folder / card.PICTURE, title=source.path.resolve().name)
+        curve.draw(metrics, folder / source.learning_curve.name, title=source.path.resolve().name)
         exported = card.Exported(
             name=name or folder.resolve().name,
             base=base,

@@ -14,11 +14,10 @@ from typing import Any
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.conformance.findings import Broken, Check
+from rlkit.records.folder import RunFolder
 from rlkit.registry import Plugin
 from rlkit.tracking import RunInfo, Tracker
 
-OURS = ("config.yaml", "metrics.jsonl", "provenance.json", "rollouts/step-000001.parquet")
-"""What the run itself writes into its folder."""
 ODD = {
     "reward/mean": math.nan,
     "policy/loss": math.inf,
@@ -45,10 +44,11 @@ class _Subject:
     def __init__(self, plugin: Plugin, options: dict[str, Any], place: Path) -> None:
         self.plugin, self.options, self.place = plugin, options, place
         self.folder = place / "runs" / "checked"
-        for name in OURS:
-            file = self.folder / name
+        run = RunFolder(self.folder)
+        self.ours = (run.config_file, run.metrics_file, run.provenance_file, run.rollout_file(1))
+        for file in self.ours:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(name)
+            file.write_text(file.name)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -71,8 +71,12 @@ class _Subject:
                 ) from error
 
     def samples(self) -> None:
-        row: dict[str, Any] = {"prompt": "47+85=", "response": "#### 132", "reward": 1.0, "answer": "132"}
-        for rows in ([row], [], [row | {"response": HOSTILE, "reward": math.nan, "answer": ""}] * 2):
+        row: dict[str, Any] = {
+            "prompt": "47+85=", "question": "47+85=", "response": "#### 132", "answer": "132", "found": "132",
+            "reward": 1.0, "clean_reward": 1.0, "status": "ok", "length": 8, "truncated": False,
+        }  # fmt: skip
+        hostile = {"response": HOSTILE, "reward": None, "clean_reward": None, "status": "error", "found": None}
+        for rows in ([row], [], [row | hostile | {"answer": ""}] * 2):
             try:
                 self.tracker.log_samples(4, rows)
             except Exception as error:
@@ -83,9 +87,9 @@ class _Subject:
         self.tracker.log(2, {"reward/mean": 0.5})
 
     def stays(self) -> None:
-        for name in OURS:
-            if not (self.folder / name).is_file() or (self.folder / name).read_text() != name:
-                raise Broken(f"it changed the run's own {name}: write files of other names")
+        for file in self.ours:
+            if not file.is_file() or file.read_text() != file.name:
+                raise Broken(f"it changed the run's own {file.name}: write files of other names")
         outside = [
             path.relative_to(self.place)
             for path in self.place.rglob("*")

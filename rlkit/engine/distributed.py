@@ -98,7 +98,7 @@ def first_to_say(text: str) -> bool:
         return True
     key = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
     try:
-        return int(dist.distributed_c10d._get_default_store().add(f"rlkit/said/{key}", 1)) == 1
+        return int(dist.distributed_c10d._get_default_store().add(f"rlkit said {key}", 1)) == 1
     except (RuntimeError, ValueError):  # rank 0, which keeps the store, has ended, and has said why
         return False
 

@@ -20,7 +20,6 @@ from rlkit.records.metrics import Metrics, held_out_names, last_step, series
 from rlkit.report.curve import suite_of
 from rlkit.wording import counted, number, quoted
 
-PICTURE = "learning_curve.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
@@ -62,7 +61,7 @@ def card(run: RunFolder, exported: Exported) -> str:
         f"# {exported.name.rpartition('/')[2]}",
         f"{what} by reinforcement learning from verifiable rewards: the algorithm `{config.algo.kind}` on "
         f"{_data(config.data.path)}, with rlkit {versions.get('rlkit', '(version unknown)')}.",
-        f"![Reward and pass rate over the steps]({PICTURE})",
+        f"![Reward and pass rate over the steps]({run.learning_curve.name})",
         f"## Use\n\n{_use(config, exported)}",
         "## Training\n\n" + _table(("", ""), _training(config, metrics, versions, exported.adapter)),
         f"## Evaluation\n\n{_evaluation(run, metrics)}",

@@ -12,7 +12,7 @@ from rlkit.records.folder import RunFolder
 
 def test_a_run_and_one_from_its_export(tmp_path: Path) -> None:
     settings = ["sampler=vllm", "eval.problems=64", f"out={tmp_path}", "sampling.check_every=2"]
-    first = rlkit.train(configs.load("embedded_xs", ["name=first", "steps=8", *settings]), quiet=True)
+    first = rlkit.train(configs.load("embedded_xs", ["name=first", "steps=8", *settings]), quiet=True).folder
     metrics = RunFolder.open(first).read_metrics()
     assert metrics[-1]["reward/mean"] > metrics[1]["reward/mean"] + 0.1
     assert max(row["sampler/gap_max"] for row in metrics[1:]) < 1e-4

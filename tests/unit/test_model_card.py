@@ -41,7 +41,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "steps=2", "batch.prompts_per_step=4", "eval.problems=8", "optimizer.lr=1e-2", f"model.path={folder}/base",
         "model.lora.rank=4", f"out={folder}", "name=run", "noise=[{kind: group_flip, prob: 0.25}]",
     ]  # fmt: skip
-    return rlkit.train(configs.load("embedded_xs", settings, algo="grpo"), quiet=True)
+    return rlkit.train(configs.load("embedded_xs", settings, algo="grpo"), quiet=True).folder
 
 
 def test_a_lora_run_gives_its_adapter_or_the_merged_model(lora: Path, tmp_path: Path) -> None:
