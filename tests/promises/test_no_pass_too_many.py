@@ -383,7 +383,6 @@ def test_an_update_that_was_not_made_is_not_remembered(models: dict[str, Path]) 
         "policy": engine_of(config),
         "reference": engine_of(settings(models["reference"]), frozen=True),
     }
-    learner = learner_of(algorithm, config, engines)
     batch, _ = random_batch(fresh_seed(), rows=16)
     loss = algorithm.policy_loss
 
@@ -391,12 +390,12 @@ def test_an_update_that_was_not_made_is_not_remembered(models: dict[str, Path]) 
         value, metrics = loss(*args)
         return value * float("inf"), metrics
 
-    learner.algorithm = dataclasses.replace(algorithm, policy_loss=broken)
     broken.needs, broken.reads = algorithm.needs, algorithm.reads  # type: ignore[attr-defined]
+    learner = learner_of(dataclasses.replace(algorithm, policy_loss=broken), config, engines)
     with pytest.warns(UserWarning, match="not finite"):
         learner.learn(batch.rollout, learner.measure(batch.rollout, 1), 1)
     assert learner.state.algorithm == {}
-    learner.algorithm = algorithm
+    learner = learner_of(algorithm, config, engines)
     learner.learn(batch.rollout, learner.measure(batch.rollout, 2), 2)
     assert learner.state.algorithm.keys() == {"mean", "variance"}
 
