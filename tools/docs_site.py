@@ -1,10 +1,13 @@
-"""What mkdocs does besides: pages that the code writes, formulas as MathML, no links out of docs/. See mkdocs.yml."""
+"""What mkdocs does besides: pages and excerpts that the code writes, formulas as MathML, no links out of docs/. See
+mkdocs.yml."""
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ import rlkit
 from rlkit import registry
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+CODE = re.compile(r"<!-- code: (\S+):(\w+) -->")
+"""`<!-- code: algorithms/vimpo.py:VimpoLoss -->`: here the code can be unfolded."""
+ROOT = Path(__file__).resolve().parents[1]
 OUTWARD = re.compile(
     r"\[([^\]]*)\]\((?:\.\./)+(?:(?:tests|rlkit|tools|algorithms|rewards|configs)/[^)]*|[A-Z]+\.\w+)\)"
 )
@@ -32,7 +38,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """A link to a file of the checkout, which the site does not have, becomes its text."""
-    return OUTWARD.sub(r"\1", markdown)
+    return OUTWARD.sub(r"\1", CODE.sub(_excerpt, markdown))
+
+
+def _excerpt(found: re.Match[str]) -> str:
+    """A function or a class as it stands in its file; KeyError where it is not there."""
+    lines = (ROOT / found[1]).read_text().splitlines()
+    written: dict[str, Any] = {getattr(node, "name", ""): node for node in ast.parse("\n".join(lines)).body}
+    node = written[found[2]]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    block = "```python\n" + "\n".join(lines[first - 1 : node.end_lineno]) + "\n```"
+    return f'\n\n??? quote "{found[2]}"\n\n{textwrap.indent(block, "    ")}\n\n'
 
 
 def on_page_content(content: str, **_: Any) -> str:
