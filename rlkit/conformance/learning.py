@@ -24,7 +24,8 @@ from rlkit.conformance.findings import Broken, Check, shown
 from rlkit.conformance.needs import reads_what_it_declares
 from rlkit.conformance.subject import Rigour, Subject, flat, gradients, known, losses, numbers, remember, state_differs
 from rlkit.errors import ConfigError
-from rlkit.interfaces.learning import Algorithm, State, Targets
+from rlkit.interfaces.learning import Algorithm, State
+from rlkit.loop.calls import wrong_loss, wrong_targets
 from rlkit.registry import Plugin
 
 
@@ -72,25 +73,14 @@ def _runs(subject: Subject) -> None:
     if not isinstance(kept := algorithm.keep_group([0.0, 1.0]), (bool, int)):
         raise Broken(f"its keep_group([0.0, 1.0]) says {shown(kept)}: it must say True or False")
     targets = algorithm.advantage(case.batch, {})
-    if not isinstance(targets, Targets):
-        raise Broken(f"its advantage returned a {type(targets).__name__}: it must return rlkit.Targets")
-    shape = tuple(case.batch.mask.shape)
-    for name, wanted in (("advantages", shape), ("returns", shape), ("scores", shape[:1])):
+    if wrong := wrong_targets(targets, case.batch, algorithm.gives):
+        raise Broken(f"its advantage {wrong}")
+    for name in ("advantages", "returns", "scores"):
         found = getattr(targets, name)
-        if found is not None and tuple(found.shape) != wanted:
-            raise Broken(f"`{name}` is of shape {tuple(found.shape)} for a batch of {shape}: it must be {wanted}")
         if found is not None and found.requires_grad:
             raise Broken(f"`{name}` carries a gradient: detach it")
-    said = algorithm.policy_loss(case.new, case.batch, targets)
-    if not (isinstance(said, tuple) and len(said) == 2 and isinstance(said[0], Tensor) and isinstance(said[1], dict)):
-        raise Broken("its loss must return the loss, a scalar tensor, and a dict of metrics: `return loss, {}`")
-    if said[0].shape != ():
-        raise Broken(f"its loss is of shape {tuple(said[0].shape)}: it must be a scalar, the sum over its rows")
-    for name, pair in said[1].items():
-        if not (isinstance(pair, tuple) and len(pair) == 2 and all(torch.as_tensor(x).numel() == 1 for x in pair)):
-            raise Broken(
-                f"its metric {name!r} must be two scalars, a sum and its weight: (masked_sum(x, mask), mask.sum())"
-            )
+    if wrong := wrong_loss(algorithm.policy_loss(case.new, case.batch, targets)):
+        raise Broken(f"its loss {wrong}")
 
 
 def _cut(subject: Subject) -> None:

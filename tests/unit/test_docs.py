@@ -196,6 +196,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from-verl.md",
         "from-openrlhf.md",
         "learning-rates.md",
+        "troubleshooting.md",
         "evaluation.md",
         "sweeps.md",
         "writing-a-reward.md",
