@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,13 @@ def test_wandb_without_a_key_writes_offline_what_was_logged(tmp_path: Path, caps
 
 def begun(folder: Path) -> Any:
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    return next(record.run for record in wandb_records(file) if record.HasField("run"))
+    give_up = time.monotonic() + 30  # wandb's own process writes it, and may be behind
+    while True:
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                return record.run
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("no_wandb_key")
