@@ -166,7 +166,7 @@ def test_a_tracker_that_fails_after_the_last_update_loses_no_weights(tmp_path: P
     (tmp_path / "failing_tracker.py").write_text(FAILING_TRACKER)
     own = [f"plugins=[{tmp_path / 'failing_tracker.py'}]", "trackers=[failing]", f"out={tmp_path}", "name=r"]
     small = ["steps=2", "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4"]
-    with pytest.raises(PluginError, match="the tracker.s server is gone"):
+    with pytest.raises(PluginError, match=r"the tracker.s server is gone"):
         runs.train(configs.load("embedded_xs", [*small, *own]), quiet=True)
     run = RunFolder.open(tmp_path / "r")
     assert [row["step"] for row in run.read_metrics()] == [0, 1, 2]
