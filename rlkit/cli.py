@@ -33,6 +33,15 @@ from rlkit.errors import PluginError, RlkitError
 class _Group(click.Group):
     """Errors that a user can mend are printed as sentences; others keep their traceback, as all do with `--debug`."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as ended:
+            distributed = sys.modules.get("rlkit.engine.distributed")
+            if distributed is not None and distributed.world_size() > 1 and isinstance(ended.code, int):
+                distributed.leave(ended.code)
+            raise
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # It is most often typed after a command that has failed.
         if "--debug" in args:

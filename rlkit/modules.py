@@ -41,7 +41,17 @@ def load(name: str, what: str) -> ModuleType:
                 f"{what} module {name!r} does not exist: give a module that can be imported or lies in the working "
                 f"directory ({Path.cwd()}), or a path ending in .py"
             )
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+    if module.__file__ is None and hasattr(module, "__path__"):
+        raise _is_folder(Path(name.replace(".", os.sep)), what)
+    return module
+
+
+def _is_folder(given: Path, what: str) -> ConfigError:
+    """A folder that is no package: nothing in it has been imported."""
+    files = sorted((file for file in given.glob("*.py")), key=lambda file: file.stem != given.name)
+    as_in = f", as in {files[0]}" if files else ""
+    return ConfigError(f"{what} {str(given)!r} is a folder, not a Python file: give the file in it{as_in}")
 
 
 def _exists(module: str) -> bool:
@@ -50,9 +60,10 @@ def _exists(module: str) -> bool:
 
 
 def _load_file(given: Path, what: str) -> ModuleType:
+    if given.is_dir():
+        raise _is_folder(given, what)
     if not given.is_file():
-        why = "is a folder, not a Python file" if given.is_dir() else f"does not exist (looked in {Path.cwd()})"
-        raise ConfigError(f"{what} file {str(given)!r} {why}")
+        raise ConfigError(f"{what} file {str(given)!r} does not exist (looked in {Path.cwd()})")
     path = given.resolve()
     if path not in _files:
         package = _package(path)

@@ -13,6 +13,7 @@ from sampler_help import ask, largest_gap, naive_end, pieces_tokenizer, spanning
 
 from rlkit import registry
 from rlkit.config import ModelConfig
+from rlkit.engine.distributed import leave
 
 
 def check(folder: Path, tensor_parallel: int) -> None:
@@ -56,3 +57,4 @@ if __name__ == "__main__":
     for size in sys.argv[2:]:
         check(Path(sys.argv[1]), int(size))
     torch.distributed.destroy_process_group()
+    leave(0)

@@ -98,11 +98,11 @@ class Run:
         (`mean@1`, `length`) and `value`."""
         return frame(tables.evaluation(self._run))
 
-    def samples(self, steps: Iterable[int] | None = None) -> DataFrame:
+    def samples(self, steps: int | Iterable[int] | None = None) -> DataFrame:
         """What was sampled in training, a row each.
 
         Args:
-            steps: those whose samples are wanted; None: all, which is much of a long run.
+            steps: the step or steps whose samples are wanted; None: all, which is much of a long run.
 
         Returns:
             `step`, `prompt`, `response`, `answer`, `reward`, `clean_reward`, `status`, `correct`, `truncated`,
@@ -116,11 +116,11 @@ class Run:
         """
         return frame(tables.samples(self._run, steps))
 
-    def credit(self, steps: Iterable[int] | None = None) -> DataFrame:
+    def credit(self, steps: int | Iterable[int] | None = None) -> DataFrame:
         """What the algorithm credited the tokens of the first 64 samples of each step.
 
         Args:
-            steps: those that are wanted; None: all.
+            steps: the one, or those, that are wanted; None: all.
 
         Returns:
             `step`, `row` (which of the step's samples), and for `advantages` and each kind of credit a list of a number

@@ -11,7 +11,7 @@ from rlkit import registry
 from rlkit.conformance.findings import Broken, Check
 from rlkit.interfaces.rewards import SampleKey
 from rlkit.registry import Plugin
-from rlkit.scoring.noise import Coin, Noise, Range
+from rlkit.scoring.noise import Coin, Noise, Range, wrong_range
 
 RANGES: list[Range] = [(0.0, 1.0), (-1.0, 2.0)]
 KEYS = [SampleKey(f"{prompt:x}", step, 0, index) for step in (1, 2) for prompt in range(8) for index in range(4)]
@@ -42,12 +42,8 @@ def _calls(noise: Noise) -> list[Call]:
 
 
 def _declares(noise: Noise) -> None:
-    needs = getattr(noise, "needs_range", None)
-    if not isinstance(needs, bool):
-        raise Broken(
-            f"its `needs_range` is {needs!r}: say needs_range = True where it can only disturb a reward that declares "
-            "its lowest and highest value, else False"
-        )
+    if wrong := wrong_range(noise):
+        raise Broken(f"it {wrong}")
 
 
 def _values(noise: Noise) -> None:

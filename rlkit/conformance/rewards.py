@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +36,8 @@ ELSEWHERE = {
 }
 """Rewards that ship and are more than a function of the sample."""
 
+_FRAME = re.compile(r'\s*File "(.+)", line (\d+)')
+"""Of a traceback."""
 PROBLEMS = 4
 """Of each task, in made samples."""
 MILLION = 2**20
@@ -181,8 +185,9 @@ class _Subject:
                 raise Broken(fault.said)
             whose = "the samples given" if self.given is not None else "sums, countdown and sorting"
             raise Broken(
-                f"it has a value for none of {whose}: {_why(best[1][0])}. "
-                "Give it samples like those of your data: --data FILE, or samples= in Python"
+                f"it has a value for none of {whose}: {_why(best[1][0])}. If it is right with your data, give it "
+                "samples like those: --data FILE, or samples= in Python. It gets a list of samples, and options by "
+                "keyword: `def mine(samples, *, limit=20)`"
             )
         return best
 
@@ -327,6 +332,10 @@ def _said(result: RewardResult) -> str:
 def _why(outcome: Outcome) -> str:
     if isinstance(outcome, RewardResult):
         error = str(outcome.info.get("error", "")).strip().splitlines()
-        return f"it raised {error[-1]}" if error and outcome.status == "error" else f"status {outcome.status}"
+        if not error or outcome.status != "error":
+            return f"status {outcome.status}"
+        places = [place for line in error if (place := _FRAME.match(line))]
+        where = f" ({Path(places[-1][1]).name}:{places[-1][2]})" if places else ""
+        return f"it raised {error[-1]}{where}"
     said = outcome.said.splitlines()[0]
     return f"it {said}" if isinstance(outcome, Killed) else said

@@ -40,20 +40,20 @@ def evaluation(run: RunFolder) -> pa.Table:
     return pa.table({name: pa.array(c, kind) for (name, kind), c in zip(kinds.items(), columns, strict=True)})
 
 
-def samples(run: RunFolder, steps: Iterable[int] | None = None) -> pa.Table:
+def samples(run: RunFolder, steps: int | Iterable[int] | None = None) -> pa.Table:
     """Every sample of these steps (None: all), a row each: `step`, prompt, response, reward, tokens and what else is
     kept of it. Raises RlkitError for a step whose samples are not there."""
     return _of_steps(step_files(run.rollouts), steps, f"{run.path} has no samples of step")
 
 
-def credit(run: RunFolder, steps: Iterable[int] | None = None) -> pa.Table:
+def credit(run: RunFolder, steps: int | Iterable[int] | None = None) -> pa.Table:
     """What the algorithm credited the tokens of the first samples of these steps (None: all), a row each: `step`, `row`
     (which of the step's samples it is), and a list of a number a token for each kind of credit."""
     return _of_steps(step_files(run.credit), steps, f"{run.path} has no record of the credit of step")
 
 
-def _of_steps(files: Mapping[int, Path], steps: Iterable[int] | None, lacking: str) -> pa.Table:
-    wanted = list(files if steps is None else steps)
+def _of_steps(files: Mapping[int, Path], steps: int | Iterable[int] | None, lacking: str) -> pa.Table:
+    wanted = list(files if steps is None else [steps] if isinstance(steps, int) else steps)
     if missing := [step for step in wanted if step not in files]:
         there = f"; it has those of {ranges(list(files))}" if files else ""
         raise RlkitError(f"{lacking} {ranges(sorted(missing))}{there}")

@@ -6,6 +6,7 @@ disturbs what the first has left.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkit import registry
 from rlkit.blame import Blame, shown
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, PluginLoadError
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 if TYPE_CHECKING:
@@ -62,6 +63,19 @@ def build_noises(refs: Sequence[PluginRef]) -> list[Noise]:
     return [_Named(registry.build("noise", ref.kind, ref.options), ref.kind) for ref in refs]
 
 
+def wrong_range(noise: object) -> str | None:
+    """What is wrong with what a noise declares of the reward's range, as the rest of a sentence that names it; None:
+    nothing."""
+    needs = getattr(noise, "needs_range", None)
+    if isinstance(needs, bool):
+        return None
+    has = "has no `needs_range`" if needs is None else f"has a `needs_range` that is {shown(needs)}"
+    return (
+        f"{has}: say needs_range = True where it can only disturb a reward that declares the lowest and the highest "
+        "value that it gives, else False"
+    )
+
+
 class _Named:
     """A plugin's noise, whose faults carry its name."""
 
@@ -69,11 +83,9 @@ class _Named:
         self._noise = noise
         self.kind = kind
         self._call = Blame(f"noise {kind!r}", "it", noise)
-
-    @property
-    def needs_range(self) -> bool:
-        with self._call:
-            return bool(self._noise.needs_range)
+        if wrong := wrong_range(noise):
+            raise dataclasses.replace(self._call, error=PluginLoadError).fault(wrong)
+        self.needs_range = noise.needs_range
 
     def __call__(self, value: float, key: SampleKey, coin: Coin, range: Range | None) -> float | None:
         with self._call:

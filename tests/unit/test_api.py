@@ -54,7 +54,7 @@ def copied(run: rlkit.Run, out: Path) -> Path:
 def test_a_run_is_tables_and_a_picture_and_stands_for_its_folder(run: rlkit.Run) -> None:
     assert (run.name, run.step, run.steps, run.finished) == ("r", 2, 2, True)
     assert run.metrics["step"].tolist() == [0, 1, 2]
-    assert run.samples([2])["step"].tolist() == [2] * 4
+    assert run.samples([2])["step"].tolist() == run.samples(2)["step"].tolist() == [2] * 4
     assert set(run.credit([1])["row"]) == {0, 1, 2, 3}
     assert {*run.evaluation["suite"]} == {"heldout"}
     assert run.plot().axes[0].get_title(loc="left") == "r"

@@ -276,7 +276,7 @@ SENTENCES = {
     "noise": {
         "broken_dice": r"of the reward \S+, prompt 0, step 1, index 0, it made \S+, and with the samples in reverse "
         r"order \S+: so algorithms, ranks and resumed runs would not meet the same noise",
-        "broken_silent": "its `needs_range` is None: say needs_range = True where",
+        "broken_silent": "has no `needs_range`: say needs_range = True where",
     },
     "sampler": {"broken_sampler": r"0\.3 is no log-prob: these are finite and at most 0"},
     "tracker": {
@@ -437,6 +437,8 @@ def test_a_module_stands_for_all_that_it_registers_and_what_it_prints_is_no_json
     [
         (["grpoo"], "'grpoo' is no registered plugin; did you mean 'grpo'"),
         (["nowhere.py"], "plugin file 'nowhere.py' does not exist"),
+        (["folder"], "plugin 'folder' is a folder, not a Python file: give the file in it, as in folder/folder.py"),
+        (["folder/"], "plugin 'folder' is a folder, not a Python file: give the file in it, as in folder/folder.py"),
         (["empty.py"], "empty.py registers no plugin: put a decorator over"),
         (["typo.py"], "NameError: name 'undefined_name' is not defined"),
         (["rewards/maths"], "unknown reward 'maths'; did you mean 'math'"),
@@ -455,6 +457,9 @@ def test_a_module_stands_for_all_that_it_registers_and_what_it_prints_is_no_json
     ],
 )
 def test_what_cannot_be_loaded_ends_in_2(arguments: list[str], said: str, good: Path) -> None:
+    Path("folder").mkdir()
+    for name in ("a.py", "folder.py"):
+        Path("folder", name).write_text("")
     Path("empty.py").write_text("x = 1\n")
     Path("typo.py").write_text("undefined_name\n")
     Path("rows.jsonl").write_text('{"text": "1+1"}\n')

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from rlkit import registry
-from rlkit.errors import ConfigError
+from rlkit.config import PluginRef
+from rlkit.errors import ConfigError, PluginLoadError
 from rlkit.interfaces.rewards import RewardResult, SampleKey
-from rlkit.scoring.noise import Coin, Noise, apply_noise, check_noise, parse_noise
+from rlkit.scoring.noise import Coin, Noise, apply_noise, build_noises, check_noise, parse_noise
 
 COINS = 100_000
 KINDS = {
@@ -225,3 +226,10 @@ def test_the_docs_table_is_the_code_s() -> None:
     for kind in KINDS:
         options = ", ".join(f"`{name}`" for name in registry.find("noise", kind).options.model_fields)
         assert f"| `{kind}` | {options} |" in page
+
+
+def test_a_noise_that_says_nothing_of_the_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    registry.noise("undeclared_here")(lambda: lambda value, key, coin, range: value)
+    with pytest.raises(PluginLoadError, match=r"noise 'undeclared_here', .*: it has no `needs_range`: say needs_range"):
+        build_noises([PluginRef(kind="undeclared_here")])
