@@ -96,6 +96,8 @@ def init(
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
     click.echo(text)
     click.echo(f"{file} is written. What it would do: {command} --dry-run")
+    if verifier.doubt:
+        click.echo(f"warning: {verifier.doubt}", err=True)
 
 
 def _take(question: str, found: str | None, option: str, unknown: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class Places:
 
     def point(self, error: SettingsError, in_file: bool = False) -> SettingsError:
         """The error, each mistake with the line of its key, or of the section in which the key is missing; in order.
+        What stands on no line comes last: a key of a wrong name may be all that is wrong.
 
         in_file: what stands on no line is the file's as well, such as a key that it lacks.
         """
@@ -44,7 +46,7 @@ class Places:
         for path, said in error.mistakes:
             line = self._nearest(_plain(path))
             place = f"{self._file}:{line}: " if line else f"{self._file}: " if in_file and line == 0 else ""
-            found.append((line or 0, (path, place + said)))
+            found.append((line or math.inf, (path, place + said)))
         return SettingsError([mistake for _, mistake in sorted(found, key=lambda each: each[0])])
 
     def _nearest(self, path: tuple[str, ...]) -> int | None:

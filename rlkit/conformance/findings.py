@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlkit.registry import Plugin
@@ -41,6 +41,8 @@ class Finding:
     note: str = ""
     wrong: str = ""
     left_out: str = ""
+    ends: bool = False
+    """The checks that would come after it were not made."""
 
 
 def made(checks: Iterable[Check], plugin: Plugin, begins: Callable[[str], object] = str) -> Iterator[Finding]:
@@ -51,9 +53,10 @@ def made(checks: Iterable[Check], plugin: Plugin, begins: Callable[[str], object
     for check in checks:
         begins(check.says)
         finding = _made(check, plugin)
-        yield finding
         if check.first and (finding.wrong or finding.left_out):
+            yield replace(finding, ends=True)
             return
+        yield finding
 
 
 def _made(check: Check, plugin: Plugin) -> Finding:

@@ -31,7 +31,8 @@ def summary(plugin: Plugin, findings: Sequence[Finding]) -> str:
     failed = sum(bool(finding.wrong) for finding in findings)
     left = sum(bool(finding.left_out) for finding in findings)
     if failed:
-        return f"{whose} fails {failed} of {len(findings)} checks"
+        rest = "; those that come after it could not be made" if findings[-1].ends else ""
+        return f"{whose} fails {failed} of {counted(len(findings), 'check')}{rest}"
     if left == len(findings):
         return f"{whose} was not checked"
     return f"{whose} passes {counted(len(findings) - left, 'check')}" + (f"; {left} left out" if left else "")

@@ -81,6 +81,8 @@ class Verifier:
     form: Form
     why: str
     verdicts: Sequence[Verdict]
+    doubt: str = ""
+    """What to look at before a run; empty: nothing."""
 
     @property
     def kind(self) -> str:
@@ -146,7 +148,15 @@ def take(data: Data, name: str, plugins: Sequence[str]) -> Verifier:
     if ref.kind in FORMS and good < ENOUGH * len(tried):
         raise ConfigError(_unfit(data, ref.kind, good, len(tried), [each.gold for each in bad]))
     said = f"it takes {good} of {len(tried)} golds for right when it is given them as answers"
-    return Verifier(reward, form, said, verdicts)
+    rows = [f"row {tried[each.row - 1] + 1} ({each.gold[:40] or 'empty'})" for each in bad]
+    return Verifier(reward, form, said, verdicts, _doubt(ref.kind, rows, len(tried), data.path) if bad else "")
+
+
+def _doubt(kind: str, rows: Sequence[str], tried: int, path: str) -> str:
+    return (
+        f"{kind} takes {len(rows)} of {tried} golds for no answer, such as {', '.join(rows[:3])}. Their samples get no "
+        f"reward, and a run stops where too many have none: `rlkit data check {path} --reward {kind}` lists them"
+    )
 
 
 def _unfit(data: Data, kind: str, good: int, tried: int, bad: Sequence[str]) -> str:

@@ -396,6 +396,12 @@ def test_the_command_says_each_check_in_a_line(good: Path) -> None:
         "noise 'loud_check' fails 1 of 4 checks",
     ]
     assert check("stuck_check", "-s", "prob=0.2").exit_code == 0
+    Path("ends.py").write_text(
+        "from rlkit import reward\n@reward('ends_check')\ndef ends(sample): return sample.response\n"
+    )
+    said = check("ends.py").stdout
+    assert "fails 1 of 1 check; those that come after it could not be made" in said
+    assert "(ends.py:3)" in said
 
 
 def test_the_page_shows_what_the_command_says(good: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,18 @@ def test_a_reward_of_one_s_own(base: Path) -> None:
     assert config.reward[0].options["path"] == "mine.py"
     assert config.data.answer is None
     assert "no gold can be held against it beforehand" in text
+
+
+def test_golds_that_cannot_be_read_are_named(base: Path) -> None:
+    golds = [str(n) for n in range(20)]
+    golds[3], golds[5] = "", "nobody knows"
+    written("sums.jsonl", [{"question": f"{n} + 0", "answer": gold} for n, gold in enumerate(golds)])
+    result = init("mine.yaml", "--yes", "--model", base, "--data", "sums.jsonl", "--reward", "final_answer")
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"warning: final_answer takes \d of 20 golds for no answer, such as row 4 \(empty\)", result.stderr
+    )
+    assert "`rlkit data check sums.jsonl --reward final_answer` lists them" in result.stderr
 
 
 @pytest.mark.parametrize(

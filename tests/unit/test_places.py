@@ -67,6 +67,12 @@ def test_several_mistakes_come_in_the_file_s_order(tmp_path: Path) -> None:
     assert [line.partition(" ")[0] for line in said] == ["mine.yaml:1:", "mine.yaml:6:", "mine.yaml:7:"]
 
 
+def test_what_is_missing_comes_last(tmp_path: Path) -> None:
+    said = refusal("base: embedded_xs\n" + HEAD, tmp_path)
+    assert said[0].startswith("mine.yaml:1: unknown key 'base'")
+    assert said[1:] == ["mine.yaml: 'reward' is missing: it has no default"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "algo", "said"),
     [
