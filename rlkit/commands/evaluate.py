@@ -170,8 +170,12 @@ def verify(
     Takes a run's rollouts, or any .json, .jsonl or .parquet file with columns of responses and golds.
     """
     from rlkit.evaluation import verify as verifying
+    from rlkit.records.folder import RunFolder
 
     registry.load(list(plugins))
+    if not set(rewards) <= set(registry.names("rewards")) and RunFolder.is_one(path):
+        plugins = tuple(dict.fromkeys([*plugins, *RunFolder(path).read_config().plugins]))
+        registry.load(list(plugins))
     for reward in rewards:
         registry.find("rewards", reward)
     options = _options(rewards, overrides)

@@ -173,9 +173,22 @@ def _in_short(comparison: Comparison) -> Iterator[Any]:
             yield Text(visible(condition_name(condition)))
         alike = [pair for pair in pairs if pair.condition == condition]
         yield from (Text(visible(f"- {sentence(comparison, pair)}")) for pair in alike)
+        yield from (
+            Text(visible(f"- But in {p.metric} {sentence(comparison, p)}")) for p in _otherwise(comparison, alike)
+        )
     unfair = [each.title for each in comparison.fairness.findings if each.level == "unfair"]
     if unfair:
         yield Text(visible(f"But it is not fair ({'; '.join(unfair)}): see below."), style="bold")
+
+
+def _otherwise(comparison: Comparison, alike: Sequence[Pair]) -> Iterator[Pair]:
+    """Where another metric shows a difference that the first one does not, or that is the other way round."""
+    for first in alike:
+        for other in comparison.pairs:
+            same = (other.condition, other.a, other.b, other.statistic) == (first.condition, first.a, first.b, "final")
+            differs = not first.difference.shown or (other.difference.mean > 0) != (first.difference.mean > 0)
+            if same and other.metric != first.metric and other.difference.shown and differs:
+                yield other
 
 
 def _table(*columns: tuple[str, Any]) -> Any:

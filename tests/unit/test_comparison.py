@@ -206,6 +206,21 @@ def test_in_short_comes_first_and_is_plain(tmp_path: Path) -> None:
     assert not lines[5]
 
 
+def test_in_short_says_where_another_metric_says_otherwise(tmp_path: Path) -> None:
+    paths = []
+    for seed in range(6):
+        level, shift = 0.6 + 0.02 * seed, 0.05 * (-1) ** seed
+        for algo, clean, held_out in (("vimpo", level + shift, level + 0.1 + 0.001 * seed), ("grpo", level, level)):
+
+            def at(step: int, clean: float = clean, held_out: float = held_out) -> dict[str, float]:
+                return {"reward/clean": clean, "reward/mean": clean, "eval/heldout/mean@1": held_out}
+
+            paths.append(write_run(tmp_path / f"{algo}-seed{seed}", algo, seed, metrics=at))
+    lines = said(compare(paths)).splitlines()
+    assert lines[2].startswith("- Between vimpo and grpo no difference is shown")
+    assert re.match(r"- But in eval/heldout/mean@1 vimpo is ahead of grpo by 0\.10", lines[3])
+
+
 def test_in_short_says_what_is_not_fair(tmp_path: Path) -> None:
     paths = pair_up(tmp_path, {"vimpo": (0.5, 0.6, 0.7), "grpo": (0.5, 0.6)})
     assert "But it is not fair (grpo lacks seeds): see below." in said(compare(paths))
