@@ -108,6 +108,8 @@ class _VLLM:
                 logprobs_mode="processed_logprobs",
                 use_tqdm_on_load=False,
             )
+            if not self._gpu:
+                vllm_cpu.forget_shared_memory()
         self._ends = end_tokens(path, model.trust_remote_code)
         self._stops = stops_of(model)
         self._context = context

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -84,3 +86,18 @@ def _leave_memory_alone(nodes: list[int]) -> None:
 def _count_greater_or_equal(x: Tensor, values: Tensor) -> Tensor:
     """x: [n, V], values: [n, 1] -> [n], each value's rank in its row."""
     return (x >= values).sum(-1)
+
+
+def forget_shared_memory() -> None:
+    """Take away the names of the memory that ranks of one model share, which all of them have joined by now.
+
+    vLLM takes the same names each time, and does away with them when a process is torn down in order: what was killed,
+    or left without that, would be in the next run's way.
+    """
+    from vllm.distributed.parallel_state import get_tp_group
+
+    shared = getattr(get_tp_group().device_communicator, "dist_module", None)
+    if (group := getattr(shared, "group_name", None)) is not None:
+        name = glob.escape(group.rpartition("/")[2])
+        for file in Path("/dev/shm").glob(f"{name}_*"):
+            file.unlink(missing_ok=True)

@@ -270,8 +270,8 @@ SENTENCES = {
         "broken_hash": r"in one process and \S+ in another\. hash\(\) of a text differs between processes",
         "broken_parse": r"hostile responses break it: 5,000 digits after the marker: it raised ValueError: Exceeds the",
         "broken_count": r"returned \d+ results for \d+ samples: it must return one per sample",
-        "broken_columns": r"it has a value for none of sums, countdown and sorting: it raised KeyError: 'difficulty'\. "
-        r"Give it samples like those of your data: --data FILE",
+        "broken_columns": r"it has a value for none of sums, countdown and sorting: it raised KeyError: 'difficulty' "
+        r"\(rewards\.py:\d+\)\. If it is right with your data, give it samples like those: --data FILE",
     },
     "noise": {
         "broken_dice": r"of the reward \S+, prompt 0, step 1, index 0, it made \S+, and with the samples in reverse "
