@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,7 +14,39 @@ Answer = Callable[[int, dict[str, Any]], Any]
 that number, (status, headers, JSON), or a threading.Event that it waits for without answering."""
 
 
-class Server:
+class Handling(BaseHTTPRequestHandler):
+    """What handlers share: replies, and silence."""
+
+    def send(self, status: int, said: Any, headers: Mapping[str, str] | None = None) -> None:
+        """`said`: bytes, or something for JSON."""
+        content = said if isinstance(said, bytes) else json.dumps(said).encode()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Http:
+    """A server at `url`, until `close`."""
+
+    def __init__(self, handler: type[Handling]) -> None:
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class Server(Http):
     def __init__(self, answer: Answer) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -23,7 +55,7 @@ class Server:
         self._lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Handling):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with outer._lock:
@@ -48,32 +80,10 @@ class Server:
                     status, said = said, {"error": "as asked"}
                 elif isinstance(said, tuple):
                     status, headers, said = said
-                content = said if isinstance(said, bytes) else json.dumps(said).encode()
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("content-length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
+                self.send(status, said, headers)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(Handler)
 
 
-@contextlib.contextmanager
-def serving(answer: Answer) -> Iterator[Server]:
-    server = Server(answer)
-    try:
-        yield server
-    finally:
-        server.close()
+def serving(answer: Answer) -> contextlib.closing[Server]:
+    return contextlib.closing(Server(answer))

@@ -242,6 +242,7 @@ def test_vllm_samples_beside_a_trainers_process_group(folder: Path, ranks: int, 
     for size in tensor_parallel:
         for rank in range(ranks):
             assert f"tensor_parallel {size}: rank {rank} ok" in done.stdout
+    assert not list(Path("/dev/shm").glob("*cpushm*")), "memory that the ranks shared is in the next run's way"
 
 
 def test_auto_leaves_vllm_where_it_does_not_serve_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
