@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlkit.api.comparing import Comparison, compare
-    from rlkit.api.run import Run, load_run
+    from rlkit.api.run import Run
     from rlkit.api.sweeping import Sweep, sweep
     from rlkit.api.training import train
     from rlkit.interfaces.declarations import Needs
@@ -32,7 +32,7 @@ _HOME = {
     "Needs": "rlkit.interfaces.declarations",
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
     **dict.fromkeys(("Comparison", "compare"), "rlkit.api.comparing"),
-    **dict.fromkeys(("Run", "load_run"), "rlkit.api.run"),
+    "Run": "rlkit.api.run",
     **dict.fromkeys(("Sweep", "sweep"), "rlkit.api.sweeping"),
     "train": "rlkit.api.training",
 }
@@ -58,7 +58,6 @@ __all__ = [
     "advantage",
     "algorithm",
     "compare",
-    "load_run",
     "loss",
     "noise",
     "reward",

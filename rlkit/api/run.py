@@ -188,10 +188,13 @@ class Run:
         Example:
             >>> run.sample("47+85=", n=3)
         """
-        from rlkit.assembly import run as runs
+        from rlkit.assembly.run import prepare_environment
+
+        prepare_environment()
+        from rlkit.assembly.sampling import open_model
 
         with speaking_python():
-            return runs.sample(self.folder, prompt, n, seed, temperature=temperature, max_tokens=max_tokens)
+            return open_model(str(self.folder), temperature, max_tokens).answer(prompt, n, seed)
 
     def evaluate(
         self,
@@ -318,24 +321,6 @@ class Run:
         return "".join(parts)
 
     __str__ = __fspath__
-
-
-def load_run(folder: str | PathLike[str]) -> Run:
-    """Open the run in this folder, over or still going: the same as `rlkit.Run(folder)`.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        The `Run`.
-
-    Raises:
-        ConfigError: where there is none.
-
-    Example:
-        >>> rlkit.load_run("runs/vimpo-s-seed0").metrics.plot("step", "reward/mean")
-    """
-    return Run(folder)
 
 
 def trained(config: RunConfig, *, resume: bool, quiet: bool, profile: int = 0) -> Run:

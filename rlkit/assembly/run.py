@@ -312,21 +312,3 @@ def _draw(folder: Path) -> None:
             f"the run is whole, but its report could not be written: {error}. `rlkit report {folder}` tries again",
             stacklevel=2,
         )
-
-
-def sample(
-    run: Path,
-    prompt: str,
-    count: int = 1,
-    seed: int = 0,
-    *,
-    temperature: float | None = None,
-    max_tokens: int | None = None,
-) -> list[str]:
-    """Responses of a run's newest model to a prompt, drawn as in training, but for what is given."""
-    prepare_environment()
-    from rlkit.assembly.sampling import open_model
-    from rlkit.records.folder import RunFolder
-
-    RunFolder.open(run)
-    return open_model(str(run), temperature, max_tokens).answer(prompt, count, seed)

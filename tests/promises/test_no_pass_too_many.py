@@ -410,4 +410,4 @@ def test_inspect_says_that_no_pass_has_measured_a_credit(change: str, tmp_path: 
     assert f"vimpo, as set in {folder.path.name}, has measured nothing of the tokens before the update" in said
     assert "nothing is kept of what these tokens were credited" in said
     assert list((folder.path / "inspection").glob("*.html"))
-    assert len(rlkit.load_run(folder.path).credit())
+    assert len(rlkit.Run(folder.path).credit())

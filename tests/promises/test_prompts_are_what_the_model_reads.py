@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+import rlkit
 from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import load
@@ -130,7 +131,7 @@ def test_chat_models_and_their_template_s_arguments(tmp_path: Path, monkeypatch:
     assert {f"<s>[user]p?{off}", f"<s>[user]q?{off}"} <= set(asked)
 
     asked.clear()
-    runs.sample(tmp_path / "r", "hello")
+    rlkit.Run(tmp_path / "r").sample("hello")
     assert asked == [f"<s>[user]hello{off}"]
 
     evaluate = ["eval", "--suite", "pair", "--plugin", str(suite), "--max-tokens", "4", "-s", "sampler=transformers"]

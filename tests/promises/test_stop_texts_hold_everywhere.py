@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from sampler_help import naive_end
 from transformers import AutoTokenizer
 
+import rlkit
 from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import load
@@ -73,7 +74,7 @@ def test_stop_texts_hold_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert all(row["mask"]), "its last token is learnt from"
         assert not row["truncated"]
 
-    runs.sample(run, "61+47=", count=8)
+    rlkit.Run(run).sample("61+47=", n=8)
     assert ended() > 0
 
     evaluate = ["eval", "--model", str(run), "--suite", "sums", "--plugin", str(file), "--max-tokens", "24"]

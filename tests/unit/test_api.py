@@ -74,7 +74,7 @@ def test_what_a_run_says_of_itself_is_no_markup(tmp_path: Path) -> None:
 
 def test_tables_show_what_a_run_has_done_since(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", healthy(3))
-    run = rlkit.load_run(folder.path)
+    run = rlkit.Run(folder.path)
     assert run.step == 3
     folder.log_metrics(4, {"reward/mean": 0.5})
     assert run.step == 4

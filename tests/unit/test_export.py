@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import rlkit
 from rlkit import embedded
 from rlkit.assembly import run as runs
 from rlkit.config import ModelConfig, load
@@ -109,13 +110,13 @@ def test_a_failed_export_costs_no_checkpoint_and_a_resume_makes_up_for_it(
     assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-00000001", "step-00000002"]
     assert not (run.checkpoints / "step-00000002" / "hf").exists()
     with pytest.raises(RlkitError, match="step-00000002 holds no model: it could not be written"):
-        runs.sample(run.path, "1+1=")
+        rlkit.Run(run.path).sample("1+1=")
     with pytest.raises(RlkitError, match="could not be written to"):
         runs.train(config, resume=True, quiet=True)
 
     monkeypatch.setattr(Policy, "write", write)
     runs.train(config, resume=True, quiet=True)
-    assert len(runs.sample(run.path, "1+1=")) == 1
+    assert len(rlkit.Run(run.path).sample("1+1=")) == 1
     shutil.rmtree(run.checkpoints / "step-00000002" / "hf")
     shutil.rmtree(run.checkpoints / "step-00000001")
     runs.train(settings(tmp_path / "model", tmp_path, steps=3), resume=True, quiet=True)

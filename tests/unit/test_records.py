@@ -176,7 +176,7 @@ def test_one_error_for_a_damaged_file_whoever_reads_it(tmp_path: Path) -> None:
     with pytest.raises(RlkitError, match=said):
         verify.read(runs[1])
     with pytest.raises(RlkitError, match=said):
-        rlkit.load_run(runs[1]).samples()
+        rlkit.Run(runs[1]).samples()
     (runs[1] / "rollouts/step-000020.parquet").unlink()
     assert compare(runs).arms == ["vimpo", "grpo"]
 
@@ -309,7 +309,7 @@ def test_steps_that_kept_other_columns_are_one_table(run: RunFolder) -> None:
 
 
 def test_a_run_that_made_no_step_has_empty_tables(tmp_path: Path) -> None:
-    loaded = rlkit.load_run(make_run(tmp_path / "run", []).path)
+    loaded = rlkit.Run(make_run(tmp_path / "run", []).path)
     found = (loaded.metrics, loaded.evaluation, loaded.samples(), loaded.credit())
     assert [len(table) for table in found] == [0] * 4
     assert loaded.config["algo"]["kind"] == "grpo"
@@ -318,26 +318,26 @@ def test_a_run_that_made_no_step_has_empty_tables(tmp_path: Path) -> None:
 
 def test_what_is_no_run_or_damaged_is_named(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no folder .*rum; did you mean 'run'"):
-        rlkit.load_run(tmp_path / "rum")
+        rlkit.Run(tmp_path / "rum")
     run.metrics_file.write_text("damaged\n{}\n")
     with pytest.raises(RlkitError, match="line 1 is not a JSON object"):
-        _ = rlkit.load_run(run.path).metrics
+        _ = rlkit.Run(run.path).metrics
     run.metrics_file.unlink()
     with pytest.raises(RlkitError, match=r"metrics\.jsonl does not exist"):
-        _ = rlkit.load_run(run.path).metrics
+        _ = rlkit.Run(run.path).metrics
     run.config_file.write_text("steps: 3\n")
     with pytest.raises(RlkitError, match="it names no algorithm"):
-        _ = rlkit.load_run(run.path).config
+        _ = rlkit.Run(run.path).config
 
 
 def test_a_config_of_a_plugin_that_is_not_here_is_plain_data(run: RunFolder) -> None:
     run.config_file.write_text("algo: {kind: strangers_own, knob: 3}\n")
-    assert rlkit.load_run(run.path).config["algo"] == {"kind": "strangers_own", "knob": 3}
+    assert rlkit.Run(run.path).config["algo"] == {"kind": "strangers_own", "knob": 3}
 
 
 def test_data_frames(run: RunFolder) -> None:
     pytest.importorskip("pandas")
-    loaded = rlkit.load_run(run.path)
+    loaded = rlkit.Run(run.path)
     frame = loaded.metrics
     assert frame["reward/mean"].isna().tolist() == [True] + [False] * 20
     assert loaded.samples().groupby("step").size().to_dict() == {1: 2, 2: 2, 20: 2}
@@ -348,7 +348,7 @@ def test_data_frames(run: RunFolder) -> None:
 def test_reading_and_comparing_need_no_torch(run: RunFolder) -> None:
     script = (
         "import sys, rlkit\n"
-        f"run = rlkit.load_run({str(run.path)!r})\n"
+        f"run = rlkit.Run({str(run.path)!r})\n"
         "run.config, run.provenance, run.metrics, run.evaluation, run.samples(), run.credit()\n"
         "import rlkit.records.statistics, rlkit.sweeps, rlkit.comparison, rlkit.tracking.console\n"
         "print(sorted({'torch', 'matplotlib', 'transformers'} & set(sys.modules)))"
