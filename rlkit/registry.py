@@ -80,10 +80,12 @@ def register(kind: Kind, name: str) -> Callable[[F], F]:
                     f"{kind}: the name {name!r} is registered twice, by {where} and by the entry point "
                     f"{point.value} of {_distribution(point)}. Rename one of them."
                 )
+        # What a package registers is the package's, whoever's file has imported it.
+        source = None if _entry_points(kind).get(name) else _loading_from
         homes = tuple(dict.fromkeys((written, registered)))
-        if _loading_from is not None and modules.is_file(_loading_from):
-            homes = (str(Path(_loading_from).resolve()),)
-        _add(Plugin(kind, name, factory, where, _loading_from or _distribution_of_module(kind, name), homes))
+        if source is not None and modules.is_file(source):
+            homes = (str(Path(source).resolve()),)
+        _add(Plugin(kind, name, factory, where, source or _distribution_of_module(kind, name), homes))
         return factory
 
     return add

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,18 @@ def test_a_weight_is_a_name_like_others_where_nothing_is_summed(
 def test_the_origin_of_an_object_is_its_class_s_and_of_a_partial_its_function_s() -> None:
     assert origin(Config()).startswith("test_registry:Config (")
     assert re.fullmatch(r"test_registry:sort \(.*test_registry\.py:\d+\)", origin(functools.partial(sort, kind="down")))
+
+
+def test_what_a_package_registers_is_not_that_of_the_file_that_imports_it(tmp_path: Path) -> None:
+    """In a process of its own, where nothing has been imported yet."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rlkit import advantage\nimport rlkit_algorithms.advantages\n@advantage('mine')\ndef mine(): ...\n"
+    )
+    code = (
+        "from rlkit import registry\n"
+        f"registry.load([{str(file)!r}])\n"
+        f"print([p.name for p in registry.of({str(file)!r})], registry.find('advantages', 'group').homes)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['mine'] ('rlkit_algorithms.advantages',)"
