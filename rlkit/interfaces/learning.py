@@ -48,8 +48,6 @@ mean is sum / weight."""
 State = dict[str, Any]
 """What an algorithm remembers between updates: numbers, strings and tensors, saved with a checkpoint."""
 
-R = TypeVar("R", bound="Rows")
-
 
 class Rows:
     """A dataclass whose tensors and lists have one entry a sequence; nested ones and tensors in dicts are cut alike."""
