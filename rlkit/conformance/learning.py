@@ -25,7 +25,7 @@ from rlkit.conformance.needs import reads_what_it_declares
 from rlkit.conformance.subject import Rigour, Subject, flat, gradients, known, losses, numbers, remember, state_differs
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Algorithm, State
-from rlkit.loop.calls import wrong_loss, wrong_targets
+from rlkit.loop.calls import not_finite, wrong_loss, wrong_targets
 from rlkit.registry import Plugin
 
 
@@ -73,7 +73,7 @@ def _runs(subject: Subject) -> None:
     if not isinstance(kept := algorithm.keep_group([0.0, 1.0]), (bool, int)):
         raise Broken(f"its keep_group([0.0, 1.0]) says {shown(kept)}: it must say True or False")
     targets = algorithm.advantage(case.batch, {})
-    if wrong := wrong_targets(targets, case.batch, algorithm.gives):
+    if wrong := wrong_targets(targets, case.batch, algorithm.gives) or not_finite(targets, case.batch):
         raise Broken(f"its advantage {wrong}")
     for name in ("advantages", "returns", "scores"):
         found = getattr(targets, name)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlkit.blame import Blame, shown
 from rlkit.config import RunConfig
+from rlkit.errors import NotFiniteError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, State, Targets, TokenStats
 
 
@@ -37,6 +38,11 @@ class Calls:
         if wrong := wrong_targets(targets, batch, self._algorithm.gives):
             raise self._advantage.fault(wrong)
         return targets
+
+    def check_finite(self, targets: Targets, batch: Batch) -> None:
+        """NotFiniteError, which names the advantage, where what it gave is not finite: then no update is made."""
+        if wrong := not_finite(targets, batch):
+            raise NotFiniteError(str(self._advantage.fault(wrong)))
 
     def policy_loss(self, new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
         with self._policy_loss:
@@ -94,20 +100,30 @@ def wrong_targets(targets: object, batch: Batch, gives: frozenset[str]) -> str |
         for key, number in getattr(targets, where).items():
             if not isinstance(number, Real):
                 return f"gave {where}[{key!r}] that is {shown(number)}; it must be a number, as float(...) makes it"
-            if not math.isfinite(number) and _finite(batch):
+    return None
+
+
+def not_finite(targets: Targets, batch: Batch) -> str | None:
+    """What of an advantage's targets is not finite, as the rest of a sentence that names it; None: nothing. Where the
+    models' own statistics are not finite, the advantage is not to blame."""
+    if not _finite(batch):
+        return None
+    for where in ("coefs", "scalars"):
+        for key, number in getattr(targets, where).items():
+            if not math.isfinite(number):
                 return f"gave {where}[{key!r}] that is {number}; it must be finite"
-    for name, value, *_ in fields[:3]:
+    for name in ("advantages", "scores", "returns"):
+        value = getattr(targets, name)
         if value is not None and (wrong := _not_finite(name, value, batch)):
             return wrong
     return None
 
 
 def _not_finite(name: str, value: Tensor, batch: Batch) -> str | None:
-    """Of what is not a number outside the mask no loss sees anything. Where the models' own statistics are not finite,
-    the advantage is not to blame: the update is left out."""
+    """Of what is not a number outside the mask no loss sees anything."""
     counted = batch.mask if value.dim() == 2 else batch.rollout.valid
     bad = ~torch.isfinite(value) & counted
-    if not bad.any() or not _finite(batch):
+    if not bad.any():
         return None
     row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
     key, found = batch.rollout.keys[row], value[row][bad[row]].reshape(-1)[0].item()

@@ -141,6 +141,7 @@ class Learner:
             return loss, dict(said) | _movement(new, batch)
 
         try:
+            self.calls.check_finite(targets, batch)
             tokens = _tokens(batch.rollout)
             if self.critic is not None:
                 metrics |= self.critic.update(batch, targets, critic_loss, frozenset({"values"}))

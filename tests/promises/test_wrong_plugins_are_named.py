@@ -21,7 +21,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.cli import main
 from rlkit.config import ModelConfig, PluginRef
-from rlkit.errors import ConfigError, PluginError, PluginLoadError, RlkitError
+from rlkit.errors import ConfigError, NotFiniteError, PluginError, PluginLoadError, RlkitError
 from rlkit.generation import build_sampler
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
@@ -141,7 +141,6 @@ def test_what_keep_group_raises_or_forgets(written: Callable[..., str]) -> None:
             "gave advantages of shape [12]; they must be [B, T], here [12, 6]",
         ),
         ({"advantage": "given = given.tolist()"}, "gave advantages that are a list; they must be a tensor of [B, T]"),
-        ({"advantage": "given = given / 0"}, "gave advantages that are not finite for"),
         ({"advantage": "return Targets(advantages=given, scalars={'a': given})"}, "gave scalars['a'] that is Tensor ("),
         ({"advantage": "return Targets(advantages=given, credit={'c': given[0]})"}, "gave credit['c'] of shape [6]"),
         ({"loss": "return value"}, "must return two things, as in `return loss, {}`"),
@@ -164,6 +163,20 @@ def test_what_an_algorithm_must_not_return(parts: dict[str, str], said: str, wri
         learnt(name)
     assert said in str(raised.value)
     assert re.match(rf"algorithm '{name}', .*{name}\.py:\d+: its ", str(raised.value))
+
+
+def test_advantages_that_are_not_finite_leave_the_update_out_and_are_named(written: Callable[..., str]) -> None:
+    """As a loss that is not finite does: a run ends after three in a row, not by one chance division by 0."""
+    name, _ = algorithm_of(written, advantage="given = given / 0")
+    case = fresh_case(outside=0.0)
+    learner, _ = learner_of(case, settings(name))
+    said = rf"algorithm '{name}', .*{name}\.py:\d+: its advantage gave advantages that are not finite for"
+    for step in (1, 2):
+        with pytest.warns(UserWarning, match=rf"^step {step}: {said}"):
+            metrics, _ = learner.learn(case.batch.rollout, case.batch.old, step)
+        assert metrics["updates/not_finite"] == 1
+    with pytest.raises(NotFiniteError, match=rf"^step 3: {said}(?s:.*)3 updates in a row were not finite"):
+        learner.learn(case.batch.rollout, case.batch.old, 3)
 
 
 def test_models_that_are_not_finite_are_not_the_advantage_s_fault(written: Callable[..., str]) -> None:
