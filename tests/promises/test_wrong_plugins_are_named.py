@@ -119,6 +119,13 @@ def test_what_an_algorithm_raises_carries_its_line(
     assert raised.value.__cause__ is not None
 
 
+def test_memory_that_is_out_is_not_the_plugins_fault(written: Callable[..., str]) -> None:
+    name, _ = algorithm_of(written, loss="new.get('logprobs').new_empty(2**50)")
+    # The engine knows it by this text, and says what to try.
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        learnt(name)
+
+
 def test_what_keep_group_raises_or_forgets(written: Callable[..., str]) -> None:
     for part, said in (
         ("rewards.sort_()", "its keep_group raised AttributeError"),

@@ -275,6 +275,13 @@ def test_many_values_are_counted_in_bins() -> None:
     assert len(made.bins) == 24
 
 
+def test_what_is_on_an_edge_between_bins_belongs_to_the_bin_above() -> None:
+    values = [float(value) for value in range(25)]
+    step = Step(1, values={title: {} for title in TITLES} | {"Advantage of a token": {"tokens": values}})
+    (made,) = histograms([step])
+    assert made.counts[0][0] == [1] * 23 + [2]
+
+
 def test_what_steps_took_is_what_the_metrics_say(tmp_path: Path) -> None:
     rows = healthy(50)
     clock = data_of(report.write(make_run(tmp_path / "run", rows).path).read_text(), "clocks")[""]
