@@ -78,6 +78,28 @@ def test_runs_that_differ_in_no_own_setting_are_told_apart_by_the_others(tmp_pat
     ]
 
 
+def test_rewards_that_differ_are_named_with_those_options_alone_that_do(tmp_path: Path) -> None:
+    math = {"kind": "math", "weight": 1.0, "answer_in": "any"}
+    length = {"kind": "length", "limit": 100, "low": 0}
+    mine = {"kind": "function", "weight": 1.0, "path": "/a/mine.py", "name": "close_enough"}
+    rewards = [
+        [math],
+        [math, {**length, "weight": 0.2}],
+        [math, {**length, "weight": 0.5}],
+        [{**math, "answer_in": "boxed"}],
+        [mine],
+    ]
+    paths = [write_run(tmp_path / f"{i}", settings={"reward": reward}) for i, reward in enumerate(rewards)]
+    assert [run.arm for run in read_runs(paths).runs] == [
+        "grpo reward=math:answer_in=any",
+        "grpo reward=math:answer_in=any+length:weight=0.2",
+        "grpo reward=math:answer_in=any+length:weight=0.5",
+        "grpo reward=math:answer_in=boxed",
+        "grpo reward=close_enough",
+    ]
+    assert [run.arm for run in read_runs(paths[:2]).runs] == ["grpo reward=math", "grpo reward=math+length"]
+
+
 def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     assert len(read_runs([run, run]).runs) == 1
