@@ -17,7 +17,7 @@ from rich.console import Console
 from synthetic_runs import Metrics, rising, write_rollout, write_run
 
 from rlkit.cli import main
-from rlkit.comparison import Comparison, compare, text, write
+from rlkit.comparison import FILES, Comparison, compare, text, write
 from rlkit.comparison.csv_files import write_tables
 from rlkit.comparison.forest import forests
 from rlkit.comparison.latex import write_latex
@@ -695,3 +695,28 @@ def test_a_comparison_of_other_runs_is_not_overwritten(tmp_path: Path) -> None:
     write(compare([a, b]), out)
     write(compare([a, b, c]), out)
     assert (out / "arms.csv").read_bytes() != before
+
+
+def test_that_an_earlier_comparison_is_written_over_is_said(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, algo=name) for name in ("grpo", "ppo"))
+    out = tmp_path / "comparison"
+    first, second = (run_command(a, b, "--out", out) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0
+    said = f"written over the earlier comparison of these runs in {out}:\n"
+    assert said not in first.output
+    assert second.output == first.output.replace(f"{out}/comparison.html", f"{said}{out}/comparison.html")
+    assert {file.name for file in out.iterdir()} == {*FILES}
+
+
+def test_files_that_no_comparison_has_written_are_left_alone(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, algo=name) for name in ("grpo", "ppo"))
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "arms.csv").write_text("left,right\n")
+    done = run_command(a, b, "--out", out)
+    assert done.exit_code == 2
+    assert f"{out} holds arms.csv, which no comparison of rlkit's has written there" in done.output
+    assert [file.read_text() for file in out.iterdir()] == ["left,right\n"]
+    (out / "arms.csv").rename(out / "notes.txt")
+    assert run_command(a, b, "--out", out).exit_code == 0
+    assert (out / "notes.txt").read_text() == "left,right\n"
