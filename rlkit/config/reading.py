@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlkit.config.keys import full_name, one_key
+from rlkit.config.meant import instead_in
 from rlkit.config.places import Places
 from rlkit.config.sections import RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
@@ -51,7 +52,7 @@ def load(
     try:
         return RunConfig.model_validate(data).read_from(places)
     except ValidationError as error:
-        raise places.point(explain(error, RunConfig), in_file=True) from error
+        raise places.point(explain(error, RunConfig, instead=instead_in(RunConfig)), in_file=True) from error
 
 
 def _section(key: str, value: Any) -> Any:
