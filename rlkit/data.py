@@ -22,6 +22,7 @@ from rlkit.config import DataConfig
 from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
 from rlkit.golds import gold_cell, gold_text
+from rlkit.wording import some
 
 Row = Mapping[str, Any]
 FILES = (".json", ".jsonl", ".parquet")
@@ -88,7 +89,7 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
     """
     chat = uses_chat(config, tokenizer)
-    prompts = [column(row, config.prompt, "data.prompt", f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    prompts = questions(rows, config.prompt, "data.prompt", path)
     answers = golds(rows, config.answer, "data.answer", path)
     texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
     tokens, put = _encode(texts, tokenizer, chat)
@@ -290,6 +291,25 @@ def present(rows: Sequence[Row], names: Sequence[str], key: str, path: str) -> s
     raise ConfigError(
         f"{path}: none of the columns {', '.join(names)} is there (columns: {', '.join(rows[0])}). Set {key}"
     )
+
+
+def questions(rows: Sequence[Row], name: str, key: str, path: str) -> list[Any]:
+    """The prompt column. ConfigError, which tells to set `key`, where a row has no such column."""
+    found = [cell(row, name) for row in rows]
+    lacking = [i for i, each in enumerate(found, 1) if each is MISSING]
+    if len(lacking) == len(rows):
+        column(rows[0], name, key, f"{path}, row 1")
+    if lacking:
+        columns = ", ".join(rows[lacking[0] - 1])
+        raise ConfigError(
+            f"{path}, row {lacking[0]}: no column {name!r} (columns: {columns}); of {len(rows)} rows {len(lacking)} "
+            f"lack it ({some(lacking, MOST_NAMED)}). Give them one, leave them out, or set {key} to another column"
+        )
+    return found
+
+
+MOST_NAMED = 5
+"""Rows of one fault."""
 
 
 def golds(rows: Sequence[Row], name: str | None, key: str, path: str) -> list[Any]:

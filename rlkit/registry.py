@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 from rlkit import modules
 from rlkit.blame import Blame, importing_plugin, place, shown
 from rlkit.errors import ConfigError, PluginLoadError, module_of, nearest, origin
-from rlkit.mistakes import explain
+from rlkit.mistakes import Instead, explain, nothing_else
 from rlkit.plugin import KINDS as KINDS
 from rlkit.plugin import Kind as Kind
 from rlkit.plugin import Plugin as Plugin
@@ -403,9 +403,11 @@ _METHODS: dict[Kind, tuple[str, ...]] = {
 """What is called of a thing of that kind. Of an algorithm and a suite it is fields."""
 
 
-def validate_options(plugin: Plugin, options: dict[str, Any], where: str) -> BaseModel:
-    """The options as the plugin's model; SettingsError naming each key that does not fit."""
+def validate_options(plugin: Plugin, options: dict[str, Any], where: str, instead: Instead = nothing_else) -> BaseModel:
+    """The options as the plugin's model; SettingsError naming each key that does not fit.
+
+    instead: the keys that a word which is no option may have been meant for."""
     try:
         return plugin.options.model_validate(options)
     except ValidationError as error:
-        raise explain(error, plugin.options, where) from error
+        raise explain(error, plugin.options, where, instead) from error

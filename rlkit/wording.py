@@ -94,6 +94,11 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
+def some(items: Sequence[object], most: int) -> str:
+    """The first `most` of them: 1, 5, ..."""
+    return ", ".join([*map(str, items[:most]), *(["..."] if len(items) > most else [])])
+
+
 SHOWN_AS_THEY_ARE = frozenset("\n\t\u200c\u200d")
 """Line feed and tab are layout; the joiners belong to the spelling of several scripts."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
 from rlkit import distribution
+from rlkit.blame import place
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
@@ -157,6 +158,8 @@ def build_loop(
         inputs = read_inputs(config)
         if resume:
             check_same_data(config, inputs)
+            if distributed.main_rank():
+                _say_what_was_edited(config)
         tokenizer = inputs.tokenizer
         sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
         config = config.model_copy(update={"sampler": sampler_ref})
@@ -206,6 +209,21 @@ def build_loop(
     if console:
         console.begin(loop.state.step)
     return loop
+
+
+def _say_what_was_edited(config: RunConfig) -> None:
+    """Of a run that goes on: plugins may be mended on purpose, so it does."""
+    from rlkit.records.folder import RunFolder
+    from rlkit.records.provenance import plugin_files
+
+    before = RunFolder.open(config.folder).read_plugin_digests()
+    edited = [file for file, digest in plugin_files(config).items() if before.get(file, digest) != digest]
+    if edited:
+        warnings.warn(
+            f"{' and '.join(map(place, edited))}: edited since {config.folder} was last started. What comes follows "
+            "the code as it is now, so that the run is no longer that of one piece of code",
+            stacklevel=2,
+        )
 
 
 def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextManager[OpenSuite]:

@@ -52,10 +52,13 @@ def show(
     # A file or a pipe has no width: it gets tables in whole lines.
     terminal = terminal if terminal.is_terminal else Console(highlight=False, width=140)
     terminal.print(comparison.text(compared))
+    there = comparison.is_one(out)
     try:
         files = comparison.write(compared, out)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error}. Choose another folder with --out") from error
     click.echo()
+    if there:
+        click.echo(f"written over the earlier comparison of these runs in {out}:")
     for file in files:
         click.echo(str(file))

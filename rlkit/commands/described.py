@@ -12,8 +12,8 @@ import yaml
 
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.commands.hints import meant
 from rlkit.config.keys import LISTS, PLUGINS, SHORT, Key, as_yaml, keys
+from rlkit.config.meant import meant
 from rlkit.config.sections import RewardRef, RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
 from rlkit.plugin import paragraphs

@@ -11,10 +11,26 @@ from rlkit import registry
 from rlkit.commands import completion
 from rlkit.commands.described import plugin_page
 from rlkit.commands.options import plugins_option
+from rlkit.errors import ConfigError, nearest
+
+
+class _Kind(click.Choice[str]):
+    """What is no kind is answered as an unknown name is elsewhere."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in registry.KINDS:
+            return value
+        if value.startswith("preset"):
+            raise ConfigError(
+                "presets are no plugins: `rlkit config ls` lists them, and `rlkit config show NAME` prints one"
+            )
+        kinds = [kind for kind in registry.KINDS if value in registry.names(kind)]
+        instead = f"; did you mean `rlkit list {kinds[0]} {value}`?" if kinds else nearest(value, registry.KINDS)
+        raise ConfigError(f"no kind of plugins is called {value!r}{instead}")
 
 
 @click.command("list")
-@click.argument("kind", required=False, type=click.Choice(registry.KINDS))
+@click.argument("kind", required=False, type=_Kind(registry.KINDS))
 @click.argument("name", required=False, shell_complete=completion.of_its_kind)
 @plugins_option
 def list_plugins(kind: registry.Kind | None, name: str | None, plugins: tuple[str, ...]) -> None:

@@ -186,12 +186,10 @@ def _named(runs: Sequence[Run], relevant: Any) -> list[Run]:
     differing = [key for key in keys if any(each.get(key) != flat[0].get(key) for each in flat)]
     if len(differing) > MOST_IN_A_NAME:
         return [replace(run, arm=run.name) for run in runs]
+    settings = [{key: each.get(key) for key in differing} for each in flat]
     return [
-        replace(
-            run,
-            arm=" ".join([run.config["algo"]["kind"], *settings_label({key: each.get(key) for key in differing})]),
-        )
-        for run, each in zip(runs, flat, strict=True)
+        replace(run, arm=" ".join([run.config["algo"]["kind"], *settings_label(each, settings)]))
+        for run, each in zip(runs, settings, strict=True)
     ]
 
 

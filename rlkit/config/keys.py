@@ -46,6 +46,12 @@ def full_name(key: str, value: Any) -> str:
     return key if any(isinstance(each, Mapping) for each in values) else SHORT.get(key, key)
 
 
+def one_key(section: str) -> str | None:
+    """The key of a section that a plain value in the section's place stands for: `model: embedded:s` is its path."""
+    name, _, key = SHORT.get(section, "").partition(".")
+    return key if name == section and key else None
+
+
 @dataclass(frozen=True)
 class Key:
     name: str

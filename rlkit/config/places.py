@@ -53,6 +53,8 @@ class Places:
         """The line of a key, or of what it would stand in. 0: the top of the file; None: it is not of the file."""
         if not self._file or self._is_elsewhere(path):
             return None
+        if path not in self._lines and any(other[: len(path)] == path for other in self._elsewhere):
+            return None  # a section that is not of the file, of which a key was set elsewhere
         for end in range(len(path), 0, -1):
             if line := self._lines.get(path[:end]):
                 return line

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rlkit.config.keys import full_name
+from rlkit.config.keys import full_name, one_key
+from rlkit.config.meant import instead_in
 from rlkit.config.places import Places
 from rlkit.config.sections import RunConfig, as_ref
 from rlkit.errors import ConfigError, nearest
@@ -39,7 +40,7 @@ def load(
         data, places = source, Places()
     else:
         data, places = read_yaml(*_read(str(source)))
-    data = dict(data)
+    data = {key: _section(key, value) for key, value in data.items()}
     if algo is not None:
         named = as_ref(data.get("algo"))
         if not (isinstance(named, dict) and named.get("kind") == algo):
@@ -51,7 +52,13 @@ def load(
     try:
         return RunConfig.model_validate(data).read_from(places)
     except ValidationError as error:
-        raise places.point(explain(error, RunConfig), in_file=True) from error
+        raise places.point(explain(error, RunConfig, instead=instead_in(RunConfig)), in_file=True) from error
+
+
+def _section(key: str, value: Any) -> Any:
+    """`model: embedded:s` as the section that it is short for."""
+    inner = one_key(key)
+    return value if inner is None or value is None or isinstance(value, dict) else {inner: value}
 
 
 def _read(source: str) -> tuple[str, str]:

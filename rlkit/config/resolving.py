@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlkit import registry
 from rlkit.blame import Blame, shown
+from rlkit.config.meant import instead_in, instead_of_option
 from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
 from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
@@ -123,7 +124,7 @@ def _checked(config: RunConfig) -> RunConfig:
         return RunConfig.model_validate(config.model_dump(warnings=False)).read_from(config.places)
     except ValidationError as error:
         # Not where the file has it: what was assigned later is wrong.
-        raise ConfigError(str(explain(error, RunConfig))) from error
+        raise ConfigError(str(explain(error, RunConfig, instead=instead_in(RunConfig)))) from error
 
 
 def _own_reference(algorithm: Algorithm, name: str) -> Reference:
@@ -199,5 +200,5 @@ def resolve_ref(kind: registry.Kind, ref: PluginRef, where: str) -> PluginRef:
         if ref.kind in registry.names(kind):
             raise
         raise SettingsError([((where, "kind"), str(error))]) from error
-    options = registry.validate_options(plugin, ref.options, where)
+    options = registry.validate_options(plugin, ref.options, where, instead_of_option(where, plugin.options))
     return PluginRef(kind=ref.kind, **options.model_dump(mode="json"))

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from rlkit import registry
-from rlkit.config.keys import LISTS, PLUGINS
+from rlkit.config.keys import LISTS, PLUGINS, SHORT, one_key
 from rlkit.config.sections import RewardRef, RunConfig
 
 Schema = dict[str, Any]
@@ -31,6 +31,11 @@ def schema() -> Schema:
         else:
             taken = {"anyOf": [one, {"type": "null"}]} if whole["properties"][field].get("default", "") is None else one
         whole["properties"][field] = {**said, **taken}
+    for section in SHORT:
+        if key := one_key(section):
+            whole_section = whole["properties"][section].pop("$ref")
+            plain = shared[whole_section.rpartition("/")[2]]["properties"][key]
+            whole["properties"][section]["anyOf"] = [{"$ref": whole_section}, plain]
     for unused in ("PluginRef", "RewardRef"):
         shared.pop(unused, None)
     whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -19,6 +19,7 @@ from rlkit.evaluation import suites
 from rlkit.evaluation.gold_check import bad_golds
 from rlkit.evaluation.verify import scorer
 from rlkit.golds import gold_text
+from rlkit.wording import counted, some
 
 _OPENING = 8
 """Words by which a suite's question is looked for inside longer prompts."""
@@ -49,7 +50,7 @@ def check(
     if answer != NO_GOLDS:
         answer = answer or data.present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
     wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
-    prompts = [data.column(row, prompt, "--prompt", w) for row, w in zip(rows, wheres, strict=True)]
+    prompts = data.questions(rows, prompt, "--prompt", path)
     questions = [_text(each) for each in prompts]
     cells = data.golds(rows, None if answer == NO_GOLDS else answer, "--answer", path)
     golds = [gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
@@ -152,8 +153,8 @@ def report(found: Mapping[str, Any], show: int = 10) -> str:
         f"  prompt length in {lengths['unit']}: shortest {lengths['min']}, median {lengths['median']}, 95 % at most "
         f"{lengths['p95']}, longest {lengths['max']}",
         f"  repeated prompts: {_some([' = '.join(map(str, same)) for same in found['duplicates']], show)}",
-        f"  empty prompts: {_some(list(map(str, found['empty_prompts'])), show)}",
-        f"  empty golds: {_some(list(map(str, found['empty_golds'])), show)}",
+        _in_rows("empty prompts", found["empty_prompts"], show),
+        _in_rows("empty golds", found["empty_golds"], show),
     ]
     if "bad_golds" in found:
         bad = [
@@ -172,6 +173,10 @@ def report(found: Mapping[str, Any], show: int = 10) -> str:
         either = f"nor with {', '.join(others)}; " if others else ""
         lines.append(f"    {either}give local copies with --data, or leave this out with --no-overlap")
     return "\n".join(lines)
+
+
+def _in_rows(fault: str, rows: Sequence[int], show: int) -> str:
+    return f"  {fault} in {counted(len(rows), 'row')}: {some(rows, show)}" if rows else f"  {fault}: none"
 
 
 def _some(items: Sequence[str], show: int) -> str:

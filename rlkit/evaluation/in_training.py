@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from rlkit.config import EvalConfig
 from rlkit.data import Problem
 from rlkit.engine import distributed
-from rlkit.generation.collector import Collector, Scored, draws
+from rlkit.generation.collector import PHASES, Collector, Scored, draws
 from rlkit.interfaces.generation import SamplingParams
+from rlkit.interfaces.progress import Progress
+from rlkit.scoring.checks import in_brief
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def evaluate(
     without a verdict counts as wrong, however many there are, and is counted in `eval/NAME/no_value`; why is said once
     an evaluation, as a warning.
     """
+    collector = replace(collector, progress=_named(collector.progress, name))
     params = replace(sampling, temperature=config.temperature, top_p=config.top_p, top_k=0)
     scored, _ = collector.collect(draws(problems, config.samples, step=0), params, "eval", lenient=True)
     correct = sum(bool(s.result.correct) for s in scored)
@@ -49,13 +52,23 @@ def evaluate(
     }
 
 
+def _named(progress: Progress, name: str) -> Progress:
+    """Which of several it is that takes so long."""
+
+    def shown(phase: str, done: int = 0, total: int = 0) -> None:
+        progress(f"{phase} {name}" if phase == PHASES["eval"] else phase, done, total)
+
+    return shown
+
+
 def _say_what_has_no_value(name: str, scored: Sequence[Scored]) -> None:
     lost = [s.result for s in scored if s.result.value is None]
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in lost).items())
-        error = next((str(r.info["error"]) for r in lost if "error" in r.info), None)
+        # Without its frames: where the reward fails in training too, the error that ends the run has them.
+        error = next((in_brief(str(r.info["error"])) for r in lost if "error" in r.info), None)
         warnings.warn(
             f"evaluation, {name}: {len(lost)} of {len(scored)} answers have no value ({counts}) and count as wrong"
-            + (f". The first error:\n{error}" if error else ""),
+            + (f". The first error: {error}" if error else ""),
             stacklevel=3,
         )

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlkit import config as configs
 from rlkit.config import ModelConfig, PluginRef, Positive, Ref, Rewards, ScoringConfig, Section, StopTexts
+from rlkit.config.meant import instead_in
 from rlkit.data import NO_GOLDS, Problem
 from rlkit.errors import ConfigError
 from rlkit.evaluation.suites import OpenSuite
@@ -119,7 +120,7 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     try:
         return EvaluationConfig.model_validate(data)
     except ValidationError as error:
-        raise explain(error, EvaluationConfig) from error
+        raise explain(error, EvaluationConfig, instead=instead_in(EvaluationConfig)) from error
 
 
 def samples_of(suite: OpenSuite, config: EvaluationConfig) -> int:

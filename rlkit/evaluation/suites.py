@@ -207,8 +207,7 @@ def of_data(
     prompt = prompt or data.present(rows, data.PROMPTS, "--prompt", path)
     answer = answer or data.present(rows, data.ANSWERS, f"--answer ({data.NO_GOLDS}: the data has no golds)", path)
     gold = None if answer == data.NO_GOLDS else answer
-    for i, row in enumerate(rows, 1):
-        data.column(row, prompt, "--prompt", f"{path}, row {i}")
+    data.questions(rows, prompt, "--prompt", path)
     data.golds(rows, gold, "--answer", path)
     name = Path(path.removeprefix(embedded.PREFIX))
     made = Suite(load=lambda _: rows, template=template, reward=reward, prompt=prompt, answer=gold, file=path)

@@ -34,9 +34,7 @@ class Data:
         return self.path.startswith(embedded.PREFIX)
 
     def prompts(self) -> list[Any]:
-        return [
-            data.column(row, self.prompt, "--prompt", f"{self.path}, row {i}") for i, row in enumerate(self.rows, 1)
-        ]
+        return data.questions(self.rows, self.prompt, "--prompt", self.path)
 
     def golds(self) -> list[Any]:
         return data.golds(self.rows, self.answer, "--answer", self.path)

@@ -1,8 +1,8 @@
 """A run's folder: its names, its writer, and the way to its readers. The source of truth of a run.
 
 config.yaml            resolved settings
-provenance.json        versions, plugins, seed, digests of the data, command line, git commit; one entry more for each
-                       resume
+provenance.json        versions, plugins, seed, digests of data and of plugins' files, command line, git commit; one
+                       entry more for each resume
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
 rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
 credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
@@ -222,9 +222,16 @@ class RunFolder:
 
     def read_data_digests(self) -> dict[str, str]:
         """Of the data that the run's newest start had, by what they are for; empty where none are on record."""
+        return self._of_newest_start("data")
+
+    def read_plugin_digests(self) -> dict[str, str]:
+        """Of the files that the plugins of the run's newest start were written in; empty where none are on record."""
+        return self._of_newest_start("plugin_files")
+
+    def _of_newest_start(self, what: str) -> dict[str, str]:
         record = self.read_provenance()
         starts = [record, *record.get("resumed", [])]
-        return next((dict(start["data"]) for start in reversed(starts) if start.get("data")), {})
+        return next((dict(start[what]) for start in reversed(starts) if start.get(what)), {})
 
     def cut_after(self, step: int, config: RunConfig, data: Mapping[str, str] | None = None) -> None:
         """For a run that goes on from `step`: drop what was written of later steps, write the settings it goes on

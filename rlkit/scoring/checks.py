@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import math
 import numbers
+import re
 import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlkit.blame import debugging
+from rlkit.blame import debugging, place
 from rlkit.errors import PluginError, RlkitError, TokensUnknownError, nearest
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status, UnknownTokens
@@ -187,3 +188,12 @@ def tail(error: BaseException) -> str:
     while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(here):
         frame = frame.tb_next
     return "".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip()
+
+
+def in_brief(said: str) -> str:
+    """Of what `tail` says, the exception and the line that raised it, without the frames; of anything else, all."""
+    frames = list(re.finditer(r'^  File "(.+)", line (\d+).*\n(?:    .*\n)*', said, re.MULTILINE))
+    if debugging() or not frames:
+        return said
+    file, line = frames[-1].groups()
+    return f"{place(file, int(line))}: {said[frames[-1].end() :].strip()}"

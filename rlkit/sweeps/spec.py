@@ -282,14 +282,15 @@ def parse_noises(text: str) -> list[configs.PluginRef]:
 def arms(spec: SweepConfig) -> list[Arm]:
     """Every algorithm under every noise with every combination of settings, in the order of the file."""
     found = []
-    for noise, variant, (algo, own) in itertools.product(spec.noise, _variants(spec), spec.algos.items()):
+    variants = list(_variants(spec))
+    for noise, variant, (algo, own) in itertools.product(spec.noise, variants, spec.algos.items()):
         mine = {key: value for key, value in variant.items() if is_own(key)}
         shared = {key: value for key, value in variant.items() if not is_own(key)}
         condition = [noise] if noise != "none" or not shared else []
         found.append(
             Arm(
-                name=" ".join([algo, *settings_label(mine)]),
-                condition=" ".join([*condition, *settings_label(shared)]),
+                name=" ".join([algo, *settings_label(mine, variants)]),
+                condition=" ".join([*condition, *settings_label(shared, variants)]),
                 algo=algo,
                 noise=noise,
                 settings={**spec.set, **own, **variant},

@@ -50,7 +50,8 @@ class Console:
 
     def phase(self, phase: str, done: int = 0, total: int = 0) -> None:
         if self._bar is not None:
-            self._bar.phase = f"{phase} {done} of {total}" if total > 1 else phase
+            comma = "," if " " in phase else ""
+            self._bar.phase = f"{phase}{comma} {done} of {total}" if total > 1 else phase
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         training = {name: value for name, value in metrics.items() if not name.startswith("eval/")}

@@ -159,6 +159,11 @@ def test_when_a_reward_breaks_the_steps_before_are_kept(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "the verifier broke" in said
+    edited = f"warning: {tmp_path / 'failing.py'}: edited since {tmp_path / 'r'} was last started"
+    assert edited not in said
+    with (tmp_path / "failing.py").open("a") as file:
+        file.write("# mended\n")
     said = run("--resume", str(tmp_path / "r"), "-s", "reward.after=100", "-s", "steps=4")
+    assert edited in said
     steps = [row["step"] for row in RunFolder.open(tmp_path / "r").read_metrics()]
     assert steps == [0, 1, 2, 3, 4]

@@ -91,6 +91,24 @@ def test_list_shows_each_built_in_algorithm_with_its_paper() -> None:
     assert "[rlkit-rlvr 0.1.0]" in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["reward"], "no kind of plugins is called 'reward'; did you mean 'rewards'?"),
+        (["algorithm", "grpo"], "did you mean 'algorithms'?"),
+        (["math"], "did you mean `rlkit list rewards math`?"),
+        (["foo"], "no kind of plugins is called 'foo'; known: advantages, algorithms, losses"),
+        (["presets"], "presets are no plugins: `rlkit config ls` lists them, and `rlkit config show NAME` prints one"),
+        (["presets", "embedded"], "`rlkit config show NAME` prints one"),
+        (["rewards", "mth"], "unknown reward 'mth'; did you mean 'math'?"),
+    ],
+)
+def test_list_of_what_there_is_not_names_the_nearest(arguments: list[str], said: str) -> None:
+    result = invoke("list", *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
     result = invoke("run", "--dry-run", "--out", str(tmp_path / "runs"), "--seed", "5")
     assert result.exit_code == 0

@@ -17,7 +17,7 @@ from rich.console import Console
 from synthetic_runs import Metrics, rising, write_rollout, write_run
 
 from rlkit.cli import main
-from rlkit.comparison import Comparison, compare, text, write
+from rlkit.comparison import FILES, Comparison, compare, text, write
 from rlkit.comparison.csv_files import write_tables
 from rlkit.comparison.forest import forests
 from rlkit.comparison.latex import write_latex
@@ -76,6 +76,28 @@ def test_runs_that_differ_in_no_own_setting_are_told_apart_by_the_others(tmp_pat
         "grpo batch.prompts_per_step=4",
         "grpo batch.prompts_per_step=8",
     ]
+
+
+def test_rewards_that_differ_are_named_with_those_options_alone_that_do(tmp_path: Path) -> None:
+    math = {"kind": "math", "weight": 1.0, "answer_in": "any"}
+    length = {"kind": "length", "limit": 100, "low": 0}
+    mine = {"kind": "function", "weight": 1.0, "path": "/a/mine.py", "name": "close_enough"}
+    rewards = [
+        [math],
+        [math, {**length, "weight": 0.2}],
+        [math, {**length, "weight": 0.5}],
+        [{**math, "answer_in": "boxed"}],
+        [mine],
+    ]
+    paths = [write_run(tmp_path / f"{i}", settings={"reward": reward}) for i, reward in enumerate(rewards)]
+    assert [run.arm for run in read_runs(paths).runs] == [
+        "grpo reward=math:answer_in=any",
+        "grpo reward=math:answer_in=any+length:weight=0.2",
+        "grpo reward=math:answer_in=any+length:weight=0.5",
+        "grpo reward=math:answer_in=boxed",
+        "grpo reward=close_enough",
+    ]
+    assert [run.arm for run in read_runs(paths[:2]).runs] == ["grpo reward=math", "grpo reward=math+length"]
 
 
 def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
@@ -673,3 +695,28 @@ def test_a_comparison_of_other_runs_is_not_overwritten(tmp_path: Path) -> None:
     write(compare([a, b]), out)
     write(compare([a, b, c]), out)
     assert (out / "arms.csv").read_bytes() != before
+
+
+def test_that_an_earlier_comparison_is_written_over_is_said(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, algo=name) for name in ("grpo", "ppo"))
+    out = tmp_path / "comparison"
+    first, second = (run_command(a, b, "--out", out) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0
+    said = f"written over the earlier comparison of these runs in {out}:\n"
+    assert said not in first.output
+    assert second.output == first.output.replace(f"{out}/comparison.html", f"{said}{out}/comparison.html")
+    assert {file.name for file in out.iterdir()} == {*FILES}
+
+
+def test_files_that_no_comparison_has_written_are_left_alone(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, algo=name) for name in ("grpo", "ppo"))
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "arms.csv").write_text("left,right\n")
+    done = run_command(a, b, "--out", out)
+    assert done.exit_code == 2
+    assert f"{out} holds arms.csv, which no comparison of rlkit's has written there" in done.output
+    assert [file.read_text() for file in out.iterdir()] == ["left,right\n"]
+    (out / "arms.csv").rename(out / "notes.txt")
+    assert run_command(a, b, "--out", out).exit_code == 0
+    assert (out / "notes.txt").read_text() == "left,right\n"

@@ -35,6 +35,22 @@ def test_an_override_reaches_into_a_plugin_given_by_name() -> None:
     assert configs.load("embedded", ["reward=math", "reward.x=1"]).reward[0].options == {"x": 1}
 
 
+def test_a_plain_value_stands_for_a_sections_one_key(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    text = "algo: grpo\nmodel: embedded:xs\ndata: embedded:sorting\nreward: sorting\nbatch: 8\n"
+    file.write_text(text)
+    config = configs.load(file, ["model.dtype=float32", "data.split=test"])
+    assert (config.model.path, config.model.dtype) == ("embedded:xs", "float32")
+    assert (config.data.path, config.data.split, config.batch.prompts_per_step) == ("embedded:sorting", "test", 8)
+    assert configs.load({**yaml.safe_load(text), "model": "embedded:s"}).model.path == "embedded:s"
+    file.write_text(text.replace("model: embedded:xs", "model: [embedded:xs]"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml:2: 'model\.path': should be text \(got \['embedded:xs'\]\)"):
+        configs.load(file)
+    file.write_text(text + "optimizer: adam\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:6: 'optimizer': should hold keys and values of its own"):
+        configs.load(file)
+
+
 def test_rewards_are_a_list_with_weights_and_one_needs_no_list() -> None:
     two = configs.load("embedded", ["reward=[final_answer, {kind: exact, weight: 0.5}]"])
     assert [(ref.kind, ref.weight) for ref in configs.resolve(two).reward] == [("final_answer", 1.0), ("exact", 0.5)]

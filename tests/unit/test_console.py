@@ -160,6 +160,17 @@ def test_what_a_model_wrote_is_text_and_not_too_much_of_it(width: int | None) ->
         assert max(map(len, said.splitlines())) <= width
 
 
+@pytest.mark.parametrize(
+    ("phase", "said"), [("evaluating math500", "evaluating math500, 40 of 500"), ("sampling", "sampling 40 of 500")]
+)
+def test_the_bar_says_how_far_a_phase_is(phase: str, said: str) -> None:
+    console, out = made("bar", force_terminal=True, width=120, color_system=None)
+    console.begin(0)
+    console.phase(phase, 40, 500)
+    console.close()
+    assert f" {said} " in out.getvalue()
+
+
 def test_a_plain_terminal_has_no_bar() -> None:
     console, out = made("lines", force_terminal=True, width=80, color_system=None)
     console.begin(0)
@@ -260,9 +271,9 @@ def test_a_run_shows_its_phases_and_what_its_samples_earned(
     monkeypatch.setattr(Console, "phase", lambda self, name, done=0, total=0: phases.append((name, done, total)))
     rlkit.train(run_of(tmp_path, "noise=[{kind: flip, prob: 0.5}]", "batch.minibatches=2", "eval.every=1"))
     assert [("sampling", done, 8) for done in range(9)] * 2 == [each for each in phases if each[0] == "sampling"]
-    assert [("evaluating", done, 8) for done in range(9)] * 3 == [each for each in phases if each[0] == "evaluating"]
+    assert [("evaluating heldout", done, 8) for done in range(9)] * 3 == [p for p in phases if "evaluating" in p[0]]
     names = [name for at, (name, *_) in enumerate(phases) if at == 0 or phases[at - 1][0] != name]
-    checked, evaluated = "checking the sampler", ["evaluating", "scoring"]
+    checked, evaluated = "checking the sampler", ["evaluating heldout", "scoring"]
     step = ["sampling", "scoring", "measuring", "updating"]
     after_one = ["syncing weights", checked, *evaluated]
     assert names == [checked, *evaluated, *step, *after_one, *step, "saving", "syncing weights", *evaluated]

@@ -236,6 +236,18 @@ def test_a_lacking_column_names_the_nearest_and_all(tmp_path: Path, tokenizer: A
         load(tokenizer, path=path, prompt="question", answer="meta.truth")
 
 
+def test_rows_that_lack_the_column_are_counted_from_one(tmp_path: Path, tokenizer: Any) -> None:
+    rows: list[dict[str, str]] = [{"question": "1", "answer": "2"}] * 9
+    for i in (1, 3, 4, 5, 6, 8):
+        rows[i] = {"answer": "2", "text": "1"}
+    with pytest.raises(ConfigError) as caught:
+        load(tokenizer, path=write(tmp_path, rows), prompt="question")
+    assert str(caught.value).partition(".jsonl")[2] == (
+        ", row 2: no column 'question' (columns: answer, text); of 9 rows 6 lack it (2, 4, 5, 6, 7, ...). Give them "
+        "one, leave them out, or set data.prompt to another column"
+    )
+
+
 def test_unknown_embedded_data_and_split(tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="did you mean 'embedded:arithmetic'"):
         load(tokenizer, path="embedded:arithmetics")

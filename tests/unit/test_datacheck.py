@@ -71,6 +71,9 @@ def test_planted_faults_are_found(tmp_path: Path, copies: Path) -> None:
     assert "give local copies with --data, or leave this out with --no-overlap" in text
     assert text.count("NOT CHECKED") == 1, "one reason is enough"
     assert "repeated prompts: 1: 1 = 3" in text
+    assert "\n  empty golds in 1 row: 3\n" in text
+    nothing = datacheck.report({**found, "empty_prompts": [], "empty_golds": [4, 6, 7]}, show=2)
+    assert "\n  empty prompts: none\n  empty golds in 3 rows: 4, 6, ...\n" in nothing
 
 
 def test_suites_can_be_left_out(tmp_path: Path) -> None:

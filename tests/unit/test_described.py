@@ -168,6 +168,7 @@ EMBEDDED = yaml.safe_load(configs.presets()["embedded"])
     "change",
     [
         {"algo": "dapo"},
+        {"model": "embedded:xs", "data": "embedded:sorting", "batch": 8},
         {"algo": {"kind": "grpo", "overlong_penalty": {"limit": 9, "buffer": 3}}},
         {"reward": [{"kind": "math", "strict": True, "weight": 0.5}, "format"]},
         {"reward": "my.py:score"},
@@ -205,6 +206,9 @@ def test_what_the_schema_takes(change: dict[str, Any], validator: jsonschema.Dra
         {"reference": {"kind": "average", "every": 3}},
         {"optimizer": {"lrr": 1}},
         {"steps": 0},
+        {"model": 5},
+        {"batch": "8"},
+        {"optimizer": "adam"},
     ],
 )
 def test_what_the_schema_refuses(change: dict[str, Any], validator: jsonschema.Draft202012Validator) -> None:

@@ -411,6 +411,8 @@ def test_a_suites_verifier_is_built_once(tmp_path: Path, rewards: str, monkeypat
 def test_misspelt_settings_and_too_many_tokens_are_refused(tmp_path: Path, plugin: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'topp'.*did you mean"):
         load_settings({"model": {"path": "embedded:xs"}, "suites": ["addition"], "out": tmp_path}, ["topp=1"])
+    with pytest.raises(ConfigError, match="unknown key 'max_new_tokens' at the top level; the key is max_tokens"):
+        load_settings({"model": {"path": "embedded:xs"}, "suites": ["addition"]}, ["max_new_tokens=9"])
     with pytest.raises(ConfigError, match="leaves no room for a prompt"):
         run_evaluation(settings(tmp_path, plugin, max_tokens=2048), quiet=True)
 

@@ -12,8 +12,9 @@ from rlkit import config as configs
 from rlkit import embedded
 from rlkit.assembly import sampling
 from rlkit.cli import main
-from rlkit.commands import hints, model
-from rlkit.config.keys import keys
+from rlkit.commands import model
+from rlkit.config.keys import PLUGINS, keys
+from rlkit.config.meant import MEANT
 from rlkit.sweeps import spec as specs
 
 
@@ -76,9 +77,9 @@ def test_an_unknown_option_names_the_key(arguments: list[str], said: str) -> Non
 
 def test_what_hints_name_is_there() -> None:
     known = {key.name for key in keys(configs.RunConfig)}
-    named = {key for meant in hints.MEANT.values() for key in meant}
-    assert {key for key in named if key.partition(".")[0] not in hints.PLUGINS} <= known
-    assert not known & hints.MEANT.keys(), "an option of that name would be found without the table"
+    named = {key for meant in MEANT.values() for key in meant}
+    assert {key for key in named if key.partition(".")[0] not in PLUGINS} <= known
+    assert not known & MEANT.keys(), "an option of that name would be found without the table"
 
 
 @pytest.fixture

@@ -222,6 +222,9 @@ def test_golds_that_cannot_be_read_are_named(base: Path) -> None:
         (["--data", "formulas.jsonl", "--algo", "gpro"], "unknown algorithm 'gpro'; did you mean 'gspo' or 'grpo'?"),
         (["--data", "long.jsonl"],
          "the shortest prompt of long.jsonl has 2559 tokens, and {base} has 2048 positions for prompt and response"),
+        (["--data", "gaps.jsonl"],
+         "gaps.jsonl, row 2: no column 'problem' (columns: answer); of 3 rows 2 lack it (2, 3). Give them one, leave "
+         "them out, or set --prompt to another column"),
         ([], "no data was found here. Give --data"),
     ],
 )  # fmt: skip
@@ -229,6 +232,7 @@ def test_what_cannot_work_is_said(arguments: list[str], said: str, base: Path) -
     written("formulas.jsonl", LATEX)
     written("essays.jsonl", [{"problem": "Write.", "answer": "All of it is told in very many words. " * 9}])
     written("others.jsonl", [{"task": "1+1", "result": "2"}])
+    written("gaps.jsonl", [{"problem": "1+1", "answer": "2"}, {"answer": "3"}, {"answer": "4"}])
     written("long.jsonl", [{"problem": "long " * 500, "answer": "1"}])
     model = [] if "--model" in arguments else ["--model", base]
     result = init("mine.yaml", *model, *arguments, "--yes")

@@ -45,6 +45,26 @@ def refusal(text: str, tmp_path: Path, overrides: list[str] | None = None, algo:
         (HEAD + "reward: math\nloss: clp\n", "mine.yaml:5: unknown loss 'clp'; did you mean 'clip'?"),
         (HEAD + "reward:\n  kind: math\n  strickt: true\n", "mine.yaml:6: unknown key 'strickt' in 'reward'; did"),
         (HEAD + "reward:\n- math\n- kind: exact\n  ignore_case: 7\n", "mine.yaml:7: 'reward.1.ignore_case': input"),
+        # What other projects call it.
+        (
+            WHOLE + "num_generations: 8\n",
+            "mine.yaml:5: unknown key 'num_generations' at the top level; the key is batch.s",
+        ),
+        (
+            WHOLE + "per_device_train_batch_size: 8\n",
+            "mine.yaml:5: unknown key 'per_device_train_batch_size' at the top level; it may be batch.prompts_per_step "
+            "or batch.tokens_per_microbatch",
+        ),
+        (
+            WHOLE + "actor:\n  rollout: {n: 8, tensor_model_parallel_size: 2}\n",
+            "mine.yaml:5: unknown key 'actor' at the top level; here actor.rollout.n is batch.samples_per_prompt, "
+            "actor.rollout.tensor_model_parallel_size is sampler.tensor_parallel",
+        ),
+        (WHOLE + "lr: 1.0e-4\n", "mine.yaml:5: unknown key 'lr' at the top level; the key is optimizer.lr"),
+        (
+            WHOLE.replace("vimpo", "{kind: grpo, beta: 0.04}"),
+            "mine.yaml:1: unknown key 'beta' in 'algo'; the key is algo.kl_coef",
+        ),
         (HEAD + "reward: [math, exat]\n", "mine.yaml:4: unknown reward 'exat'; did you mean 'exact'?"),
         (WHOLE + "noise:\n- {kind: flip}\n", "mine.yaml:5: 'noise.prob' is missing"),
         (WHOLE.replace("vimpo", "&a {kind: vimpo, beta: 0}"), "mine.yaml:1: 'algo.beta': input should be greater"),
@@ -79,6 +99,10 @@ def test_what_is_missing_comes_last(tmp_path: Path) -> None:
         (["steps=x"], None, "'steps': input should be"),
         (["optimizer.lrr=1"], None, "unknown key 'lrr' in 'optimizer'"),
         (["optimizer={lrr: 1}"], None, "unknown key 'lrr' in 'optimizer'"),
+        (["num_generations=8"], None, "unknown key 'num_generations' at the top level; the key is batch.samples_per_"),
+        (["rollout.n=8"], None, "unknown key 'rollout' at the top level; here rollout.n is batch.samples_per_prompt"),
+        (["algo.kind=ppo", "algo.cliprange=1"], None, "unknown key 'cliprange' in 'algo'; it may be algo.clip_low or"),
+        (["optimizer.learning_rate=1"], None, "unknown key 'learning_rate' in 'optimizer'; the key is optimizer.lr"),
         (["lr=-1"], None, "'optimizer.lr': input should be"),
         (["algo.kind=grpo", "algo.betta=1"], None, "unknown key 'betta' in 'algo'"),
         ([], "gpro", "unknown algorithm 'gpro'"),

@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from rlkit import reward
+from rlkit.blame import DEBUG, place
 from rlkit.config import ScoringConfig
 from rlkit.errors import ConfigError, RlkitError, TokensUnknownError
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey, UnknownTokens
 from rlkit.scoring import Scorer, WeightedReward, score
+from rlkit.scoring.checks import in_brief
 
 KEYS = [SampleKey("9f2c", 4, 0, index) for index in range(3)]
 SAMPLES = [Sample(key=key, prompt="", response="", tokens=[], answer="", truncated=False) for key in KEYS]
@@ -138,6 +140,19 @@ def test_an_exception_comes_with_its_place() -> None:
     assert "rlkit/scoring" not in said
 
 
+def test_an_exception_in_brief_is_itself_and_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(samples: Sequence[Sample]) -> list[float]:
+        raise ValueError("no such\nanswer")
+
+    with pytest.raises(RlkitError) as caught:
+        score(fragile, "fragile", SAMPLES)
+    line = fragile.__code__.co_firstlineno + 1
+    assert in_brief(str(caught.value)) == f"{place(__file__, line)}: ValueError: no such\nanswer"
+    assert in_brief("reward 'mine' returned 0 results") == "reward 'mine' returned 0 results"
+    monkeypatch.setenv(DEBUG, "1")
+    assert in_brief(str(caught.value)) == str(caught.value)
+
+
 def test_a_reward_that_takes_other_arguments_is_an_error_too() -> None:
     def wrong(prompts: list[str], completions: list[str]) -> list[float]:
         return []
@@ -225,6 +240,7 @@ def test_a_refused_answer_may_have_shares_that_cancel() -> None:
 PLUGIN = """
 import asyncio, os, sys, threading, time
 from rlkit import reward
+from rlkit.blame import DEBUG, place
 from rlkit.interfaces.rewards import RewardResult
 
 
@@ -528,6 +544,7 @@ def test_where_faults_are_counted_none_of_them_stops_the_scoring(plugin: str) ->
 READERS = """
 import numpy
 from rlkit import reward
+from rlkit.blame import DEBUG, place
 
 
 def length(samples):

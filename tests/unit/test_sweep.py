@@ -78,6 +78,20 @@ def test_names_of_runs_are_one_each() -> None:
     assert specs.run_name(specs.arms(spec)[-1], 2) == "grpo_lr=0.001-flip_0.25-seed2"
 
 
+def test_plugins_stand_in_names_with_those_options_alone_that_differ() -> None:
+    length = {"kind": "length", "limit": 20}
+    rewards = ["math", [{"kind": "math"}, length], [{"kind": "math", "weight": 0.5}, length]]
+    spec = made(algos="grpo", grid={"reward": rewards, "advantage": [{"kind": "rloo"}, {"kind": "mean"}]})
+    arms = specs.arms(spec)
+    assert [arm.condition for arm in arms[::2]] == [
+        "reward=math",
+        "reward=math+length",
+        "reward=math:weight=0.5+length",
+    ]
+    assert [arm.name for arm in arms[:2]] == ["grpo advantage=rloo", "grpo advantage=mean"]
+    assert specs.run_name(arms[-2], 0) == "grpo_advantage=rloo-reward=math_weight=0.5+length-seed0"
+
+
 @pytest.mark.parametrize(("text", "seeds"), [("0-2,7", [0, 1, 2, 7]), ("5", [5]), (" 1 , 3-3", [1, 3])])
 def test_seeds(text: str, seeds: list[int]) -> None:
     assert made(seeds=text).seeds == seeds

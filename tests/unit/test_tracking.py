@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from rlkit import registry
-from rlkit.config import RunConfig, load
+from rlkit.config import RewardRef, RunConfig, load
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
 from rlkit.records.folder import RunFolder
+from rlkit.records.provenance import plugin_files
 from rlkit.report import curve
 from rlkit.tracking import RunInfo
 
@@ -139,6 +140,28 @@ def test_provenance_has_the_commit_of_the_working_directory(
     head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     inside = RunFolder.create(tmp_path / "inside", config)
     assert json.loads(inside.provenance_file.read_text())["git"] == {"commit": head, "changed": True}
+
+
+def test_the_files_of_plugins_have_digests_of_the_newest_start(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    file, module, judge = (tmp_path / name for name in ("mine.py", "digested_module.py", "judge.py"))
+    for each in (file, module, judge):
+        each.write_text("def good(prompts, completions):\n    return [1.0]\n")
+    registry.load(["mine.py", "digested_module"])
+    reward = RewardRef(kind="function", path=str(judge), name="good")
+    config = config.model_copy(update={"plugins": ["mine.py", "digested_module"], "reward": [reward]})
+    made = RunFolder.create(tmp_path / "run", config)
+    before = made.read_plugin_digests()
+    assert before == plugin_files(config)
+    assert before.keys() == {str(file), str(module), str(judge)}
+    assert len({*before.values()}) == 1
+    file.write_text("# edited\n")
+    assert [name for name, digest in plugin_files(config).items() if digest != before[name]] == [str(file)]
+    made.cut_after(0, config)
+    assert made.read_plugin_digests() == plugin_files(config) != before
 
 
 def test_metrics_read_back_and_stay_json(folder: RunFolder) -> None:
