@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlkit import modules, reward
 from rlkit.errors import ConfigError, RlkitError, module_of, nearest
+from rlkit.http import Endpoint, Failure, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
 
-from .http import Endpoint, Failure, checked_url
 from .styles import Adapter, Style, misfit, openrlhf_results, signature_of
 
 _TEXTS_PER_REQUEST = 64

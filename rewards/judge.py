@@ -15,10 +15,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlkit import reward
-from rlkit.errors import ConfigError
+from rlkit.http import Endpoint, Failure, authorisation, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
-
-from .http import Endpoint, Failure, checked_url
 
 TEMPLATE = """\
 Decide whether a response to a question reaches the reference answer. Only its final answer counts, not the way there, \
@@ -147,7 +145,7 @@ class Judge:
         self._memory: OrderedDict[str, Judgement] = OrderedDict()
         self._endpoint = Endpoint(
             url=f"{config.base_url}/chat/completions",
-            headers=_authorisation(config.api_key_env),
+            headers=authorisation(config.api_key_env, "reward judge"),
             concurrency=config.concurrency,
             timeout_s=config.timeout_s,
             retries=config.retries,
@@ -258,11 +256,3 @@ class Judge:
     def _file(self, key: str) -> Path:
         assert self.config.cache is not None
         return self.config.cache / key[:2] / f"{key}.json"
-
-
-def _authorisation(variable: str | None) -> dict[str, str]:
-    if variable is None:
-        return {}
-    if not os.environ.get(variable):
-        raise ConfigError(f"reward judge: api_key_env names the environment variable {variable}, which is not set")
-    return {"Authorization": f"Bearer {os.environ[variable]}"}

@@ -10,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlkit import reward
 from rlkit.errors import ConfigError
+from rlkit.http import Endpoint, Failure, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
-
-from .http import Endpoint, Failure, checked_url
 
 if TYPE_CHECKING:
     import torch

@@ -25,6 +25,7 @@ from rlkit.commands import (
     plugins,
     report,
     run,
+    serve,
     sweep,
 )
 from rlkit.errors import PluginError, RlkitError
@@ -105,6 +106,7 @@ for command in (
     evaluate.verify,
     evaluate.data,
     model.sample,
+    serve.serve,
     model.export,
     doctor.doctor,
 ):

@@ -39,7 +39,7 @@ def examine() -> list[Check]:
     checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler()]
     checks += [_cores(), _memory(), _threads()]
     checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
-    checks += [_hub(), _wandb_key()]
+    checks += [_serving(), _hub(), _wandb_key()]
     return [check for check in checks if check is not None]
 
 
@@ -252,6 +252,14 @@ def _writable(name: str, folder: Path) -> Check:
         free = shutil.disk_usage(nearest).free
         return Check(name, f"{folder}, {size(free)} free", "writable", True)
     return Check(name, f"{folder} cannot be written", "writable", False, f"export {variable}=FOLDER, one that can")
+
+
+def _serving() -> Check:
+    from rlkit.serving.command import available
+
+    if missing := available():
+        return Check("rlkit serve", "cannot be had", "optional", None, missing)
+    return Check("rlkit serve", "can be had", "optional", True)
 
 
 def _hub() -> Check:

@@ -67,6 +67,9 @@ def _settings() -> type[BaseModel]:
     "--max-tokens", type=click.IntRange(min=1), help="Longest response.  [4096, or what the model has room for]"
 )
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: greedy.  [1]")
+@click.option(
+    "--urls", metavar="URL,...", help="Sample with servers that hold this model: `rlkit serve` starts one.  [here]"
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of responses and results.")
 @click.option(
     "-s",
@@ -88,6 +91,7 @@ def evaluate(
     limit: int | None,
     max_tokens: int | None,
     temperature: float | None,
+    urls: str | None,
     out: Path | None,
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
@@ -110,10 +114,14 @@ def evaluate(
         "limit": limit,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "sampler": None if urls is None else {"kind": "vllm_server", "urls": _listed(urls)},
         "out": out,
     }
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    evaluating.evaluate(model, wanted, given, overrides=overrides, plugins=plugins)
+    evaluating.evaluate(model, _listed(names), given, overrides=overrides, plugins=plugins)
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 def _tokenizer(model: str | None) -> Any:

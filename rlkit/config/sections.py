@@ -370,7 +370,7 @@ class RunConfig(Section):
     """Weights the loss's tokens where sampler and learner differ; None: they are taken as equal."""
     engine: EngineConfig = EngineConfig()
     sampler: Ref = PluginRef(kind="auto")
-    """vllm or transformers; auto: vLLM where it is installed and there is a GPU."""
+    """vllm, vllm_server or transformers; auto: vLLM where it is installed and there is a GPU."""
     sampling: SamplingConfig = SamplingConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

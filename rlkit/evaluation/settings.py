@@ -66,7 +66,7 @@ class EvaluationConfig(Section):
     chat_template_kwargs: dict[str, Any] = {}
     """Arguments of the chat template's own, such as {enable_thinking: false}. None given: those of the run."""
     sampler: Ref = PluginRef(kind="auto")
-    """vllm or transformers; auto: vLLM where it is installed and there is a GPU."""
+    """vllm, vllm_server or transformers; auto: vLLM where it is installed and there is a GPU."""
     scoring: ScoringConfig = ScoringConfig()
     plugins: list[str] = []
     """Python files or modules to import first."""

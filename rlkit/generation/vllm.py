@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu
+from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_weights
 from rlkit.generation.stops import stops_of
 from rlkit.importing import importing
 from rlkit.interfaces.generation import Completion, Request, Sampler
@@ -176,24 +176,9 @@ class _VLLM:
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Load the weights. RlkitError where some of the engine's were not sent."""
         self._wake("weights")
-        model: Any = self._model()
-        with torch.no_grad(), contextlib.nullcontext() if self._gpu else vllm_cpu.plain_experts(model):
-            new = set(model.load_weights(weights))
-        new |= self._made_of_others(model)
-        old = {name for name, _ in model.named_parameters()} - new
-        if old:
-            raise RlkitError(f"sync: {len(old)} weights of vLLM's model were not sent, {min(old)!r} first")
+        vllm_weights.load(self._model(), weights, self._llm.llm_engine.model_config.dtype)
         self._llm.reset_prefix_cache()
         self._version = version
-
-    def _made_of_others(self, model: Any) -> set[str]:
-        """Make again what latent attention (DeepSeek) has computed from the old weights. Returns its names."""
-        from vllm.model_executor.layers.attention.mla_attention import MLAAttention
-
-        latent = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MLAAttention)]
-        for _, layer in latent:
-            layer.process_weights_after_loading(self._llm.llm_engine.model_config.dtype)
-        return {f"{name}.{made}" for name, layer in latent for made in ("W_UV", "W_UK_T") if hasattr(layer, made)}
 
     def _model(self) -> nn.Module:
         model: nn.Module = self._llm.llm_engine.model_executor.driver_worker.get_model()

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from rlkit import config as configs
 from rlkit.cli import main
 from rlkit.commands.run import run
+from rlkit.commands.serve import serve
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "examples" / "deploy"
@@ -64,6 +65,23 @@ def test_compose_builds_from_the_checkout() -> None:
     context = (DEPLOY / trainer["build"]["context"]).resolve()
     assert context == ROOT
     assert (context / trainer["build"]["dockerfile"]).is_file()
+
+
+def test_compose_s_server_and_trainer_fit_together() -> None:
+    file = (DEPLOY / "compose-server.yaml").read_text()
+    server, trainer = (yaml.safe_load(file)["services"][name] for name in ("server", "trainer"))
+    assert (DEPLOY / server["build"]["context"]).resolve() == ROOT
+    name, *words = shlex.split(server["command"])
+    given = {"serve": serve}[name].make_context("serve", words).params
+    typed = file.partition("trainer run ")[2].partition("services:")[0].replace("\\\n#", "").replace("\n", " ")
+    config = configs.load(run.make_context("run", shlex.split(typed)).params["words"][0], [shlex.split(typed)[-1]])
+    assert config.sampler.kind == "vllm_server"
+    assert config.sampler.options["urls"] == [f"http://server:{given['port']}"]
+    assert config.sampler.options["api_key_env"] == given["api_key_env"]
+    assert given["api_key_env"] in server["environment"]
+    assert given["api_key_env"] in trainer["environment"]
+    gpus = [each["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for each in (server, trainer)]
+    assert gpus[0] != gpus[1]
 
 
 def test_the_commands_of_the_kubernetes_job_are_rlkit_s() -> None:

@@ -67,6 +67,7 @@ def test_the_table_of_settings_is_the_code_s(table_tool: ModuleType) -> None:
         ("algorithms.md", "algorithms", "grpo"),
         ("algorithms.md", "algorithms", "ppo"),
         ("configuration.md", "samplers", "vllm"),
+        ("configuration.md", "samplers", "vllm_server"),
         ("configuration.md", "samplers", "transformers"),
         ("configuration.md", "trackers", "wandb"),
     ],

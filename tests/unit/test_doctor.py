@@ -12,6 +12,7 @@ import pytest
 from rlkit import distribution
 from rlkit.assembly import doctor
 from rlkit.assembly.doctor import Check
+from rlkit.serving import command
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 
@@ -145,6 +146,15 @@ def test_a_cache_that_cannot_be_written_fails(
     monkeypatch.setenv(variable, "/proc/here")
     assert named(name).ok is False
     assert f"export {variable}=" in named(name).mend
+
+
+def test_whether_a_server_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    found = named("rlkit serve")
+    assert found.ok is None
+    assert found.mend == "vLLM is not installed: pip install 'rlkit-rlvr[vllm]'"
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: object())
+    assert named("rlkit serve").ok is True
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
-"""JSON over HTTP for rewards that ask a server: many requests at once, a deadline and bounded retries for each."""
+"""JSON over HTTP: what all who ask a server share, and `Endpoint` for many requests to one that wait for nothing else,
+each with a deadline and bounded retries."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,13 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
+from rlkit.errors import ConfigError
+
 T = TypeVar("T")
 
 _LARGEST_REPLY = 16 * 2**20
 _LONGEST_EXCERPT = 300
-_BUSY = frozenset({408, 409, 425, 429})
+BUSY = frozenset({408, 409, 425, 429})
 """Statuses below 500 that another attempt may mend."""
 
 
@@ -73,13 +77,13 @@ class Endpoint:
             wait = self.backoff_s * 2**attempt * random.uniform(0.5, 1)
             try:
                 async with asyncio.timeout_at(deadline):
-                    status, headers, content = await _exchange(client, self.url, body)
+                    status, headers, content = await exchange(client, self.url, body)
             except TimeoutError:
                 return Failure("timeout", f"{self.url}: no answer within {self.timeout_s:g} s")
             except httpx.HTTPError as error:
                 reason = f"{self.url}: {type(error).__name__}: {error}"
             else:
-                excerpt = content[:_LONGEST_EXCERPT].decode(errors="replace")
+                excerpt = excerpt_of(content)
                 if 200 <= status < 300:
                     try:
                         return read(json.loads(content))
@@ -87,7 +91,7 @@ class Endpoint:
                         reason = f"{self.url}: unusable reply ({error}): {excerpt}"
                 else:
                     reason = f"{self.url}: status {status}: {excerpt}"
-                    if status < 500 and status not in _BUSY:
+                    if status < 500 and status not in BUSY:
                         return Failure("error", reason)
                     if (asked := headers.get("retry-after", "")).isdecimal():
                         wait = max(wait, float(asked))
@@ -97,9 +101,15 @@ class Endpoint:
         return Failure("error", f"{reason} (attempt {attempt + 1} of {self.retries + 1})")
 
 
-async def _exchange(
+def excerpt_of(content: bytes) -> str:
+    """What is shown of a reply that is not what it should be."""
+    return content[:_LONGEST_EXCERPT].decode(errors="replace")
+
+
+async def exchange(
     client: httpx.AsyncClient, url: str, body: Mapping[str, Any]
 ) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and content of the reply to a POST of JSON. httpx.HTTPError where there is none."""
     content = bytearray()
     async with client.stream("POST", url, json=body) as reply:
         async for chunk in reply.aiter_bytes():
@@ -128,3 +138,15 @@ def checked_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not a URL: it must begin with http:// or https:// and name a host")
     return url.rstrip("/")
+
+
+def authorisation(variable: str | None, what: str) -> dict[str, str]:
+    """Headers with the key that an environment variable holds; none for None. ConfigError where it is not set.
+
+    what: whose option names the variable, for the message.
+    """
+    if variable is None:
+        return {}
+    if not os.environ.get(variable):
+        raise ConfigError(f"{what}: api_key_env names the environment variable {variable}, which is not set")
+    return {"Authorization": f"Bearer {os.environ[variable]}"}

@@ -1,0 +1,148 @@
+"""Many requests over several servers: a prompt's samples go to one server, whichever has least to do; what a server
+loses is sent to another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from rlkit.errors import RlkitError
+from rlkit.generation.server import Server, ServerError
+from rlkit.interfaces.generation import Request
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""At one request, each on a server that was answering, before the run ends."""
+
+
+async def dispatch(
+    requests: Sequence[Request],
+    servers: Sequence[Server],
+    ask: Callable[[Server, Request], Awaitable[T]],
+    watch: Callable[[Server], Awaitable[None]],
+    *,
+    concurrency: int,
+    patience_s: float,
+) -> AsyncIterator[tuple[int, T]]:
+    """(Number of the request, what `ask` made of it), as they end.
+
+    ask: raises ServerError where another server may do better: then the server gets no more work.
+    watch: of a server that has work, returns when it is gone; of one that is `out`, when it has come back. It sets
+    `out` itself.
+    concurrency: requests under way at once on one server. patience_s: how long no server may answer.
+    Raises RlkitError after that, and for what no server can do.
+    """
+    waiting = deque(_groups(requests))
+    load: Counter[Server] = Counter()
+    tried: Counter[int] = Counter()
+    asking: dict[asyncio.Task[T], tuple[Server, int]] = {}
+    watching: dict[Server, asyncio.Task[None]] = {}
+    answered = time.monotonic()
+    try:
+        while waiting or asking:
+            for server in servers:
+                if server not in watching:
+                    watching[server] = asyncio.ensure_future(watch(server))
+            while waiting and (free := [s for s in servers if s.out is None and load[s] < concurrency]):
+                server = min(free, key=lambda s: load[s])
+                for index in waiting.popleft():
+                    asking[asyncio.ensure_future(ask(server, requests[index]))] = server, index
+                    load[server] += 1
+            if any(server.out is None for server in servers):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > patience_s:
+                raise RlkitError(_all_out(servers, patience_s))
+            done, _ = await asyncio.wait(
+                {*asking, *watching.values()}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+            )
+            for server in [s for s, task in watching.items() if task in done]:
+                watching.pop(server).result()
+                if server.out is not None:
+                    for task in [t for t, (theirs, _) in asking.items() if theirs is server and t not in done]:
+                        task.cancel()
+                        waiting.appendleft([asking.pop(task)[1]])
+                        load[server] -= 1
+            for task in [task for task in asking if task in done]:
+                server, index = asking.pop(task)
+                load[server] -= 1
+                try:
+                    yield index, task.result()
+                except ServerError as error:
+                    tried[index] += 1
+                    if tried[index] == ATTEMPTS:
+                        raise RlkitError(
+                            f"request {index} has failed {ATTEMPTS} times, the last time so: {error}"
+                        ) from error
+                    waiting.appendleft([index])
+                    if server.out is None:
+                        server.out = str(error)
+                        watching.pop(server).cancel()
+    finally:
+        for each in (*asking, *watching.values()):
+            each.cancel()
+        await asyncio.gather(*asking, *watching.values(), return_exceptions=True)
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Numbers of requests that stand together and have one prompt."""
+    group: list[int] = []
+    for i, request in enumerate(requests):
+        if group and tuple(requests[group[-1]].prompt_tokens) != tuple(request.prompt_tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _all_out(servers: Sequence[Server], patience_s: float) -> str:
+    reasons = "\n  ".join(f"{server.url}: {server.out}" for server in servers)
+    return (
+        f"no server has been of use for {patience_s:g} s:\n  {reasons}\n"
+        "When one is there again, the run goes on with --resume"
+    )
+
+
+def in_a_thread(stream: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    """What an asynchronous stream gives, in a loop of its own in another thread. Who stops listening ends it."""
+    found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+
+    async def pump() -> None:
+        async with contextlib.aclosing(stream()) as items:  # type: ignore[type-var]
+            async for item in items:
+                found.put(("item", item))
+
+    task = loop.create_task(pump())
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(task)
+            found.put(("end", None))
+        except BaseException as error:
+            found.put(("error", error))
+        finally:
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    thread = threading.Thread(target=run, name="vllm_server", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = found.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise item
+            yield item
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()

@@ -1,0 +1,1 @@
+"""How new weights get to a server, one file a route: `gloo` between CPUs, `nccl` between GPUs."""
