@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -348,6 +349,78 @@ def follow(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     for _ in range(2):
         learn(resumed, again)
     return straight | {"resumed": found}
+
+
+def go_on(
+    config: RunConfig, seed: int, folder: Path, *, updates: int = 2, resume: bool = False, critic: bool = False
+) -> dict[str, Any]:
+    """Some updates and a checkpoint, or what was loaded of that one; then two updates more.
+
+    `states`: of each engine, by parameter, the weight in float32 and AdamW's moments, as DeepSpeed's own functions
+    gather them; `reference`: what a moving one keeps, flattened.
+    """
+    from rlkit.engine import checkpoint, distributed
+    from rlkit.engine.reference import reference_of
+
+    batch, targets = random_batch(seed)
+    engines = {"policy": engine_of(config)} | ({"critic": engine_of(config, critic=True)} if critic else {})
+    policy = engines["policy"]
+    reference = config.reference and reference_of(policy, config, lambda: engine_of(config, frozen=True))
+
+    def learn() -> list[float]:
+        said = policy.update(batch, targets, logprob_loss)
+        if critic:
+            said |= engines["critic"].update(batch, targets, value_loss, frozenset({"values"}))
+        if reference:
+            reference.after_update()
+            reference.after_rollout()
+        return [said[name] for name in sorted(said)]
+
+    warned: list[str] = []
+    if resume:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            checkpoint.load(folder / "step-00000002", engines, reference)
+        warned = [str(each.message) for each in caught if each.category is UserWarning]
+    else:
+        for _ in range(updates):
+            learn()
+        checkpoint.save(folder, 2, engines, {}, keep=1, reference=reference)
+    kept = folder / f"kept-{resume}-{distributed.world_size()}-{config.engine.zero_stage}"
+    if reference:
+        reference.save(kept)
+        distributed.barrier()
+    found = {
+        "warned": warned,
+        "updates": policy.updates,
+        "states": {name: states_of(engine) for name, engine in engines.items()},
+        "weights": dict(policy.weights()),
+        "reference": [
+            torch.cat([piece.flatten() for piece in pieces])
+            for pieces in zip(*(torch.load(file)["weights"] for file in sorted(kept.glob("*"))), strict=True)
+        ],
+    }
+    return found | {"metrics": [learn() for _ in range(2)], "after": dict(policy.weights())}
+
+
+def states_of(engine: Any) -> dict[str, dict[str, Tensor]]:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    named = [(name, p) for name, p in engine._module.named_parameters() if p.requires_grad]
+    keys = ("exp_avg", "exp_avg_sq")
+    if engine._stage == 0:
+        states = engine._engine.optimizer.state
+        return {
+            n: {"weight": p.detach().clone()} | {k: states[p][k].clone() for k in keys if states[p]} for n, p in named
+        }
+    stepped = any(engine._engine.optimizer.optimizer.state.values())
+    if stepped and engine._stage < 3:
+        engine._engine.optimizer._lazy_init_hp_params_optimizer_state()
+    return {
+        name: {"weight": safe_get_full_fp32_param(p).clone()}
+        | {key: safe_get_full_optimizer_state(p, key).clone() for key in keys if stepped}
+        for name, p in named
+    }
 
 
 def run(job: str, *args: Any, **kwargs: Any) -> Any:

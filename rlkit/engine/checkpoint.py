@@ -4,7 +4,7 @@ checkpoints/step-00000040/
     model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage, kind of reference
     state.pt        the run's state
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
-    reference/      what a moving reference keeps, a file a rank
+    reference/      what a moving reference keeps, a file a rank under ZeRO-3, else one
     hf/             the policy as a Hugging Face folder; not there where it could not be written
     adapter/        its LoRA adapters alone, as peft has them; likewise
 """
@@ -22,6 +22,7 @@ import torch
 from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.reference import Reference
+from rlkit.engine.resharding import Layout
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.checkpoints import ADAPTER, MODEL, complete, path_of
 from rlkit.records.checkpoints import latest as latest
@@ -78,9 +79,11 @@ def save(
 
 
 def load(path: Path, engines: dict[str, Engine], reference: Reference | None = None) -> dict[str, Any]:
-    """Load a checkpoint into engines made with the same settings; returns the run's state. Collective.
+    """Load a checkpoint into engines that have made no update yet; returns the run's state. Collective.
 
-    Raises ConfigError for a checkpoint of another model, number of ranks or ZeRO stage, before anything is loaded.
+    With another number of ranks, ZeRO stage or dtype than it was saved with, weights in float32 and AdamW's moments are
+    those saved, and a warning says so; else the run goes on bit for bit. The checkpoint stays as it is. Raises
+    ConfigError for a checkpoint of another model, before anything is loaded.
     """
     try:
         of: dict[str, Any] = json.loads((path / "model.json").read_text())
@@ -104,10 +107,17 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
             f"checkpoint {path} is of a run with another reference:\n  reference: {of['reference']} in the checkpoint, "
             f"{_kind(reference)} here"
         )
+    layout = _layout(saved["policy"], engines["policy"])
+    if layout != engines["policy"].layout and distributed.main_rank():
+        warnings.warn(
+            f"checkpoint {path.name} was saved with {layout}, and goes on with {engines['policy'].layout}: weights and "
+            f"AdamW's moments are those saved, and later steps are rounded otherwise. As it was: {layout.options}",
+            stacklevel=2,
+        )
     for name, engine in engines.items():
-        engine.load(path / name)
+        engine.load(path / name, _layout(saved[name], engine))
     if reference is not None:
-        reference.load(path / "reference")
+        reference.load(path / "reference", layout.parts)
     if not (path / "state.pt").is_file():
         raise RlkitError(
             f"{path} holds no state.pt: an older rlkit made it. Begin the run anew, or resume it with that"
@@ -130,6 +140,12 @@ def add_model(path: Path, policy: Engine) -> bool:
     return bool(missing)
 
 
+def _layout(saved: dict[str, Any], engine: Engine) -> Layout:
+    """Checkpoints of older versions do not name the dtype."""
+    dtype = saved.get("dtype", engine.layout.dtype)
+    return Layout(ranks=saved["ranks"], zero_stage=saved["zero_stage"], dtype=dtype)
+
+
 def _kind(reference: Reference | None) -> str:
     return "none" if reference is None else reference.kind
 
@@ -140,13 +156,9 @@ def _remove(path: Path) -> None:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    lines = [
-        f"{what}: {saved[key]} in the checkpoint, {now[key]} here"
-        for key, what in (("model", "model.path"), ("zero_stage", "engine.zero_stage"), ("ranks", "number of ranks"))
-        if saved[key] != now[key]
-    ]
-    if saved["ranks"] != now["ranks"]:
-        lines.append(f"resume it with --nproc {saved['ranks']}")
+    lines = []
+    if saved["model"] != now["model"]:
+        lines.append(f"model.path: {saved['model']} in the checkpoint, {now['model']} here")
     then, here = saved["parameters"], now["parameters"]
     changed = [name for name in then.keys() | here.keys() if then.get(name) != here.get(name)]
     lines += [

@@ -25,6 +25,7 @@ from rlkit.engine import distributed
 from rlkit.engine.modules import Critic, Policy
 from rlkit.engine.passes import LOGPROBS, REFERENCE
 from rlkit.engine.reference import Compared, Kept, Reference, check_reference
+from rlkit.engine.resharding import Layout, Saved, place
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
@@ -72,6 +73,7 @@ class Engine:
         self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
         self._stage = config.engine.zero_stage
+        self._dtype: str = config.model.dtype
         if optimizer is None:
             module.requires_grad_(False)
             # ZeRO 1 and 2 cut optimizer state and gradients, of which a frozen model has none.
@@ -101,7 +103,12 @@ class Engine:
             "parameters": self._shapes,
             "zero_stage": self._stage,
             "ranks": distributed.world_size(),
+            "dtype": self._dtype,
         }
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(ranks=distributed.world_size(), zero_stage=self._stage, dtype=self._dtype)
 
     @property
     def progress(self) -> float:
@@ -193,6 +200,11 @@ class Engine:
         ZeRO-3 its shards. They may be written to; then call `renew`."""
         parameters: list[Any] = [p for p in self._module.parameters() if p.requires_grad or not trained]
         return [parameter.ds_tensor.data if self._stage == 3 else parameter.data for parameter in parameters]
+
+    @property
+    def part(self) -> int:
+        """Which part of the weights `local_weights` are: its rank under ZeRO-3, else 0, the whole."""
+        return distributed.rank() if self._stage == 3 else 0
 
     def renew(self) -> None:
         """Have the next pass see what was written to `local_weights`: ZeRO-3 keeps some weights gathered."""
@@ -422,11 +434,16 @@ class Engine:
         """Write weights, optimizer state and the number of updates, to be read by `load`."""
         self._engine.save_checkpoint(str(folder), tag=TAG)
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, with the same number of ranks and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise RlkitError(f"{folder} holds no {self.role}: the checkpoint is damaged; resume from another")
+    def load(self, folder: Path, saved: Layout) -> None:
+        """Go on from what `save` wrote when the engine lay so on its ranks. RlkitError for a damaged folder."""
+        if saved == self.layout:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+            if path is None:
+                raise RlkitError(f"{folder} holds no {self.role}: the checkpoint is damaged; resume from another")
+            return
+        learns = [name for name, parameter in self._module.named_parameters() if parameter.requires_grad]
+        place(Saved(folder / TAG, saved, self._shapes, learns), self._engine, self._module, self._stage)
+        self.renew()
 
 
 def _weightless(rollout: Rollout) -> Rollout:

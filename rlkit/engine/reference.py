@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlkit.config import AverageReference, CopyReference, FrozenReference, RunConfig
 from rlkit.engine import distributed
+from rlkit.engine.resharding import span
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.names import Stat
@@ -70,8 +71,8 @@ class Reference(Protocol):
         """Write what moved; nothing for a frozen one."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote, on as many ranks."""
+    def load(self, folder: Path, parts: int) -> None:
+        """Go on from what `save` wrote, when the weights were cut into so many parts (see `Layout`)."""
         ...
 
 
@@ -114,6 +115,9 @@ class Model(Protocol):
     def own_logprobs(self, rollout: Rollout, *, adapters: bool = True) -> Tensor: ...
 
     def local_weights(self, trained: bool = False) -> list[Tensor]: ...
+
+    @property
+    def part(self) -> int: ...
 
     def renew(self) -> None: ...
 
@@ -178,7 +182,7 @@ class FrozenModel:
     def save(self, folder: Path) -> None:
         pass
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, parts: int) -> None:
         pass
 
 
@@ -201,7 +205,7 @@ class MovingModel(FrozenModel):
     def __init__(self, engine: Model, policy: Model, movement: AverageReference | CopyReference) -> None:
         super().__init__(engine)
         self.kind = movement.kind
-        self._follower = Follower(movement, policy.local_weights, engine.local_weights)
+        self._follower = Follower(movement, policy.local_weights, engine.local_weights, engine.part)
 
     def after_update(self) -> None:
         self._follower.after_update()
@@ -214,8 +218,8 @@ class MovingModel(FrozenModel):
     def save(self, folder: Path) -> None:
         self._follower.save(folder)
 
-    def load(self, folder: Path) -> None:
-        self._follower.load(folder)
+    def load(self, folder: Path, parts: int) -> None:
+        self._follower.load(folder, parts)
         self._renew()
 
     def _renew(self) -> None:
@@ -229,7 +233,7 @@ class MovingAdapters(MovingModel):
         FrozenModel.__init__(self, policy)
         self.kind = movement.kind
         self._ours = [tensor.clone() for tensor in policy.local_weights(trained=True)]
-        self._follower = Follower(movement, self._theirs, lambda: self._ours)
+        self._follower = Follower(movement, self._theirs, lambda: self._ours, policy.part)
 
     def _theirs(self) -> list[Tensor]:
         return self._engine.local_weights(trained=True)
@@ -271,13 +275,16 @@ class Follower:
     """Weights that follow others, element by element, so that each rank moves what it holds, whatever the ZeRO stage.
 
     An average is kept in float32 beside what passes see, unless that is float32 itself, on the wanted device, and moves
-    between rollouts alone.
+    between rollouts alone. `part`: which of the parts of the weights this rank holds (see `Engine.part`).
     """
 
-    def __init__(self, movement: AverageReference | CopyReference, leading: Weights, following: Weights) -> None:
+    def __init__(
+        self, movement: AverageReference | CopyReference, leading: Weights, following: Weights, part: int
+    ) -> None:
         self._movement = movement
         self._leading = leading
         self._following = following
+        self._part = part
         self._rollouts = 0
         self._kept: list[Tensor] | None = None
         """None: `following` themselves."""
@@ -313,27 +320,32 @@ class Follower:
             tensor.copy_(kept)
 
     def save(self, folder: Path) -> None:
+        if self._part != distributed.rank():
+            return  # it holds what rank 0 holds
         folder.mkdir(parents=True, exist_ok=True)
         state = {"rollouts": self._rollouts, "weights": [t.cpu() for t in self._kept or self._following()]}
-        torch.save(state, folder / _file_of_rank())
+        torch.save(state, folder / _file_of(self._part))
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        file = folder / _file_of_rank()
-        if not file.is_file():
-            raise RlkitError(f"{file} is missing: the checkpoint is damaged; resume from another")
-        state: dict[str, Any] = torch.load(file, weights_only=True)
+    def load(self, folder: Path, parts: int) -> None:
+        files = [folder / _file_of(part) for part in range(parts)]
+        for file in files:
+            if not file.is_file():
+                raise RlkitError(f"{file} is missing: the checkpoint is damaged; resume from another")
+        saved: list[dict[str, Any]] = [torch.load(file, mmap=True, weights_only=True) for file in files]
         kept = self._kept or self._following()
-        if [t.shape for t in state["weights"]] != [t.shape for t in kept]:
-            raise ConfigError(f"{file} holds a reference of another shape: resume with the settings it was made with")
-        self._rollouts = state["rollouts"]
-        for tensor, saved in zip(kept, state["weights"], strict=True):
-            tensor.copy_(saved)
+        if len(saved[0]["weights"]) != len(kept):
+            raise ConfigError(
+                f"{files[0]} holds a reference of another model: resume with the settings it was made with"
+            )
+        self._rollouts = saved[0]["rollouts"]
+        for tensor, *pieces in zip(kept, *(state["weights"] for state in saved), strict=True):
+            tensor.copy_(span(pieces, self._part * tensor.numel(), tensor.numel()).view_as(tensor))
         self._show()
 
 
-def _file_of_rank() -> str:
-    return f"rank-{distributed.rank()}.pt"
+def _file_of(part: int) -> str:
+    return f"rank-{part}.pt"
 
 
 def reference_of(policy: Model, config: RunConfig, make: Callable[[], Model]) -> Reference:

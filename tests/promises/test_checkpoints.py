@@ -89,8 +89,6 @@ def test_a_checkpoint_of_another_model_is_refused(models: dict[str, Path], tmp_p
             checkpoint.load(path, {"policy": engine_of(settings(models[other]))})
         assert said in str(error.value)
         assert str(models[other]) in str(error.value)
-    staged = engine_of(settings(models["tied"], engine={"zero_stage": 2}))
-    with pytest.raises(ConfigError, match=r"engine\.zero_stage: 1 in the checkpoint, 2 here"):
-        checkpoint.load(path, {"policy": staged})
+    policy = engine_of(settings(models["tied"]))
     with pytest.raises(ConfigError, match="this run has critic, policy"):
-        checkpoint.load(path, {"policy": staged, "critic": staged})
+        checkpoint.load(path, {"policy": policy, "critic": policy})
