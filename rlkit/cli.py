@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from rlkit import distribution
+from rlkit import distribution, ranks
 from rlkit.blame import DEBUG, debugging
 from rlkit.commands import (
     check,
@@ -28,7 +29,8 @@ from rlkit.commands import (
     serve,
     sweep,
 )
-from rlkit.errors import PluginError, RlkitError
+from rlkit.commands.options import local_rank_option
+from rlkit.errors import LostRankError, PluginError, RlkitError
 
 
 class _Group(click.Group):
@@ -59,6 +61,16 @@ class _Group(click.Group):
             if not _said_elsewhere(error):
                 _say(error)
             ctx.exit(error.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            distributed = sys.modules.get("rlkit.engine.distributed")
+            if distributed is None or not distributed.has_met():
+                raise
+            if distributed.first_to_say(_kind(error)):
+                heading = f"rank {ranks.rank()} of {ranks.world_size()}, on {socket.gethostname()}:\n"
+                click.echo(heading + "".join(traceback.format_exception(error)).rstrip(), err=True)
+            ctx.exit(1)
         finally:
             os.environ.pop(DEBUG, None)
             os.environ |= {DEBUG: before} if before is not None else {}
@@ -73,15 +85,28 @@ def _say(error: RlkitError) -> None:
         click.echo("rlkit: the same command with --debug shows the whole traceback", err=True)
 
 
+def _kind(error: Exception) -> str:
+    """The same where several ranks fail in the same way, each with numbers of its own, as when memory is out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} {frames[-1].filename}:{frames[-1].lineno}"
+
+
 def _said_elsewhere(error: RlkitError) -> bool:
-    """Whether another rank of the run says the same."""
+    """Whether another rank of the run says it, or has said what it follows from."""
+    if isinstance(error, ranks.LaunchError):
+        return error.rank != 0
     distributed = sys.modules.get("rlkit.engine.distributed")
-    return distributed is not None and not distributed.first_to_say(str(error))
+    if distributed is None:
+        return False
+    if isinstance(error, LostRankError) and distributed.another_has_said():
+        return True
+    return not distributed.first_to_say(str(error))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name=distribution.NAME, prog_name="rlkit")
 @click.option("--debug", is_flag=True, help="Show whole tracebacks. May stand anywhere in a command.")
+@local_rank_option
 def main(debug: bool) -> None:
     """Reinforcement learning from verifiable rewards on language models, for comparing algorithms.
 

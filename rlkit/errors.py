@@ -38,6 +38,10 @@ class NotFiniteError(RlkitError):
     """A loss or a gradient that is not finite. The step was not made."""
 
 
+class LostRankError(RlkitError):
+    """Another rank of the run has ended, or does not come."""
+
+
 class PluginError(RlkitError):
     """A plugin's code raised, or did not give what its contract asks for. What it raised is the cause."""
 

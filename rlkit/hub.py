@@ -73,6 +73,20 @@ def check_token() -> None:
         raise ConfigError("--push needs a token of the Hugging Face hub: `hf auth login`, or set HF_TOKEN")
 
 
+LOADED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+"""What transformers and vLLM load of a model besides its weights."""
+
+
+def fetch_model(name: str) -> None:
+    """Into this machine's cache, what is loaded of a model. Raises as huggingface_hub does."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    settle()
+    there = [file.rfilename for file in HfApi().model_info(name).siblings or []]
+    weights = "*.safetensors" if any("/" not in file and file.endswith(".safetensors") for file in there) else "*.bin"
+    snapshot_download(name, allow_patterns=[*LOADED, weights], ignore_patterns=["*/*"])
+
+
 def file_of(name: str, file: str) -> Path | None:
     """A file of a model on the hub, downloaded if need be; None where it is not there, or cannot be reached."""
     from huggingface_hub import hf_hub_download

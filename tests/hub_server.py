@@ -1,19 +1,25 @@
-"""As much of the Hugging Face hub, over HTTP, as an upload needs: it keeps the files that are pushed to it."""
+"""As much of the Hugging Face hub, over HTTP, as uploads and downloads need: it keeps the files that are pushed to it,
+and offers those it is given."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from local_server import Handling, Http
 
+SHA = "0" * 40
+
 
 class Hub(Http):
-    """`refuse`: a status with which every request is answered; 0: it takes what comes."""
+    """`refuse`: a status with which every request is answered; 0: it takes what comes. `offers`: files of the model
+    org/there."""
 
-    def __init__(self, refuse: int = 0) -> None:
+    def __init__(self, refuse: int = 0, offers: Mapping[str, bytes] | None = None) -> None:
+        self.taken: list[str] = []
         self.made: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
@@ -21,7 +27,21 @@ class Hub(Http):
 
         class Handler(Handling):
             def do_GET(self) -> None:
-                self.send(404, {"error": "Repository not found"})
+                there, _, file = self.path.partition("/resolve/")
+                file = file.partition("/")[2]
+                if offers and self.path.startswith("/api/models/org/there/tree/"):
+                    sizes = [(name, len(content)) for name, content in offers.items()]
+                    self.send(200, [{"type": "file", "path": name, "size": size, "oid": SHA} for name, size in sizes])
+                elif offers and self.path.startswith("/api/models/org/there"):
+                    files = [{"rfilename": name} for name in offers]
+                    self.send(200, {"id": "org/there", "sha": SHA, "siblings": files})
+                elif offers and there == "/org/there" and file in offers:
+                    outer.taken += [file] * (self.command == "GET")
+                    self.send(200, offers[file], {"etag": f'"{file}"', "x-repo-commit": SHA})
+                else:
+                    self.send(404, {"error": "Repository not found"})
+
+            do_HEAD = do_GET
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -46,5 +66,5 @@ class Hub(Http):
         super().__init__(Handler)
 
 
-def hub(refuse: int = 0) -> contextlib.closing[Hub]:
-    return contextlib.closing(Hub(refuse))
+def hub(refuse: int = 0, offers: Mapping[str, bytes] | None = None) -> contextlib.closing[Hub]:
+    return contextlib.closing(Hub(refuse, offers))

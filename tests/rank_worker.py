@@ -423,6 +423,74 @@ def states_of(engine: Any) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def share(here: list[Path], folder: Path) -> Path | str:
+    """The folder that ranks agree on which stand each in its own, or what is wrong with it."""
+    from rlkit.engine import distributed, one_folder
+
+    before = Path.cwd()
+    os.chdir(here[distributed.rank()])
+    try:
+        return one_folder.one_folder(folder, patience_s=0.5)
+    except RlkitError as error:
+        return str(error)
+    finally:
+        os.chdir(before)
+
+
+def take_turns(hosts: list[str], file: Path) -> None:
+    """Ranks that are taken to run on these machines write their number into a file, those that have a turn."""
+    from rlkit.engine import distributed
+
+    def write() -> None:
+        time.sleep(0.2)
+        with file.open("a") as opened:
+            opened.write(f"{distributed.rank()} ")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "_hosts", hosts)
+        distributed.first_ranks_first(write)
+
+
+def wait_in_vain() -> str:
+    """Rank 0 waits for rank 1, which does not come."""
+    import datetime
+
+    from rlkit.engine import distributed
+
+    group = torch.distributed.new_group(timeout=datetime.timedelta(seconds=0.5))
+    if distributed.rank():
+        return ""
+    try:
+        with distributed.losing_ranks("go on with: this"):
+            torch.distributed.all_reduce(torch.ones(1), group=group)
+    except RlkitError as error:
+        return str(error)
+    return "it came"
+
+
+def fail(errors: list[Exception]) -> tuple[int, str]:
+    """Exit code and output of a command that raises on each rank what is its own, one rank after the other."""
+    from click.testing import CliRunner
+
+    from rlkit import cli
+    from rlkit.engine import distributed
+
+    group = cli._Group("rlkit", params=list(cli.main.params), callback=lambda debug: None)
+
+    @group.command()
+    def fails() -> None:
+        raise errors[distributed.rank()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "leave", sys.exit)  # which would end this process
+        if distributed.rank():
+            distributed.barrier()
+        result = CliRunner().invoke(group, ["fails"])
+        if distributed.main_rank():
+            distributed.barrier()
+    return result.exit_code, result.output
+
+
 def run(job: str, *args: Any, **kwargs: Any) -> Any:
     torch.set_num_threads(1)
     return globals()[job](*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from rlkit import registry
+from rlkit import ranks, registry
 from rlkit.config import (
     AverageReference,
     CopyReference,
@@ -16,6 +16,7 @@ from rlkit.config import (
     RunConfig,
     SamplingConfig,
 )
+from rlkit.engine import distributed
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import Passes, passes_of
@@ -204,9 +205,17 @@ def _engine(config: RunConfig, longest: int, ranks: int) -> str:
     budget = config.batch.tokens_per_microbatch
     alone = f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
     return (
-        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}, micro-batches of {budget} tokens"
-        f"{alone}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
+        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}{_placed(ranks)}, "
+        f"micro-batches of {budget} tokens{alone}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
     )
+
+
+def _placed(count: int) -> str:
+    """Where the ranks are, if that needs a word."""
+    if (machines := len(set(distributed.hosts()))) > 1:
+        return f" on {machines} machines"
+    counts_gpus = count > 1 and ranks.starter() in ("", ranks.NPROC)
+    return ", one on each GPU (--nproc for fewer)" if counts_gpus and count == len(ranks.visible_gpus()) else ""
 
 
 def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int, passes: Passes) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
-from rlkit import distribution
+from rlkit import distribution, ranks
 from rlkit.blame import place
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 
 def prepare_environment() -> None:
-    """What must be set before torch and its libraries start. What the user has set stays."""
+    """What must be set before torch and its libraries start. What the user has set stays. LaunchError for a start in
+    which the ranks do not find each other."""
+    ranks.adopt()
     # Two threads on cores that others use spin and are up to 30 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,15 +69,19 @@ def train(
     given = config if isinstance(config, RunConfig) else configs.load(config)
     shows = None if quiet else shows or usual()
     talks = shows in ("bar", "lines")
-    if talks and os.environ.get("RANK", "0") == "0":
+    if talks and ranks.rank() == 0:
         print(f"{given.run_name}: loading PyTorch, transformers and DeepSpeed", flush=True)
     with importing():
         settings, algorithm = configs.resolve_with_algorithm(given)
         from rlkit.engine import distributed
+        from rlkit.engine.one_folder import one_folder
 
-        distributed.init()
+        distributed.init(settings.engine.timeout_minutes)
     made: list[str] = []
-    with ExitStack() as stack:
+    then = _going_on(settings.folder) if distributed.world_size() > 1 else ""
+    with distributed.losing_ranks(then), ExitStack() as stack:
+        if (folder := one_folder(settings.folder)) != settings.folder:
+            settings = settings.model_copy(update={"out": folder.parent, "name": folder.name})
         loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
@@ -128,6 +134,7 @@ def build_loop(
     has opened, when it is over or cannot begin. `shows`: how much is seen of it; None: nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
+        from rlkit.assembly.fetching import fetch
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.engine import distributed
@@ -155,6 +162,8 @@ def build_loop(
         scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
         noises = build_noises(config.noise)
         check_noise(noises, scorer.range, config.reward[0].kind)
+        if distributed.world_size() > 1:
+            fetch(config, talks=shows in ("bar", "lines"))
         inputs = read_inputs(config)
         if resume:
             check_same_data(config, inputs)
@@ -310,10 +319,17 @@ def summary(folder: Path) -> str:
     lines.append(f"  run      {folder}")
     done = last_step(metrics)
     if done < steps:
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        command = f"rlkit run --resume {folder}" + (f" --nproc {ranks}" if ranks > 1 else "")
-        lines.append(f"  stopped after step {done} of {steps}; go on with: {command}")
+        lines.append(f"  stopped after step {done} of {steps}; {_going_on(folder)}")
     return "\n".join(lines)
+
+
+def _going_on(folder: Path) -> str:
+    """What to type to resume a run that was started as this one."""
+    if ranks.starter() not in ("", ranks.NPROC):
+        return f"it goes on where it is started in the same way with `--resume {folder}` for its config and name"
+    count = ranks.world_size()
+    said = count > 1 or len(ranks.visible_gpus()) > 1  # without it there would be one on each
+    return f"go on with: rlkit run --resume {folder}{f' --nproc {count}' if said else ''}"
 
 
 def _draw(folder: Path) -> None:

@@ -38,6 +38,9 @@ algo_option = click.option(
     shell_complete=completion.plugins("algorithms"),
 )
 
+# DeepSpeed's launcher gives it, and LOCAL_RANK says the same.
+local_rank_option = click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
+
 
 _SAID = {
     "model": "A folder or hub id, or embedded:s.",

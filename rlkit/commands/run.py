@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING
 import click
 
 from rlkit import config as configs
-from rlkit import registry
+from rlkit import ranks, registry
 from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
-from rlkit.commands.options import algo_option, joined, load, plugins_option, set_option, short_options
+from rlkit.commands.options import (
+    algo_option,
+    joined,
+    load,
+    local_rank_option,
+    plugins_option,
+    set_option,
+    short_options,
+)
 from rlkit.errors import ConfigError
+from rlkit.wording import counted
 
 if TYPE_CHECKING:
     from rlkit.tracking.terminal import Shows
@@ -46,7 +55,7 @@ if TYPE_CHECKING:
     help="Go on with the run in this folder.",
     shell_complete=completion.runs,
 )
-@click.option("--nproc", type=click.IntRange(min=1), default=1, help="Ranks on this machine.  [1]")
+@click.option("--nproc", type=click.IntRange(min=1), help="Ranks on this machine.  [one on each GPU; without a GPU 1]")
 @click.option(
     "--profile", type=click.IntRange(min=1), metavar="N", help="Trace N steps, after the first, into the run's folder."
 )
@@ -55,6 +64,7 @@ if TYPE_CHECKING:
     "--plain", is_flag=True, help="Lines alone, without a bar below them; so it is where there is no terminal."
 )
 @click.option("--quiet", is_flag=True, help="Warnings and the summary alone.")
+@local_rank_option
 def run(
     words: tuple[str, ...],
     algo: str | None,
@@ -66,7 +76,7 @@ def run(
     out: Path | None,
     noises: tuple[str, ...],
     resume: Path | None,
-    nproc: int,
+    nproc: int | None,
     profile: int | None,
     dry_run: bool,
     plain: bool,
@@ -76,10 +86,15 @@ def run(
 
     KEY=VALUE is the same as -s KEY=VALUE.
     """
+    from rlkit.assembly import launch
     from rlkit.assembly import run as runs
 
     if plain and quiet:
         raise click.UsageError("--plain leaves out the bar, --quiet all but warnings and the summary: give one of them")
+    ranks.adopt()
+    started = ranks.starter()
+    if started and started != ranks.NPROC:  # `--nproc` has looked at the config before it started the ranks
+        _meet(nproc, quiet)
     config, more = _config_and_settings(words)
     if resume is not None:
         if name is not None or out is not None:
@@ -96,18 +111,33 @@ def run(
     if noises:
         settings = _with_noise(settings, noises)
     runs.prepare_environment()
+    here = ranks.world_size() if started else launch.ranks_here(nproc)
     if dry_run:
-        click.echo(runs.plan(settings, nproc))
+        if ranks.rank() == 0:
+            click.echo(runs.plan(settings, here))
         return
-    if nproc > 1 and "RANK" not in os.environ:
-        from rlkit.assembly.launch import launch
-
+    if here > 1 and not started:
         configs.resolve(settings)
-        sys.exit(launch(nproc, _without_nproc(sys.argv[1:])))
+        sys.exit(launch.launch(here, _without_nproc(sys.argv[1:])))
     shows: Shows | None = "warnings" if quiet else "lines" if plain else None
     folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
-    if os.environ.get("RANK", "0") == "0":
+    if ranks.rank() == 0:
         click.echo(runs.summary(folder))
+
+
+def _meet(nproc: int | None, quiet: bool) -> None:
+    """Find the other ranks before anything else, so that what is wrong with the config is said once."""
+    if nproc is not None:
+        raise ranks.LaunchError(
+            f"--nproc starts ranks, and {ranks.starter()} has started {counted(ranks.world_size(), 'rank')} already: "
+            "leave it out",
+            ranks.rank(),
+        )
+    if ranks.rank() == 0 and ranks.world_size() > 1 and not quiet:
+        click.echo(f"{ranks.world_size()} ranks, started by {ranks.starter()}: waiting until all are there")
+    from rlkit.engine import distributed
+
+    distributed.meet()
 
 
 def _config_and_settings(words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

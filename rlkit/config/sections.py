@@ -274,6 +274,8 @@ class EngineConfig(Section):
     """Keep the optimizer's state in host memory (stages 1 to 3)."""
     offload_parameters: bool = False
     """Keep the parameters in host memory (stage 3)."""
+    timeout_minutes: Annotated[float, Field(gt=0)] = 60
+    """How long a rank waits for the others, which may be sampling longer responses; then the run ends."""
 
 
 class SamplingConfig(Section):

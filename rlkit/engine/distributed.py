@@ -8,26 +8,104 @@ import hashlib
 import logging
 import os
 import resource
+import socket
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlkit import ranks
+from rlkit.errors import ConfigError, LostRankError, RlkitError
+from rlkit.wording import counted
+from rlkit.wording import ranges as in_ranges
+
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(hours=1)
-"""How long a rank waits for the others: one may be sampling long responses while another is done."""
+JOINING_S = 600.0
+"""How long a rank waits for all to be there at the start: a node may have to read PyTorch from a slow disk."""
+POLL_S = 0.2
+GRACE_S = 1.0
+"""In which whoever started the ranks ends those that are left when one has died, and says which."""
+
+_store: Any = None
+"""What the ranks know of each other before and beside the process group; None with one rank."""
+_hosts: Sequence[str] = ()
+"""Where each rank runs."""
 
 
-def init() -> None:
+def meet() -> None:
+    """Find the other ranks, at MASTER_ADDR and MASTER_PORT; calling it again is harmless, and with one rank nothing is
+    done. RlkitError, naming the ranks that are missing, where not all are there within JOINING_S.
+
+    `init` does it too. Sooner, it lets ranks that all have the same error say it once (`first_to_say`).
+    """
+    global _store, _hosts
+    world, rank = ranks.world_size(), ranks.rank()
+    if world == 1 or _store is not None:
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        _store = dist.TCPStore(  # type: ignore[attr-defined]
+            host,
+            port,
+            world,
+            # torchrun keeps the store itself.
+            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            timeout=datetime.timedelta(seconds=JOINING_S),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        raise RlkitError(
+            f"rank {rank} of {world} does not find the others at {host}:{port} (MASTER_ADDR and MASTER_PORT): "
+            f"{_first_line(error)}. The first must be a name of the machine that rank 0 runs on, which the others can "
+            "reach; the second a port of it that is free, and open between the machines"
+        ) from error
+    _hosts = _everyone("host", socket.gethostname())
+
+
+def has_met() -> bool:
+    """Whether there are other ranks, and they are found."""
+    return _store is not None
+
+
+def _everyone(what: str, said: str) -> list[str]:
+    """Every rank's word, in rank order, without a process group. RlkitError where some do not say it in JOINING_S."""
+    assert _store is not None
+    keys = [f"rlkit {what} {rank}" for rank in range(ranks.world_size())]
+    count = f"rlkit {what} said by"
+    limit = time.monotonic() + JOINING_S
+    try:
+        _store.set(keys[ranks.rank()], said)
+        _store.add(count, 1)
+        while _store.add(count, 0) < len(keys):
+            if _known(_SAID):
+                raise _lost("it has said why")
+            if time.monotonic() > limit:
+                missing = [rank for rank, key in enumerate(keys) if not _known(key)]
+                raise RlkitError(
+                    f"{counted(len(missing), 'rank')} of {len(keys)} ({in_ranges(missing)}) did not come within "
+                    f"{JOINING_S / 60:.0f} minutes: they were not started, or have ended, or cannot reach "
+                    f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                )
+            time.sleep(POLL_S)
+        return [word.decode() for word in _store.multi_get(keys)]
+    except dist.DistError as error:
+        raise _lost(f"the first, through which the others find each other, has ended ({_first_line(error)})") from error
+
+
+def init(timeout_minutes: float = 60) -> None:
     """Join the process group; calling it again is harmless.
 
-    With RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment (torchrun, DeepSpeed's launcher
-    and `rlkit run --nproc` set them) the ranks find each other; without them this process is the only one. NCCL
-    where there is a GPU, else gloo.
+    With RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment the ranks find each other;
+    without them this process is the only one. See rlkit/ranks.py for who sets them. NCCL where there is a GPU, else
+    gloo. A rank waits `timeout_minutes` for the others. ConfigError where a rank has no GPU to itself.
     """
     if dist.is_initialized():
         return
@@ -35,13 +113,22 @@ def init() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     # DeepSpeed's engine reads it, with one process too.
     os.environ.setdefault("LOCAL_RANK", "0")
+    meet()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = device_of(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device)  # what DeepSpeed and vLLM take for the device
+    if has_met():
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if cuda else ""
+        check_gpus(_hosts, _everyone("GPU", gpu))
     backend = "nccl" if cuda else "gloo"
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        backend,
+        store=_store or dist.HashStore(),  # type: ignore[attr-defined]
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+    )
 
     import deepspeed
 
@@ -95,6 +182,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def first_ranks_first(action: Callable[[], None]) -> None:
+    """Rank 0 does it, then the first rank of every other machine; all ranks wait until it is done. `action` must not
+    raise. Collective."""
+    first = hosts().index(hosts()[rank()]) == rank()
+    for turn in (main_rank(), first and not main_rank()):
+        if turn:
+            action()
+        barrier()
+
+
 def gather_objects(item: T) -> list[T]:
     """Every rank's item, in rank order, on every rank. For light data: it is pickled."""
     if world_size() == 1:
@@ -104,15 +201,95 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+_SAID = "rlkit has said an error"
+"""The key under which the first rank that says one puts its number."""
+
+
 def first_to_say(text: str) -> bool:
     """True on the first rank that asks it of this text: what several ranks find is for one of them to say."""
-    if world_size() == 1:
+    if _store is None:
         return True
     key = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
     try:
-        return int(dist.distributed_c10d._get_default_store().add(f"rlkit said {key}", 1)) == 1
+        _store.compare_set(_SAID, "", str(ranks.rank()))
+        return int(_store.add(f"rlkit said {key}", 1)) == 1
     except (RuntimeError, ValueError):  # rank 0, which keeps the store, has ended, and has said why
         return False
+
+
+def another_has_said() -> bool:
+    """For a rank that has lost another: whether that, or any other, has said why. A rank that was killed has not; then
+    whoever started it may end this one before it answers."""
+    assert _store is not None
+    time.sleep(GRACE_S)
+    return _known(_SAID)
+
+
+def _known(key: str) -> bool:
+    assert _store is not None
+    try:
+        return bool(_store.check([key]))
+    except RuntimeError:  # rank 0, which keeps the store, has ended
+        return False
+
+
+@contextmanager
+def losing_ranks(then: str) -> Iterator[None]:
+    """LostRankError where a rank that others wait for within has ended, or does not come in time. `then`: how it goes
+    on, for the end of the message."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors have no type of their own.
+        if _store is None or not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
+            raise
+        said = _first_line(error).partition(". This is typically")[0].rpartition("] ")[2] or _first_line(error)
+        late = "timed out" in str(error).lower()
+        raise _lost(
+            f"it has not come within engine.timeout_minutes ({said}): where it was merely slow, raise that"
+            if late
+            else f"it has died, or the network between has failed ({said}); its own output, or that of what started "
+            "it, says why",
+            then,
+        ) from error
+
+
+def _lost(why: str, then: str = "") -> LostRankError:
+    place = f"rank {ranks.rank()} of {ranks.world_size()}, on {socket.gethostname()}"
+    return LostRankError(f"{place}, has lost another rank: {why}{then and f'. {then}'}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def device_of(local_rank: int, visible: int) -> int:
+    """The number of this rank's GPU among those it sees. ConfigError where there is none for it."""
+    if local_rank < visible:
+        return local_rank
+    if visible == 1:  # srun and mpirun can let each task see its own alone
+        return 0
+    raise ConfigError(
+        f"rank {ranks.rank()}, on {socket.gethostname()}, is number {local_rank} there (LOCAL_RANK, from 0 on), but "
+        f"sees {counted(visible, 'GPU')}: start as many ranks on a machine as it has GPUs, or let each see all of them"
+    )
+
+
+def check_gpus(hosts: Sequence[str], gpus: Sequence[str]) -> None:
+    """ConfigError where two ranks have the same GPU. `gpus`: what each is called, "" for a rank without one."""
+    first: dict[tuple[str, str], int] = {}
+    for rank, place in enumerate(zip(hosts, gpus, strict=True)):
+        if place[1] and first.setdefault(place, rank) != rank:
+            raise ConfigError(
+                f"ranks {first[place]} and {rank} have the same GPU of {place[0]} ({place[1]}): a rank needs one to "
+                "itself. Start as many ranks on a machine as it has GPUs; under srun with --gpus-per-task=1, or let "
+                "every task see all GPUs of its node (--gpus-per-node, no --gpu-bind)"
+            )
+
+
+def hosts() -> Sequence[str]:
+    """Where each rank runs."""
+    return _hosts or [socket.gethostname()]
 
 
 def any_rank(flag: bool) -> bool:

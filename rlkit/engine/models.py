@@ -105,9 +105,14 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path") -> 
     return model.eval()
 
 
+def on_hub(path: str) -> bool:
+    """Whether a model of that name is looked for on the hub: it is no folder of this machine's."""
+    return not path.startswith((".", "/", "~")) and not Path(resolve(path)).exists()
+
+
 def _settle_hub(path: str) -> None:
     """Before a model that is not on this machine is asked for."""
-    if not path.startswith((".", "/", "~")) and not Path(resolve(path)).exists():
+    if on_hub(path):
         hub.settle()
 
 

@@ -18,18 +18,19 @@ import yaml
 from rich.console import Console
 
 from rlkit import config as configs
+from rlkit import ranks
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_curves
 from rlkit.records.statistics import final_value
 from rlkit.sweeps import spec as specs
-from rlkit.sweeps.jobs import Job, alone, disk_bytes, run_all, shares, visible_gpus
+from rlkit.sweeps.jobs import Job, Share, alone, disk_bytes, run_all, shares
 from rlkit.sweeps.labels import settings_label
 from rlkit.sweeps.progress import Display
 from rlkit.sweeps.spec import Arm, SweepConfig
 from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 from rlkit.sweeps.wandb_sweep import grouped
-from rlkit.wording import duration, size
+from rlkit.wording import counted, duration, size
 
 TUNED_BY = "reward/clean"
 """Its final value, the mean over the last tenth of the steps, is what tuning goes by."""
@@ -54,7 +55,14 @@ def sweep(
     with the best. `dry_run`: print the plan and stop.
     """
     terminal = terminal or Console(highlight=False, soft_wrap=True)
-    gpus = visible_gpus()
+    ranks.adopt()
+    if ranks.world_size() > 1:
+        raise ranks.LaunchError(
+            f"{ranks.starter()} has started {ranks.world_size()} of this sweep. A sweep starts the ranks of its runs "
+            "by itself, one on each GPU: start it once",
+            ranks.rank(),
+        )
+    gpus = ranks.visible_gpus()
     if gpus and jobs > len(gpus):
         raise ConfigError(f"--jobs {jobs}, but there are {len(gpus)} GPUs: a run needs one to itself")
     arms = specs.arms(spec)
@@ -267,10 +275,19 @@ def plan(spec: SweepConfig, arms: Sequence[Arm], trials: int, scored: Sequence[J
         + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in spec.tune.items())
         + f" for each arm and condition, on seeds {', '.join(map(str, spec.tune_seeds))}",
         "at once": f"{at_once}, each with {len(share.cores)} of the cores, {share.environment()['OMP_NUM_THREADS']} "
-        f"thread(s){f' and GPU {share.gpus[0]}' if share.gpus else ''}",
+        f"thread(s){_gpus(share, at_once)}",
         "time, disk": "told once the first run has made a few steps",
         "folder": str(folder),
     }
     if not trials:
         del rows["tuning"]
     return "\n".join(f"  {name:<10}  {text}" for name, text in rows.items())
+
+
+def _gpus(share: Share, at_once: int) -> str:
+    """Those of each run, for the end of a sentence; nothing where there are none."""
+    if not share.gpus:
+        return ""
+    left = len(ranks.visible_gpus()) - at_once * len(share.gpus)
+    idle = f"; {counted(left, 'GPU')} left over, which do nothing" if left else ""
+    return f" a rank, and {counted(len(share.gpus), 'GPU')} ({', '.join(share.gpus)} for one), a rank on each{idle}"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError
+from rlkit.ranks import visible_gpus
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_on, step_of
@@ -91,29 +92,25 @@ class Share:
     cores: Sequence[int]
     gpus: Sequence[str]
 
+    @property
+    def ranks(self) -> int:
+        """Of the run: one on each GPU."""
+        return max(1, len(self.gpus))
+
     def environment(self) -> dict[str, str]:
         # OpenMP's own form has a number for each level of nesting: 4,2.
         wanted = int((os.environ.get("OMP_NUM_THREADS") or "1").partition(",")[0])
-        threads = str(max(1, min(wanted, len(self.cores))))
+        threads = str(max(1, min(wanted, len(self.cores) // self.ranks)))
         return {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
 
 
 def shares(count: int) -> list[Share]:
-    """This machine's cores and GPUs in `count` parts that have nothing in common, as far as there are enough."""
+    """This machine's cores and GPUs in `count` parts that have nothing in common, as far as there are enough. All have
+    as many GPUs, so that a run has as many ranks wherever it is made; what is left over is left idle."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = visible_gpus()
-    return [Share(cores[i::count] or [cores[i % len(cores)]], gpus[i::count]) for i in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """CUDA's device names: those that CUDA_VISIBLE_DEVICES leaves, else all that nvidia-smi knows."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return [str(number) for number, line in enumerate(li for li in listed.splitlines() if li.startswith("GPU"))]
+    each = len(gpus) // count
+    return [Share(cores[i::count] or [cores[i % len(cores)]], gpus[i::count][:each]) for i in range(count)]
 
 
 @contextlib.contextmanager
@@ -164,7 +161,10 @@ def run_all(
                     else "ending the runs at once"
                 )
                 for process, _ in running.values():
-                    process.send_signal(signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+                    if passed_on == 1:
+                        process.terminate()
+                    else:  # its ranks too
+                        os.killpg(process.pid, signal.SIGKILL)
             for job in list(running):
                 job.look()
                 process, share = running[job]
@@ -204,7 +204,7 @@ def _start(job: Job, share: Share, lock: int) -> subprocess.Popen[bytes]:
     with job.log.open("ab") as log:
         job._log_before = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "rlkit", "run", *arguments],
+            [sys.executable, "-m", "rlkit", "run", *arguments, "--nproc", str(share.ranks)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -102,7 +102,10 @@ def test_the_slurm_job_trains_on_two_ranks(tmp_path: Path) -> None:
     """`srun` runs the command here, `scontrol` names this machine; the rest is as under SLURM."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, body in {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}.items():
+    for name, body in {
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "scontrol": "echo 127.0.0.1",
+    }.items():
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     with socket.socket() as probe:

@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from rlkit import config as configs
-from rlkit import sweeps
+from rlkit import ranks, sweeps
 from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.scoring.noise import noise_label
 from rlkit.sweeps import spec as specs
-from rlkit.sweeps.jobs import Job, _start, alone, disk_bytes, last_lines, left_s, run_all, shares, visible_gpus
+from rlkit.sweeps.jobs import Job, Share, _start, alone, disk_bytes, last_lines, left_s, run_all, shares
 from rlkit.sweeps.progress import Display
 from rlkit.sweeps.spec import SweepConfig
 from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
@@ -246,25 +246,42 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
 def test_cores_and_gpus_are_shared_out(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cores = {3, 4, 5, 9, 11}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr(ranks, "_built_for_cpus", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     parts = shares(count)
     if count <= len(cores):
         assert sorted(core for part in parts for core in part.cores) == sorted(cores)
     assert all(part.cores for part in parts)
-    assert sorted(gpu for part in parts for gpu in part.gpus) == ["GPU-a", "GPU-b", "GPU-c"]
+    given = [gpu for part in parts for gpu in part.gpus]
+    assert len(given) == len(set(given)) == 3 // count * count, "as many for each, so that all runs have as many ranks"
     for part in parts:
-        assert int(part.environment()["OMP_NUM_THREADS"]) <= len(part.cores)
+        assert part.ranks == max(1, 3 // count)
+        assert int(part.environment()["OMP_NUM_THREADS"]) * part.ranks <= max(len(part.cores), part.ranks)
         assert part.environment().get("CUDA_VISIBLE_DEVICES") == (",".join(part.gpus) or None)
 
 
 def test_more_runs_at_once_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_built_for_cpus", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     result = CliRunner().invoke(main, ["sweep", "--algos", "grpo", "--jobs", "3", "--out", str(tmp_path), "--dry-run"])
     assert result.exit_code == 2
     assert "--jobs 3, but there are 2 GPUs" in result.output
+    alone = CliRunner().invoke(main, ["sweep", "--algos", "grpo", "--out", str(tmp_path), "--dry-run"])
+    assert "1 thread(s) a rank, and 2 GPUs (0, 1 for one), a rank on each" in alone.output
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
+    assert ranks.visible_gpus() == []
+
+
+def test_a_run_has_as_many_ranks_as_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = tmp_path / "shown"
+    shown.write_text('#!/bin/sh\necho "$@"\n')
+    shown.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shown))
+    one = job(tmp_path)
+    with alone(tmp_path) as lock:
+        _start(one, Share([0], ["4", "6"]), lock).wait()
+    assert one.log.read_text().split()[-2:] == ["--nproc", "2"]
 
 
 def job(tmp_path: Path, name: str = "a", algo: str = "grpo", **given: Any) -> Job:

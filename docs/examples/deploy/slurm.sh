@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A run under SLURM, by torchrun: sbatch docs/examples/deploy/slurm.sh gsm8k_qwen3 --algo vimpo --name mine
 # RLKIT_ENV names the virtual environment. The folder that you submit from holds runs/, and every node must see it.
+# Without torchrun, a task for each GPU does as well: docs/several-nodes.md.
 # A run that was stopped goes on with: sbatch docs/examples/deploy/slurm.sh --resume runs/mine
 #SBATCH --job-name=rlkit
 #SBATCH --nodes=1
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS=1
 # torchrun gives a run that is told to stop 30 s for the step in hand: with longer steps it goes on from its last
 # checkpoint, which `checkpoint.every` makes more frequent.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun \
+srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --rdzv-backend c10d \
