@@ -11,7 +11,6 @@ import contextlib
 import io
 import math
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,9 @@ from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]
 
 TAG = "state"
+
+_THIRD_BIT = {torch.float32: (torch.int32, 1 << 20), torch.bfloat16: (torch.int16, 1 << 4)}
+"""Of the mantissa, for each dtype of weights: as which integers they are seen, and the bit in them."""
 
 
 class Engine:
@@ -351,18 +353,21 @@ class Engine:
 
     @contextlib.contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Every parameter a tenth larger or smaller, as its name decides, for as long as the context lasts."""
-        names = [name for name, _ in self._module.named_parameters()]
-        kept = [tensor.to("cpu", copy=True) for tensor in self.local_weights()]
-        for name, tensor in zip(names, self.local_weights(), strict=True):
-            tensor.mul_(1.1 if zlib.crc32(name.encode()) % 2 else 0.9)
-        self.renew()
+        """Every number of every weight an eighth to a sixteenth larger or smaller, as its own bits decide, for as long
+        as the context lasts; then each is exactly what it was, though no copy is kept."""
+        self._turn_bits()
         try:
             yield
         finally:
-            for tensor, before in zip(self.local_weights(), kept, strict=True):
-                tensor.copy_(before)
-            self.renew()
+            self._turn_bits()
+
+    def _turn_bits(self) -> None:
+        """Turn the third bit of each number's mantissa; twice is nothing. Unlike a common factor, which a norm that
+        follows would take away, it shows wherever the weight is read."""
+        for tensor in self.local_weights():
+            integers, mask = _THIRD_BIT[tensor.dtype]
+            tensor.view(integers).bitwise_xor_(mask)
+        self.renew()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.

@@ -144,6 +144,40 @@ def test_zero_3_really_cuts_the_head(models: dict[str, Path]) -> None:
     assert dict(policy.weights())["lm_head.weight"].shape == (2048, 64)
 
 
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("bfloat16", 1), ("bfloat16", 3)])
+def test_perturbed_weights_are_all_others_and_come_back_to_the_last_bit(
+    dtype: str, stage: int, models: dict[str, Path]
+) -> None:
+    policy = engine_of(settings(models["untied"], model={"dtype": dtype}, engine={"zero_stage": stage}))
+    ends = torch.finfo(getattr(torch, dtype))
+    awkward = torch.tensor([0.0, -0.0, ends.smallest_normal, 1.5 * ends.smallest_normal, ends.max / 2, -1.0, 1.9])
+    with torch.no_grad():
+        policy.local_weights()[1].flatten()[: len(awkward)] = awkward.to(getattr(torch, dtype))
+    policy.renew()
+    before = dict(policy.weights())
+    with policy.perturbed():
+        for name, weight in policy.weights():
+            change = (weight.double() / before[name].double() - 1)[before[name] != 0].abs()
+            assert change.min() > 0.06, name
+            assert change.max() <= 0.126, name
+    for name, weight in policy.weights():
+        assert torch.equal(weight.view(torch.uint8), before[name].view(torch.uint8)), name
+
+
+def test_a_perturbed_weight_shows_behind_a_norm(models: dict[str, Path]) -> None:
+    """Queries are normed before they are used: a common factor of their projection would not show."""
+    policy = engine_of(settings(models["untied"]))
+    rollout = random_batch(SEED)[0].rollout
+    lm = policy._module.lm
+    with policy.perturbed():
+        sound = policy.own_logprobs(rollout)
+    stale = lm.model.layers[0].self_attn.q_proj.weight
+    old = stale.detach().clone()
+    with policy.perturbed():
+        stale.data.copy_(old)
+        assert (policy.own_logprobs(rollout) - sound).abs()[rollout.mask].mean() > 1e-3
+
+
 def test_lora_on_a_critic_trains_adapters_and_head(models: dict[str, Path]) -> None:
     critic = engine_of(settings(models["tied"], model=LORA), critic=True)
     trained = {name for name, parameter in critic._module.named_parameters() if parameter.requires_grad}
