@@ -309,7 +309,7 @@ class ScoringConfig(Section):
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
     """Address space of one worker."""
     max_no_value: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of a step's samples without a value past which the run stops."""
+    """Share of a step's samples, those of all ranks, without a value past which the run stops."""
 
 
 class EvalConfig(Section):
