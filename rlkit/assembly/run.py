@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
 from rlkit import distribution
+from rlkit.closing import closing
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
@@ -21,7 +21,7 @@ from rlkit.wording import folded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractContextManager, ExitStack
 
     from rlkit.assembly.inputs import Inputs
     from rlkit.evaluation.in_training import Benchmark
@@ -74,7 +74,7 @@ def train(
 
         distributed.init()
     made: list[str] = []
-    with ExitStack() as stack:
+    with closing() as stack:
         loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
