@@ -79,6 +79,23 @@ def test_bfloat16_gradients_add_up_in_float32(stage: int, models: dict[str, Path
     assert (found[100] - found[1]).norm() < 0.02 * found[1].norm()
 
 
+@pytest.mark.parametrize(("stage", "engine"), [(1, {}), (2, {}), (2, {"overlap_comm": True}), (3, {})])
+def test_bfloat16_gradients_of_two_ranks_add_up_in_float32(
+    stage: int, engine: dict[str, Any], models: dict[str, Path], two_ranks: TwoRanks
+) -> None:
+    """Each row's is of bfloat16, wherever it is computed: what is left is how they are added. Were the ranks' added up
+    in bfloat16, they would be 2e-3 off."""
+    config = settings(
+        models["tied"],
+        model={"dtype": "bfloat16"},
+        engine={"zero_stage": stage} | engine,
+        batch={"tokens_per_microbatch": 1},
+    )
+    one = flat(run("learn", config, models["reference"], SEED, updates=1)["gradients"][0])
+    for found in two_ranks.run("learn", config, models["reference"], SEED, updates=1):
+        assert (flat(found["gradients"][0]) - one).norm() < 1e-5 * one.norm()
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_lora_learns_and_its_reference_is_the_base_model(
@@ -176,6 +193,33 @@ def test_a_perturbed_weight_shows_behind_a_norm(models: dict[str, Path]) -> None
     with policy.perturbed():
         stale.data.copy_(old)
         assert (policy.own_logprobs(rollout) - sound).abs()[rollout.mask].mean() > 1e-3
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
+def test_the_weights_given_out_are_copies(stage: int, model: dict[str, Any], models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["untied"], model=model, engine={"zero_stage": stage}, optimizer={"lr": 1e-2}))
+    given = dict(policy.weights())
+    then = {name: weight.clone() for name, weight in given.items()}
+    policy.update(*random_batch(SEED), logprob_loss)
+    assert all(torch.equal(weight, then[name]) for name, weight in given.items())
+    moved = [name for name, weight in policy.weights() if not torch.equal(weight, then[name])]
+    assert len(moved) > 10
+
+
+@pytest.mark.parametrize("size", [2**28, 2**20])
+def test_zero_3_gathers_many_weights_at_once(
+    size: int, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = engine_of(settings(models["untied"], engine={"zero_stage": 3}))
+    gathered, gather = [], policy._gathered
+    monkeypatch.setattr("rlkit.engine.deepspeed.GATHERED_BYTES", size)
+    monkeypatch.setattr(
+        policy, "_gathered", lambda some: gathered.append([4 * p.ds_numel for p in some]) or gather(some)
+    )
+    assert len(dict(policy.weights())) == sum(map(len, gathered)) == len(list(policy._module.parameters()))
+    assert all(sum(part) <= size for part in gathered)
+    assert all(sum(one) + other[0] > size for one, other in itertools.pairwise(gathered))
 
 
 def test_lora_on_a_critic_trains_adapters_and_head(models: dict[str, Path]) -> None:
