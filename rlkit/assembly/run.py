@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit import config as configs
 from rlkit import distribution, ranks
 from rlkit.blame import place
+from rlkit.closing import closing
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
@@ -22,7 +22,7 @@ from rlkit.wording import folded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractContextManager, ExitStack
 
     from rlkit.assembly.inputs import Inputs
     from rlkit.evaluation.in_training import Benchmark
@@ -79,7 +79,7 @@ def train(
         distributed.init(settings.engine.timeout_minutes)
     made: list[str] = []
     then = _going_on(settings.folder) if distributed.world_size() > 1 else ""
-    with distributed.losing_ranks(then), ExitStack() as stack:
+    with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
             settings = settings.model_copy(update={"out": folder.parent, "name": folder.name})
         loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)

@@ -111,9 +111,18 @@ def weight_of(model: Any, name: str) -> tuple[list[nn.Parameter], Callable[[], T
         tensor = getattr(model.get_submodule(owner), attribute)
         return [tensor] if isinstance(tensor, nn.Parameter) else [], tensor.detach
     layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+    parts = [layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    return parts, lambda: merged_weight(layer).detach()
+
+
+def merged_weight(layer: Any) -> Tensor:
+    """The weight of a layer with its adapters in it, in its own dtype: added up in float32, since what they add, small
+    beside the weight, would be rounded twice in bfloat16."""
     weight = layer.base_layer.weight
-    parts = [weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
-    return parts, lambda: weight.detach() + layer.get_delta_weight(ADAPTER).detach()
+    down, up = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float()
+    added = up @ down * layer.scaling[ADAPTER]
+    merged: Tensor = weight.float() + (added.T if layer.fan_in_fan_out else added)
+    return merged.to(weight.dtype)
 
 
 def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:

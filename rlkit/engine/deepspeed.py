@@ -11,8 +11,7 @@ import contextlib
 import io
 import math
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,16 @@ from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
 
 Loss = Callable[[TokenStats, Batch, Targets], tuple[Tensor, Metrics]]
 
+WeightGroup = tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]
+"""See `Policy.weight_groups`."""
+
 TAG = "state"
+
+GATHERED_BYTES = 2**28
+"""Of weights that ZeRO-3 gathers together, to be given out: one by one, most of the time would go into waiting."""
+
+_THIRD_BIT = {torch.float32: (torch.int32, 1 << 20), torch.bfloat16: (torch.int16, 1 << 4)}
+"""Of the mantissa, for each dtype of weights: as which integers they are seen, and the bit in them."""
 
 
 class Engine:
@@ -363,30 +371,51 @@ class Engine:
 
     @contextlib.contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Every parameter a tenth larger or smaller, as its name decides, for as long as the context lasts."""
-        names = [name for name, _ in self._module.named_parameters()]
-        kept = [tensor.to("cpu", copy=True) for tensor in self.local_weights()]
-        for name, tensor in zip(names, self.local_weights(), strict=True):
-            tensor.mul_(1.1 if zlib.crc32(name.encode()) % 2 else 0.9)
-        self.renew()
+        """Every number of every weight an eighth to a sixteenth larger or smaller, as its own bits decide, for as long
+        as the context lasts; then each is exactly what it was, though no copy is kept."""
+        self._turn_bits()
         try:
             yield
         finally:
-            for tensor, before in zip(self.local_weights(), kept, strict=True):
-                tensor.copy_(before)
-            self.renew()
+            self._turn_bits()
+
+    def _turn_bits(self) -> None:
+        """Turn the third bit of each number's mantissa; twice is nothing. Unlike a common factor, which a norm that
+        follows would take away, it shows wherever the weight is read."""
+        for tensor in self.local_weights():
+            integers, mask = _THIRD_BIT[tensor.dtype]
+            tensor.view(integers).bitwise_xor_(mask)
+        self.renew()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.
 
-        The tensors are copies. Go through all of it on every rank: under ZeRO-3 each is gathered when its turn comes.
+        The tensors are copies. Go through all of it on every rank: under ZeRO-3 they are gathered when their turn
+        comes, so many at once as make up 256 MB.
         """
         if not isinstance(self._module, Policy):
             raise RlkitError("only a policy's weights are given out")
-        for parts, make in self._module.weight_groups():
-            with self._gathered(parts), torch.no_grad():
-                weights = make()
-            yield from weights.items()
+        lasting = {tensor.untyped_storage().data_ptr() for tensor in self._tensors()}
+        for groups in _together(self._module.weight_groups(), GATHERED_BYTES if self._stage == 3 else 0):
+            yield from self._copies(groups, lasting).items()
+
+    @torch.no_grad()
+    def _copies(self, groups: Sequence[WeightGroup], lasting: Set[int]) -> dict[str, Tensor]:
+        """What has come into being for this (gathered, or merged) is nobody else's, and not copied again."""
+        with self._gathered([part for parts, _ in groups for part in parts]):
+            found = {name: weight for _, make in groups for name, weight in make().items()}
+            return {
+                name: weight.clone() if weight.untyped_storage().data_ptr() in lasting else weight
+                for name, weight in found.items()
+            }
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """All that stays in memory of the module."""
+        yield from self._module.buffers()
+        for parameter in self._module.parameters():
+            yield parameter.data
+        if self._stage == 3:
+            yield from self.local_weights()
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder that `from_pretrained` and vLLM load, with the tokenizer.
@@ -444,6 +473,21 @@ class Engine:
         learns = [name for name, parameter in self._module.named_parameters() if parameter.requires_grad]
         place(Saved(folder / TAG, saved, self._shapes, learns), self._engine, self._module, self._stage)
         self.renew()
+
+
+def _together(groups: Iterable[WeightGroup], size: int) -> Iterator[list[WeightGroup]]:
+    """Groups of weights, as many at once as are not over so many bytes, or one."""
+    found: list[WeightGroup] = []
+    held = 0
+    for group in groups:
+        added = sum(getattr(part, "ds_numel", part.numel()) * part.element_size() for part in group[0])
+        if found and held + added > size:
+            yield found
+            found, held = [], 0
+        found.append(group)
+        held += added
+    if found:
+        yield found
 
 
 def _weightless(rollout: Rollout) -> Rollout:

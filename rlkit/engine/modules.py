@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlkit.embedded import resolve
-from rlkit.engine.adapters import ADAPTER, adapted, adapter_parameters, adapters_off, weight_of, write_adapter
+from rlkit.engine.adapters import (
+    adapted,
+    adapter_parameters,
+    adapters_off,
+    merged_weight,
+    weight_of,
+    write_adapter,
+)
 from rlkit.engine.attention import use_packing
 from rlkit.engine.head_form import head_form
 from rlkit.engine.weight_names import alike, group, on_disk
@@ -48,9 +55,7 @@ class Policy(nn.Module):
         if self.form is None:
             return Head(None)
         layer = self.lm.get_output_embeddings()
-        weight = layer.weight
-        if adapters and adapted(layer):
-            weight = weight + layer.get_delta_weight(ADAPTER)
+        weight = merged_weight(layer) if adapters and adapted(layer) else layer.weight
         return Head(weight, getattr(layer, "bias", None), *self.form)
 
     @property
@@ -108,17 +113,18 @@ class Policy(nn.Module):
 
     def weight_groups(self) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:
         """The weights of the model without adapters, or with them merged, tied ones once: parameters, and a function
-        that makes copies of what they hold, under the names on disk, once they are gathered."""
+        that makes of what they hold the weights under the names on disk, once they are gathered. These may be, or be
+        parts of, the parameters themselves."""
         groups: dict[str, list[str]] = {}
         for name in self._own_names():
             groups.setdefault(name if alike(self.lm) else group(name), []).append(name)
         for names in groups.values():
             merged = {name.replace(".base_layer.", "."): weight_of(self.lm, name) for name in names}
             parts = [part for parts, _ in merged.values() for part in parts]
-            yield parts, functools.partial(self._copies, {name: make for name, (_, make) in merged.items()})
+            yield parts, functools.partial(self._made, {name: make for name, (_, make) in merged.items()})
 
-    def _copies(self, weights: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        return on_disk(self.lm, {name: make().clone() for name, make in weights.items()})
+    def _made(self, weights: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        return on_disk(self.lm, {name: make() for name, make in weights.items()})
 
     def _own_names(self) -> list[str]:
         """Of the parameters, and of the buffers that are saved."""

@@ -43,6 +43,8 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None, stage
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
     if config.engine.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
+    if config.engine.overlap_comm and optimizer is not None:
+        zero["overlap_comm"] = True
     bf16 = config.model.dtype == "bfloat16"
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -57,6 +59,8 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None, stage
     if optimizer is not None:
         settings["gradient_clipping"] = optimizer.clip_norm
         if bf16:
-            # Micro-batches add up in float32, else their number would show in the gradient.
+            # Micro-batches and ranks add up in float32, else their number would show in the gradient.
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
+            settings["communication_data_type"] = "fp32"
+            zero["reduce_bucket_size"] = 2.5e8  # of the same bytes as DeepSpeed's own, which is of 2 bytes a number
     return settings

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from rlkit.data import Problem
 from rlkit.engine import distributed, profiling
-from rlkit.errors import RlkitError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
@@ -150,13 +149,5 @@ class Collector:
 
     def _results(self, lenient: bool) -> list[RewardResult]:
         """Of this rank's samples, in the order of submission. What goes wrong on one rank is raised on all of them."""
-        results, failure = [], None
         self.progress("scoring")
-        try:
-            results = self.scorer.finish(lenient=lenient)
-        except RlkitError as error:
-            failure = error
-        for error_there in distributed.gather_objects(failure):
-            if error_there is not None:
-                raise error_there
-        return results
+        return self.scorer.finish(lenient=lenient, gather=distributed.gather_objects)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,30 @@ class _Part:
     """What it declares."""
     place: int | None
     """In the pool; None: it is called in this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one rank knows of the samples that went wrong."""
+
+    samples: int = 0
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    """By part, what is said of each sample that its function failed on."""
+    killed: dict[str, list[str]] = field(default_factory=dict)
+    """By part, of each that its worker was killed on."""
+    lost: list[str] = field(default_factory=list)
+    """Names of the samples without a value."""
+    causes: dict[str, Counter[str]] = field(default_factory=dict)
+    """By part, how often each status."""
+    said: list[str] = field(default_factory=list)
+    """The first error, if there is any."""
+
+
+_Said = tuple[RlkitError | None, _Share]
+
+
+def _alone(said: _Said) -> list[_Said]:
+    return [said]
 
 
 class Scorer:
@@ -110,33 +134,66 @@ class Scorer:
         if self._pool is not None:
             self._places.append([self._pool.submit(p.place, sample) for p in self._parts if p.place is not None])
 
-    def finish(self, *, lenient: bool = False) -> list[RewardResult]:
+    def finish(self, *, lenient: bool = False, gather: Callable[[_Said], list[_Said]] = _alone) -> list[RewardResult]:
         """Results of all that was submitted since the last `finish`, in that order.
 
         Raises RlkitError where a function breaks its contract, or takes its worker down, for every sample, or returns
         another number of results than samples; where workers cannot start; and where more than `max_no_value` of the
         samples, and at least 2, have no value.
         lenient: only where workers cannot start; a sample that a function fails on has no value, were it each of them.
+        gather: gives what every rank has given to it. With it, the samples that count are those of all ranks, and what
+        goes wrong on one is raised on all of them: call it on all alike.
         TokensUnknownError, lenient or not, where a function reads tokens that are not known.
         """
+        results: list[RewardResult] = []
+        failure, share = None, _Share()
+        try:
+            results, share = self._finished(lenient)
+        except RlkitError as error:
+            failure = error
+        everyone = gather((failure, share))
+        for failure, _ in everyone:
+            if failure is not None:
+                raise failure
+        if not lenient:
+            self._hold_to_limits([share for _, share in everyone])
+        return results
+
+    def _finished(self, lenient: bool) -> tuple[list[RewardResult], _Share]:
         samples, self._samples = self._samples, []
         places, self._places = self._places, []
         if not samples:
-            return []
+            return [], _Share()
         own = {p.name: _called(p, samples, lenient) for p in self._parts if p.place is None}
         pooled = self._pool.finish() if self._pool is not None else []
         columns: list[list[RewardResult]] = []
+        faults: dict[str, list[str]] = {}
+        killed: dict[str, list[str]] = {}
         for part in self._parts:
             if part.place is None:
                 columns.append(own[part.name])
             else:
                 outcomes = [pooled[row[part.place]] for row in places]
-                if not lenient:
-                    _check_not_all_failed(part.name, outcomes)
+                failed = [o for o in outcomes if isinstance(o, Fault)]
+                if not lenient and (miscounted := [fault for fault in failed if fault.miscounted]):
+                    raise PluginError(miscounted[0].said)
+                faults[part.name] = [fault.said for fault in failed]
+                killed[part.name] = [outcome.said for outcome in outcomes if isinstance(outcome, Killed)]
                 columns.append([_result(outcome) for outcome in outcomes])
-        if not lenient:
-            self._hold_to_limit(samples, columns)
-        return [self._combined(row) for row in zip(*columns, strict=True)]
+        lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
+        said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
+        share = _Share(
+            samples=len(samples),
+            faults=faults,
+            killed=killed,
+            lost=[named(samples[i]) for i in lost],
+            causes={
+                part.name: Counter(r.status for r in column if r.value is None)
+                for part, column in zip(self._parts, columns, strict=True)
+            },
+            said=said[:1],
+        )
+        return [self._combined(row) for row in zip(*columns, strict=True)], share
 
     def score(self, samples: Sequence[Sample], *, lenient: bool = False) -> list[RewardResult]:
         """`submit` all and `finish`."""
@@ -188,20 +245,33 @@ class Scorer:
                 total[at] += part.weight * value
         return total
 
-    def _hold_to_limit(self, samples: Sequence[Sample], columns: Sequence[Sequence[RewardResult]]) -> None:
-        lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
-        if len(lost) < 2 or len(lost) <= self._config.max_no_value * len(samples):
+    def _hold_to_limits(self, shares: Sequence[_Share]) -> None:
+        """RlkitError where a function failed on every sample, which puts the blame on it, or where too many have no
+        value."""
+        total = sum(share.samples for share in shares)
+        for part in self._parts:
+            faults = [said for share in shares for said in share.faults.get(part.name, [])]
+            killed = [said for share in shares for said in share.killed.get(part.name, [])]
+            if faults and len(faults) == total:
+                raise PluginError(faults[0])
+            if len(killed) == total > 1:
+                raise PluginError(
+                    f"reward {part.name!r} scored none of {total} samples. Each {killed[0]}\nWhere it only needs more, "
+                    "raise scoring.timeout_s or scoring.memory_gib"
+                )
+        lost = [name for share in shares for name in share.lost]
+        if len(lost) < 2 or len(lost) <= self._config.max_no_value * total:
             return
         causes = []
-        for part, column in zip(self._parts, columns, strict=True):
-            counts = Counter(r.status for r in column if r.value is None)
+        for part in self._parts:
+            counts = sum((share.causes.get(part.name, Counter[str]()) for share in shares), Counter[str]())
             if counts:
                 causes.append(f"reward {part.name!r}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
-        said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
+        said = [said for share in shares for said in share.said]
         raise PluginError(
-            f"{len(lost)} of {len(samples)} samples have no value, more than scoring.max_no_value "
+            f"{len(lost)} of {total} samples have no value, more than scoring.max_no_value "
             f"({self._config.max_no_value:g}) allows. {'; '.join(causes)}. Among them: "
-            + "; ".join(named(samples[i]) for i in lost[:3])
+            + "; ".join(lost[:3])
             + "."
             + (f" The first error:\n{said[0]}" if said else "")
         )
@@ -234,20 +304,6 @@ def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[Rewar
         if len(samples) == 1:
             return [RewardResult(value=None, status="error", info={"error": str(error)})]
         return [_called(part, [sample], lenient)[0] for sample in samples]
-
-
-def _check_not_all_failed(name: str, outcomes: Sequence[Outcome]) -> None:
-    """RlkitError where a function failed on every sample, or miscounted: then it is to blame."""
-    faults = [o for o in outcomes if isinstance(o, Fault)]
-    for fault in faults:
-        if fault.miscounted or len(faults) == len(outcomes):
-            raise PluginError(fault.said)
-    killed = [o for o in outcomes if isinstance(o, Killed)]
-    if len(killed) == len(outcomes) > 1:
-        raise PluginError(
-            f"reward {name!r} scored none of {len(outcomes)} samples. Each {killed[0].said}\nWhere it only needs more, "
-            "raise scoring.timeout_s or scoring.memory_gib"
-        )
 
 
 def _result(outcome: Outcome) -> RewardResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import signal
 import subprocess
@@ -226,6 +227,38 @@ def test_the_run_stops_when_too_many_have_no_value(folder: Path) -> None:
         assert said.count("prompt 9f2c") == 3
         # What it was given is done with.
         assert [r.value for r in scorer.score(good)] == [1.0] * 16
+
+
+def among_ranks(scorer: Scorer, samples: list[Sample], others: list[Any]) -> list[RewardResult]:
+    """Score as a rank beside others, whose part of a gather `others` holds; its own part is added to them."""
+    for one in samples:
+        scorer.submit(one)
+
+    def gather(said: Any) -> list[Any]:
+        others.append(pickle.loads(pickle.dumps(said)))
+        return others
+
+    return scorer.finish(gather=gather)
+
+
+def test_the_limit_is_on_the_samples_of_all_ranks(folder: Path) -> None:
+    """Two lost samples of a rank's few are none too many of the run's, and a rank that has lost all of its own is as
+    any other; what is too many is raised on a rank that has lost none."""
+    with scorer_of(folder, max_no_value=0.05) as scorer:
+        right = [sample("right", i) for i in range(38)]
+        for lost in ([sample("raise", i) for i in range(2)], [sample("sigkill", i) for i in range(2)]):
+            ranks: list[Any] = []
+            among_ranks(scorer, right, ranks)
+            assert len(among_ranks(scorer, lost, ranks)) == 2
+        ranks.clear()
+        with pytest.raises(RlkitError):
+            among_ranks(scorer, [sample("raise", i) for i in range(3)], ranks)
+        with pytest.raises(RlkitError, match=r"3 of 39 samples .* reward 'hostile': 3 error\. Among them: prompt 9f2c"):
+            among_ranks(scorer, right[:36], ranks)
+        ranks.clear()
+        among_ranks(scorer, [], ranks)
+        with pytest.raises(RlkitError, match="scored none of 2 samples"):
+            among_ranks(scorer, [sample("sigkill", i) for i in range(2)], ranks)
 
 
 TRAINER = """

@@ -110,6 +110,26 @@ def test_merged_weights_do_what_the_adapters_did(family: str, targets: Any, tmp_
     assert (ours - plain).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["Llama", "GPT-2"])
+def test_merged_weights_are_rounded_once(family: str, tmp_path: Path) -> None:
+    make(next(each for each in FAMILIES if each.name == family), tmp_path)
+    lora = LoraConfig(rank=4, alpha=8, targets="all-linear")
+    policy = load_policy(ModelConfig(path=str(tmp_path), dtype="bfloat16", lora=lora))
+    torch.manual_seed(1)
+    wrong = counted = 0
+    for name, layer in policy.lm.named_modules():
+        if isinstance(layer, LoraLayer):
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.01)
+            added = 2 * layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
+            exact = layer.base_layer.weight.double() + (added.T if family == "GPT-2" else added)
+            found = {n: w for _, make in policy.weight_groups() for n, w in make().items()}[f"{name}.weight"]
+            assert found.dtype == torch.bfloat16
+            wrong += int((found != exact.bfloat16()).sum())
+            counted += found.numel()
+    assert counted > 1000
+    assert wrong < 2e-4 * counted, "rounded to bfloat16 before they are added, one in twenty is another number"
+
+
 def test_adapters_on_the_head_learn_what_a_plain_forward_pass_would(tmp_path: Path) -> None:
     policy = loaded("Llama", tmp_path, ["lm_head", "q_proj"])
     with torch.no_grad():

@@ -79,6 +79,23 @@ def test_bfloat16_gradients_add_up_in_float32(stage: int, models: dict[str, Path
     assert (found[100] - found[1]).norm() < 0.02 * found[1].norm()
 
 
+@pytest.mark.parametrize(("stage", "engine"), [(1, {}), (2, {}), (2, {"overlap_comm": True}), (3, {})])
+def test_bfloat16_gradients_of_two_ranks_add_up_in_float32(
+    stage: int, engine: dict[str, Any], models: dict[str, Path], two_ranks: TwoRanks
+) -> None:
+    """Each row's is of bfloat16, wherever it is computed: what is left is how they are added. Were the ranks' added up
+    in bfloat16, they would be 2e-3 off."""
+    config = settings(
+        models["tied"],
+        model={"dtype": "bfloat16"},
+        engine={"zero_stage": stage} | engine,
+        batch={"tokens_per_microbatch": 1},
+    )
+    one = flat(run("learn", config, models["reference"], SEED, updates=1)["gradients"][0])
+    for found in two_ranks.run("learn", config, models["reference"], SEED, updates=1):
+        assert (flat(found["gradients"][0]) - one).norm() < 1e-5 * one.norm()
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_lora_learns_and_its_reference_is_the_base_model(
@@ -142,6 +159,67 @@ def test_zero_3_really_cuts_the_head(models: dict[str, Path]) -> None:
     policy = engine_of(settings(models["untied"], engine={"zero_stage": 3}))
     assert policy._module.head().weight.numel() == 0
     assert dict(policy.weights())["lm_head.weight"].shape == (2048, 64)
+
+
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("bfloat16", 1), ("bfloat16", 3)])
+def test_perturbed_weights_are_all_others_and_come_back_to_the_last_bit(
+    dtype: str, stage: int, models: dict[str, Path]
+) -> None:
+    policy = engine_of(settings(models["untied"], model={"dtype": dtype}, engine={"zero_stage": stage}))
+    ends = torch.finfo(getattr(torch, dtype))
+    awkward = torch.tensor([0.0, -0.0, ends.smallest_normal, 1.5 * ends.smallest_normal, ends.max / 2, -1.0, 1.9])
+    with torch.no_grad():
+        policy.local_weights()[1].flatten()[: len(awkward)] = awkward.to(getattr(torch, dtype))
+    policy.renew()
+    before = dict(policy.weights())
+    with policy.perturbed():
+        for name, weight in policy.weights():
+            change = (weight.double() / before[name].double() - 1)[before[name] != 0].abs()
+            assert change.min() > 0.06, name
+            assert change.max() <= 0.126, name
+    for name, weight in policy.weights():
+        assert torch.equal(weight.view(torch.uint8), before[name].view(torch.uint8)), name
+
+
+def test_a_perturbed_weight_shows_behind_a_norm(models: dict[str, Path]) -> None:
+    """Queries are normed before they are used: a common factor of their projection would not show."""
+    policy = engine_of(settings(models["untied"]))
+    rollout = random_batch(SEED)[0].rollout
+    lm = policy._module.lm
+    with policy.perturbed():
+        sound = policy.own_logprobs(rollout)
+    stale = lm.model.layers[0].self_attn.q_proj.weight
+    old = stale.detach().clone()
+    with policy.perturbed():
+        stale.data.copy_(old)
+        assert (policy.own_logprobs(rollout) - sound).abs()[rollout.mask].mean() > 1e-3
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
+def test_the_weights_given_out_are_copies(stage: int, model: dict[str, Any], models: dict[str, Path]) -> None:
+    policy = engine_of(settings(models["untied"], model=model, engine={"zero_stage": stage}, optimizer={"lr": 1e-2}))
+    given = dict(policy.weights())
+    then = {name: weight.clone() for name, weight in given.items()}
+    policy.update(*random_batch(SEED), logprob_loss)
+    assert all(torch.equal(weight, then[name]) for name, weight in given.items())
+    moved = [name for name, weight in policy.weights() if not torch.equal(weight, then[name])]
+    assert len(moved) > 10
+
+
+@pytest.mark.parametrize("size", [2**28, 2**20])
+def test_zero_3_gathers_many_weights_at_once(
+    size: int, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = engine_of(settings(models["untied"], engine={"zero_stage": 3}))
+    gathered, gather = [], policy._gathered
+    monkeypatch.setattr("rlkit.engine.deepspeed.GATHERED_BYTES", size)
+    monkeypatch.setattr(
+        policy, "_gathered", lambda some: gathered.append([4 * p.ds_numel for p in some]) or gather(some)
+    )
+    assert len(dict(policy.weights())) == sum(map(len, gathered)) == len(list(policy._module.parameters()))
+    assert all(sum(part) <= size for part in gathered)
+    assert all(sum(one) + other[0] > size for one, other in itertools.pairwise(gathered))
 
 
 def test_lora_on_a_critic_trains_adapters_and_head(models: dict[str, Path]) -> None:
