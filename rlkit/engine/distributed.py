@@ -10,6 +10,8 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -20,6 +22,9 @@ T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(hours=1)
 """How long a rank waits for the others: one may be sampling long responses while another is done."""
+
+_of_thread = threading.local()
+"""`group`: through which this thread speaks with the other ranks; unset: through the first."""
 
 
 def init() -> None:
@@ -85,6 +90,27 @@ def main_rank() -> bool:
     return rank() == 0
 
 
+def another_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for a thread of its own, over the CPU: two threads that spoke through one group would take
+    each other's messages. Collective. None: there is one rank, which needs none."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size() > 1 else None
+
+
+@contextmanager
+def speaking_through(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """What this thread sends and receives within goes through that group."""
+    _of_thread.group = group
+    try:
+        yield
+    finally:
+        del _of_thread.group
+
+
+def _group() -> dist.ProcessGroup | None:
+    """This thread's; None: the first."""
+    return getattr(_of_thread, "group", None)
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -92,7 +118,7 @@ def device() -> torch.device:
 
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_group())
 
 
 def gather_objects(item: T) -> list[T]:
@@ -100,7 +126,7 @@ def gather_objects(item: T) -> list[T]:
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=_group())
     return items
 
 
@@ -124,8 +150,9 @@ def sum_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, on every rank, on the CPU. The tensor itself is left as it is."""
     if world_size() == 1:
         return tensor.cpu()
-    total = tensor.to(device(), copy=True)
-    dist.all_reduce(total)
+    group = _group()
+    total = tensor.to(device() if group is None else "cpu", copy=True)
+    dist.all_reduce(total, group=group)
     return total.cpu()
 
 

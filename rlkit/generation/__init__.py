@@ -139,6 +139,7 @@ class _Named:
         self._generate = Blame(name, "its generate", sampler.generate)
         self._sync = Blame(name, "its sync", sampler.sync)
         self._close = Blame(name, "its close", sampler.close)
+        self.beside_training: bool = getattr(sampler, "beside_training", False)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         missing = set(range(len(requests)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-OWN = ("algo", "advantage", "loss", "critic", "optimizer", "reference", "correction", "batch.refill")
-"""Sections that are an algorithm's own affair; all others are the condition's."""
+OWN = ("algo", "advantage", "loss", "critic", "optimizer", "reference", "schedule", "correction", "batch.refill")
+"""Keys and sections that are an algorithm's own affair; all others are the condition's."""
 
 
 def is_own(key: str) -> bool:
