@@ -491,6 +491,36 @@ def fail(errors: list[Exception]) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def two_conversations(count: int) -> dict[str, Any]:
+    """What two threads of a rank hear from the other one, each in a group of its own, while both speak at once."""
+    import threading
+
+    from rlkit.engine import distributed
+
+    rank, heard = distributed.rank(), []
+    group = distributed.another_group()
+
+    def speak() -> None:
+        with distributed.speaking_through(group):
+            for number in range(count):
+                heard.append(distributed.gather_objects(("thread", rank, number)))
+                heard.append(distributed.sum_ranks(torch.tensor([number, rank + 10])).tolist())
+            distributed.barrier()
+
+    thread = threading.Thread(target=speak)
+    # One rank begins with the one, one with the other: in one group they would meet.
+    if rank:
+        thread.start()
+    said = []
+    for number in range(count):
+        if number == count // 2 and not rank:
+            thread.start()
+        said.append(distributed.gather_objects(("main", rank, number)))
+        said.append(distributed.any_rank(rank == number % 2))
+    thread.join()
+    return {"main": said, "thread": heard}
+
+
 def run(job: str, *args: Any, **kwargs: Any) -> Any:
     torch.set_num_threads(1)
     return globals()[job](*args, **kwargs)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
     from rlkit.data import ProblemSet
 
+AHEAD = "one ahead: the next rollout is sampled beside the updates, with weights that are a step older"
+
 
 def make_plan(
     config: RunConfig,
@@ -62,12 +64,13 @@ def make_plan(
         **({"end tokens": _end_tokens(inputs)} if inputs else {}),
         **({"stop texts": quoted(sampling.stop)} if sampling.stop else {}),
         **_refill(config),
+        **({"schedule": AHEAD} if config.schedule == "one_ahead" else {}),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; "
         f"{counted(config.steps, 'step')} = {counted(config.steps * config.updates_per_step, 'update')}",
         "passes": "; ".join(passes.lines()),
         **({"reference": _reference(config)} if algorithm.needs.reference else {}),
-        **({"correction": _correction(config.correction)} if config.correction else {}),
+        **({"correction": _correction(config.corrects)} if config.corrects else {}),
         "optimizer": f"AdamW, lr {config.optimizer.lr:g} {config.optimizer.schedule}, "
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",

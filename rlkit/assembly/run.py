@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlkit.evaluation.suites import OpenSuite
     from rlkit.generation.collector import Collector
     from rlkit.interfaces.learning import Algorithm
-    from rlkit.loop.synchronous import SynchronousLoop
+    from rlkit.loop.base import Loop
     from rlkit.records.folder import RunFolder
     from rlkit.tracking.console import Console
 
@@ -98,7 +98,7 @@ def train(
     return settings.folder
 
 
-def _complete(loop: SynchronousLoop, config: RunConfig) -> list[str]:
+def _complete(loop: Loop, config: RunConfig) -> list[str]:
     """Make what a run lacks that has made its steps, and was ended before all was written. Returns what it lacks,
     report and picture among it, which are drawn at the end of every run; ConfigError where it lacks nothing."""
     from rlkit.engine import distributed
@@ -129,7 +129,7 @@ def build_loop(
     resume: bool,
     shows: Shows | None = None,
     profile: int = 0,
-) -> SynchronousLoop:
+) -> Loop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
     has opened, when it is over or cannot begin. `shows`: how much is seen of it; None: nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
@@ -145,6 +145,8 @@ def build_loop(
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.learner import Learner
+        from rlkit.loop.log import Log
+        from rlkit.loop.one_ahead import OneAheadLoop
         from rlkit.loop.state import RunState
         from rlkit.loop.synchronous import SynchronousLoop
         from rlkit.records.folder import RunFolder
@@ -181,6 +183,9 @@ def build_loop(
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
     sampler = build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
+    ahead = config.schedule == "one_ahead"
+    if ahead and not getattr(sampler, "beside_training", False):
+        raise configs.beside_refused(config.sampler.kind)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
@@ -193,7 +198,7 @@ def build_loop(
         stack.callback(tracker.close)
     refill = config.batch.refill
     learner = Learner(config, algorithm, policy, reference, critic, RunState(), progress)
-    loop = SynchronousLoop(
+    loop = (OneAheadLoop if ahead else SynchronousLoop)(
         config=config,
         learner=learner,
         gatherer=Gatherer(
@@ -207,10 +212,8 @@ def build_loop(
         ),
         problems=inputs.problems.problems,
         benchmarks=_benchmarks(config, collector, inputs, suites),
-        folder=folder,
-        trackers=trackers,
+        log=Log(config, folder, trackers, inputs.digests),
         profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
-        digests=inputs.digests,
         progress=progress,
     )
     if resume:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from rlkit.config.keys import SHORT, full_name
 from rlkit.config.reading import load, parse_value, parse_yaml, presets, read_yaml, set_key
-from rlkit.config.resolving import build_algorithm, resolve, resolve_ref, resolve_rewards, resolve_with_algorithm
+from rlkit.config.resolving import (
+    beside_refused,
+    build_algorithm,
+    resolve,
+    resolve_ref,
+    resolve_rewards,
+    resolve_with_algorithm,
+)
 from rlkit.config.sections import (
     AverageReference,
     BatchConfig,
@@ -69,6 +76,7 @@ __all__ = [
     "ScoringConfig",
     "Section",
     "StopTexts",
+    "beside_refused",
     "build_algorithm",
     "full_name",
     "load",

@@ -11,13 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 from rlkit import registry
 from rlkit.blame import Blame, shown
 from rlkit.config.meant import instead_in, instead_of_option
-from rlkit.config.sections import PluginRef, Reference, RefillConfig, RewardRef, RunConfig
+from rlkit.config.sections import CorrectionConfig, PluginRef, Reference, RefillConfig, RewardRef, RunConfig
 from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 from rlkit.mistakes import explain
 
 if TYPE_CHECKING:
     from rlkit.interfaces.learning import Algorithm
+
+IN_PROCESS = ("auto", "transformers", "vllm")
+"""Of rlkit's own samplers those that work in the training process. Of a plugin's it is known once it is made."""
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -88,13 +91,29 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"reference: {resolved.reference.kind}, but {resolved.algo.kind} as set here compares with no reference: "
             "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
         )
-    if resolved.correction is not None and not algorithm.reads_importance:
+    if resolved.schedule == "one_ahead":
+        if resolved.sampler.kind in IN_PROCESS:
+            raise beside_refused(resolved.sampler.kind)
+        if resolved.correction is None:
+            resolved = resolved.model_copy(update={"correction": CorrectionConfig()})
+    if resolved.corrects is not None and not algorithm.reads_importance:
+        without = "set correction: off" if resolved.schedule == "one_ahead" else "leave it out"
         raise ConfigError(
             f"correction: the loss of {resolved.algo.kind} does not read `importance`, so nothing would be corrected: "
-            "leave it out, or have the loss multiply its tokens by targets.importance and name it in `reads`"
+            f"{without}, or have the loss multiply its tokens by targets.importance and name it in `reads`"
         )
     check_fit(algorithm, resolved.algo.kind)
     return resolved, algorithm
+
+
+def beside_refused(sampler: str) -> ConfigError:
+    """What to say of `schedule: one_ahead` with a sampler that cannot work while the learner does."""
+    which = "stands for one that works" if sampler == "auto" else "works"
+    return ConfigError(
+        f"schedule: one_ahead, but sampler: {sampler} {which} in the training process, on the learner's own device: "
+        "the two would take turns there, and nothing would be gained by samples that are a step older. Name a sampler "
+        "that works elsewhere (sampler: {kind: vllm_server, urls: [...]}), or set schedule: synchronous"
+    )
 
 
 def check_fit(algorithm: Algorithm, name: str) -> None:

@@ -258,6 +258,17 @@ class CorrectionConfig(Section):
     """Largest weight that is not truncated or masked."""
 
 
+def _as_correction(value: Any) -> Any:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
+
+
+Correction = Annotated[
+    CorrectionConfig | Literal["off"] | None,
+    BeforeValidator(_as_correction, json_schema_input_type=CorrectionConfig | Literal["off"] | None),
+]
+
+
 class RefillConfig(Section):
     """Dynamic sampling (DAPO, arXiv 2503.14476): groups that teach nothing are replaced by groups of other prompts."""
 
@@ -352,6 +363,10 @@ class RunConfig(Section):
     """Decides data order and samples."""
     steps: Positive = 200
     """Rollouts: sample, score, update."""
+    schedule: Literal["synchronous", "one_ahead"] = "synchronous"
+    """synchronous: each rollout is sampled with the weights that learn from it. one_ahead: the next rollout is sampled
+    while the learner works on this one, with weights that are a step older; for samplers outside the training
+    process."""
     algo: Ref
     """`rlkit list algorithms`."""
     advantage: Ref | None = None
@@ -371,8 +386,9 @@ class RunConfig(Section):
     reference: Reference | None = None
     """What the policy is compared with: frozen, none, average or copy. None: as the algorithm has it (vimpo_auto:
     average; others: frozen). It is kept where the algorithm needs one."""
-    correction: CorrectionConfig | None = None
-    """Weights the loss's tokens where sampler and learner differ; None: they are taken as equal."""
+    correction: Correction = None
+    """Weights the loss's tokens where sampler and learner differ; off: they are taken as equal. None: as the schedule
+    has it (one_ahead: weights with the defaults below; synchronous: off)."""
     engine: EngineConfig = EngineConfig()
     sampler: Ref = PluginRef(kind="auto")
     """vllm, vllm_server or transformers; auto: vLLM where it is installed and there is a GPU."""
@@ -397,7 +413,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.sampling.truncated and self.correction is None:
+        if self.sampling.truncated and self.corrects is None:
             raise ValueError(
                 "sampling.top_p below 1 or sampling.top_k above 0: samples come from another distribution than the "
                 "loss speaks of. Set correction: {} to weigh them for that, or top_p: 1.0 and top_k: 0; evaluation has "
@@ -439,6 +455,11 @@ class RunConfig(Section):
         """Steps between checkpoints; 0: only at the end."""
         # A kill then costs a tenth of a run at most, and short runs are not slowed by saving.
         return max(10, self.steps // 10) if self.checkpoint.every is None else self.checkpoint.every
+
+    @property
+    def corrects(self) -> CorrectionConfig | None:
+        """The correction in force; None: the tokens are not weighted."""
+        return self.correction if isinstance(self.correction, CorrectionConfig) else None
 
     @property
     def updates_per_step(self) -> int:

@@ -38,6 +38,9 @@ _store: Any = None
 _hosts: Sequence[str] = ()
 """Where each rank runs."""
 
+_of_thread = threading.local()
+"""`group`: through which this thread speaks with the other ranks; unset: through the first."""
+
 
 def meet() -> None:
     """Find the other ranks, at MASTER_ADDR and MASTER_PORT; calling it again is harmless, and with one rank nothing is
@@ -172,6 +175,30 @@ def main_rank() -> bool:
     return rank() == 0
 
 
+def another_group(timeout_minutes: float = 60) -> dist.ProcessGroup | None:
+    """A group of all ranks for a thread of its own, over the CPU: two threads that spoke through one group would take
+    each other's messages. Collective. None: there is one rank, which needs none."""
+    if world_size() == 1:
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
+    return group
+
+
+@contextmanager
+def speaking_through(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """What this thread sends and receives within goes through that group."""
+    _of_thread.group = group
+    try:
+        yield
+    finally:
+        del _of_thread.group
+
+
+def _group() -> dist.ProcessGroup | None:
+    """This thread's; None: the first."""
+    return getattr(_of_thread, "group", None)
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -179,7 +206,7 @@ def device() -> torch.device:
 
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_group())
 
 
 def first_ranks_first(action: Callable[[], None]) -> None:
@@ -197,7 +224,7 @@ def gather_objects(item: T) -> list[T]:
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=_group())
     return items
 
 
@@ -301,8 +328,9 @@ def sum_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, on every rank, on the CPU. The tensor itself is left as it is."""
     if world_size() == 1:
         return tensor.cpu()
-    total = tensor.to(device(), copy=True)
-    dist.all_reduce(total)
+    group = _group()
+    total = tensor.to(device() if group is None else "cpu", copy=True)
+    dist.all_reduce(total, group=group)
     return total.cpu()
 
 

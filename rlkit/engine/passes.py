@@ -124,7 +124,7 @@ def passes_of(algorithm: Algorithm, config: RunConfig, ranks: int, width: int | 
         config.batch.epochs,
         critic=algorithm.value_loss is not None,
         learns=learns,
-        corrects=config.correction is not None,
+        corrects=config.corrects is not None,
         ranks=ranks,
         states=None if width is None else states_bytes(config, ranks, width),
     )

@@ -45,6 +45,9 @@ class Completion:
 
 
 class Sampler(Protocol):
+    """May carry `beside_training = True` as a class attribute: it holds no device of the learner's, so `generate` may
+    go on in a thread while that learns, as `schedule: one_ahead` has it. `sync` is not called meanwhile."""
+
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Yield (index of the request, completion) as they end, so that scoring starts early."""
         ...

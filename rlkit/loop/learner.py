@@ -138,7 +138,8 @@ class Learner:
             if "ref_logprobs" in passes.known:
                 new.ref_logprobs = batch.old.ref_logprobs
             loss, said = self.calls.policy_loss(new, batch, targets)
-            return loss, dict(said) | _movement(new, batch)
+            began = batch.rollout.sampler_logprobs if self.config.schedule == "one_ahead" else batch.old.logprobs
+            return loss, dict(said) | _movement(new, began, batch.rollout.mask)
 
         try:
             self.calls.check_finite(targets, batch)
@@ -217,7 +218,7 @@ class Learner:
 
     def _correction(self, rollout: Rollout, old: TokenStats) -> tuple[Tensor | None, Tensor | None, dict[str, float]]:
         """The weights of the rollout's tokens, those that are left, and what to log of them; nothing without one."""
-        settings = self.config.correction
+        settings = self.config.corrects
         if settings is None or not rollout.mask.any():
             return None, None, {}
         weights, kept = importance_weights(
@@ -229,14 +230,17 @@ class Learner:
             limit=settings.limit,
         )
         counted = rollout.mask.sum()
+        total, squares = masked_sum(weights, rollout.mask), masked_sum(weights**2, rollout.mask)
         limited = weights >= settings.limit if settings.mode == "truncate" else ~kept
         return (
             weights,
             kept,
             {
-                "correction/weight_mean": float(masked_sum(weights, rollout.mask) / counted),
+                "correction/weight_mean": float(total / counted),
                 "correction/weight_max": float(weights.max()),
                 "correction/limited": float((limited & rollout.mask).sum() / counted),
+                # Kish's: of equal weights all tokens, of one that outweighs the others one.
+                "correction/effective": float(total**2 / (squares * counted)) if squares else 0.0,
             },
         )
 
@@ -289,12 +293,12 @@ def _within(batch: Batch, kept: Tensor) -> Batch:
 
 
 @torch.no_grad()
-def _movement(new: TokenStats, batch: Batch) -> Metrics:
-    """How far the policy is from where the rollout began: approx_kl is KL(old || new) by k3."""
-    if new.logprobs is None or batch.old.logprobs is None:
+def _movement(new: TokenStats, began: Tensor | None, mask: Tensor) -> Metrics:
+    """How far the policy is from the weights that sampled, whose log-probs `began` are: approx_kl is KL(began || new)
+    by k3."""
+    if new.logprobs is None or began is None:
         return {}
-    mask = batch.rollout.mask
-    log_ratio = torch.where(mask, new.logprobs - batch.old.logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio = torch.where(mask, new.logprobs - began, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     count = mask.sum()
     return {

@@ -8,21 +8,32 @@ from typing import Any, Self
 from rlkit.errors import RlkitError
 from rlkit.interfaces.learning import State
 
-VERSION = 1
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a run has gone through its data."""
+
+    problems: int = 0
+    """Problems taken: see `rlkit.data.Cursor`."""
+    replacements: int = 0
+    """Problems taken to replace groups that taught nothing, from an order of their own."""
 
 
 @dataclass(kw_only=True)
 class RunState:
     step: int = 0
     """Steps done."""
-    problems: int = 0
-    """Problems taken from the data: see `rlkit.data.Cursor`."""
-    replacements: int = 0
-    """Problems taken to replace groups that taught nothing, from an order of their own."""
+    place: Place = field(default_factory=Place)
+    """Where the next step begins."""
     not_finite: int = 0
     """Updates in a row that were not finite."""
     algorithm: State = field(default_factory=dict)
     """What the algorithm remembers."""
+    ahead: dict[str, Any] | None = None
+    """In a checkpoint: the rollout of the next step, where it was there before this one was learnt from; see
+    rollouts.py."""
 
     def saved(self) -> dict[str, Any]:
         """Plain data and tensors, to be read by `restored`."""
@@ -41,4 +52,4 @@ class RunState:
                 + (f" ({', '.join(differs)})" if differs else "")
                 + ": resume it with the rlkit that made it (provenance.json names it), or begin the run anew"
             )
-        return cls(**found)
+        return cls(**found | {"place": Place(**found["place"])})

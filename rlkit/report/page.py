@@ -31,8 +31,9 @@ PHASES = {
     "update": "updates",
     "sync": "weights to the sampler",
     "eval": "evaluation",
+    "learner_waited": "waiting for samples",
 }
-"""Phase -> what it is. The first five are parts of time/step_s; the evaluation comes on top of it."""
+"""Phase -> what it is. All are parts of time/step_s but the evaluation, which comes on top of it."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from rlkit.config.sections import as_ref
 
-OWN = ("algo", "advantage", "loss", "critic", "optimizer", "reference", "correction", "batch.refill")
-"""Sections that are an algorithm's own affair; all others are the condition's."""
+OWN = ("algo", "advantage", "loss", "critic", "optimizer", "reference", "schedule", "correction", "batch.refill")
+"""Keys and sections that are an algorithm's own affair; all others are the condition's."""
 
 
 def is_own(key: str) -> bool:

@@ -134,6 +134,25 @@ def test_what_is_masked_leaves_sum_and_count_and_what_is_left_is_weighted(
         assert update.gradients["logprobs"][i, t] == 0
 
 
+@pytest.mark.parametrize("correction", EVERY, ids=names)
+def test_at_the_weights_that_it_began_with_a_tokens_gradient_is_its_weight_times_its_advantage(
+    correction: CorrectionConfig,
+) -> None:
+    """In closed form: with pi = pi_old the ratio is 1 and no clip acts, so dL/dlog pi = -w A / n."""
+    case = mismatched()
+    with torch.no_grad():
+        case.new.get("logprobs").copy_(case.batch.now.get("logprobs"))
+    weights = naive_weights(case, correction)
+    (update,), _ = learnt(case, "grpo", correction, "algo.aggregation=token_mean")
+    expected = torch.zeros_like(update.gradients["logprobs"])
+    assert expected.dtype == torch.float64
+    for (i, t), weight in weights.items():
+        expected[i, t] = -weight * update.targets.get("advantages")[update.rows.index(i), t] / len(weights)
+    mask = case.batch.rollout.mask
+    torch.testing.assert_close(update.gradients["logprobs"][mask], expected[mask], rtol=1e-9, atol=1e-14)
+    assert expected.any()
+
+
 @pytest.mark.parametrize("correction", MASKS, ids=names[:2])
 def test_kl_and_entropy_of_masked_tokens_leave_too(correction: CorrectionConfig) -> None:
     """They are not weighted: they are of states, not of what was drawn."""
@@ -278,6 +297,7 @@ def test_a_batch_of_which_nothing_is_left_makes_no_update_and_is_counted() -> No
     assert metrics["updates/skipped"] == 1
     assert metrics["correction/limited"] == 1
     assert metrics["correction/weight_max"] == 0
+    assert metrics["correction/effective"] == 0
 
 
 @pytest.mark.parametrize("correction", EVERY, ids=names)
@@ -291,6 +311,8 @@ def test_what_is_logged_of_a_correction(correction: CorrectionConfig) -> None:
     assert metrics["correction/weight_mean"] == pytest.approx(sum(weights.values()) / count)
     assert metrics["correction/weight_max"] == pytest.approx(max(weights.values()))
     assert metrics["correction/limited"] == pytest.approx(limited / count)
+    squares = sum(w**2 for w in weights.values())
+    assert metrics["correction/effective"] == pytest.approx(sum(weights.values()) ** 2 / squares / count)
 
 
 # Runs whose sampler draws from a part of the distribution.

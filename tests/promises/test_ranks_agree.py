@@ -127,6 +127,15 @@ def test_the_ranks_of_this_test_have_unequal_shares() -> None:
     assert sum(map(len, first)) != sum(map(len, second))
 
 
+def test_two_threads_of_a_rank_speak_with_the_others_at_once_and_hear_their_own(two_ranks: TwoRanks) -> None:
+    count = 50
+    for found in two_ranks.run("two_conversations", count):
+        assert found["main"][::2] == [[("main", rank, number) for rank in (0, 1)] for number in range(count)]
+        assert found["main"][1::2] == [True] * count
+        assert found["thread"][::2] == [[("thread", rank, number) for rank in (0, 1)] for number in range(count)]
+        assert found["thread"][1::2] == [[2 * number, 21] for number in range(count)]
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_rank_without_samples_takes_part(stage: int, models: dict[str, Path], two_ranks: TwoRanks) -> None:
     config = settings(models["tied"], engine={"zero_stage": stage})

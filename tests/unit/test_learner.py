@@ -26,7 +26,7 @@ from rlkit.engine.reference import FrozenModel
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, Needs, Rollout, Targets, TokenStats
 from rlkit.loop.learner import Learner
-from rlkit.loop.state import VERSION, RunState
+from rlkit.loop.state import VERSION, Place, RunState
 from rlkit.records.folder import RunFolder
 
 # How far it moved
@@ -358,7 +358,7 @@ def test_a_loss_that_asks_for_them_with_the_gradient_finds_the_same(models: dict
 
 
 def test_a_state_that_is_saved_and_restored_is_the_same(tmp_path: Path) -> None:
-    state = RunState(step=3, problems=48, replacements=5, not_finite=2, algorithm={"spread": 0.25, "x": torch.ones(3)})
+    state = RunState(step=3, place=Place(48, 5), not_finite=2, algorithm={"spread": 0.25, "x": torch.ones(3)})
     torch.save(state.saved(), tmp_path / "state.pt")
     found = RunState.restored(torch.load(tmp_path / "state.pt", weights_only=True), "here")
     assert torch.equal(found.algorithm.pop("x"), state.algorithm.pop("x"))
@@ -383,7 +383,7 @@ def test_what_is_saved_does_not_change_with_the_run() -> None:
     ],
 )
 def test_a_state_of_another_rlkit_is_refused_and_says_what_to_do(change: dict[str, Any], said: str) -> None:
-    saved = {name: value for name, value in (RunState().saved() | change).items() if value is not None}
+    saved = {n: value for n, value in (RunState().saved() | change).items() if value is not None or n not in change}
     with pytest.raises(RlkitError, match=rf"runs/r/step-2 holds a run's state of {said}") as caught:
         RunState.restored(saved, "runs/r/step-2")
     assert "resume it with the rlkit that made it (provenance.json names it), or begin the run anew" in str(

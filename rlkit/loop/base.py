@@ -1,0 +1,238 @@
+"""What the loop does at every step, whenever its samples are made; and before and after the steps. It knows no
+algorithm.
+
+    samples -> measure -> learn -> record -> save -> show, evaluate
+
+What a step has learnt is in metrics.jsonl, and saved where a checkpoint is due, before anything else is tried: nothing
+that fails later (a tracker, an evaluation, a sync) loses it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from rlkit.config import RunConfig
+from rlkit.data import Problem
+from rlkit.engine import checkpoint, distributed
+from rlkit.engine.deepspeed import Engine
+from rlkit.engine.profiling import Profiler
+from rlkit.errors import NotFiniteError, RlkitError
+from rlkit.evaluation.in_training import Benchmark, evaluate
+from rlkit.generation.assemble import assemble
+from rlkit.generation.collector import Scored
+from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.progress import Progress, unseen
+from rlkit.loop.describe import describe, disturbed
+from rlkit.loop.dynamic_sampling import Gathered, Gatherer
+from rlkit.loop.interrupts import interruptible
+from rlkit.loop.learner import Credited, Learner, gap
+from rlkit.loop.log import Log
+from rlkit.loop.rollouts import Taken
+from rlkit.loop.state import RunState
+from rlkit.loop.sync import Sync, due
+from rlkit.records.folder import RunFolder
+
+T = TypeVar("T")
+
+
+@dataclass
+class Loop(ABC):
+    """One run. Every rank has one, and all are called alike."""
+
+    config: RunConfig
+    learner: Learner
+    gatherer: Gatherer
+    problems: Sequence[Problem]
+    benchmarks: Sequence[Benchmark]
+    """Measured before, during and after training, on clean rewards."""
+    log: Log
+    profiler: Profiler
+    progress: Progress = unseen
+
+    def __post_init__(self) -> None:
+        self.sync = Sync(self.config, self.learner, self.gatherer, self.problems, self.progress)
+        self._saved: int | None = None
+
+    @abstractmethod
+    def _taken(self, step: int) -> Taken:
+        """The samples that the step learns from."""
+
+    @abstractmethod
+    def _scheduled(self, taken: Taken, rollout: Rollout) -> dict[str, float]:
+        """What is logged of when and how these samples were made."""
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Have the sampler at rest, as a sync and an evaluation must find it."""
+
+    @abstractmethod
+    def _ahead(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold of the next step's samples; None: nothing, since they are yet to be made."""
+
+    @property
+    def state(self) -> RunState:
+        return self.learner.state
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.config.steps
+
+    def train(self) -> None:
+        """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
+        with interruptible() as interrupt:
+            self.sync.prove()
+            if not self._evaluated():
+                self._evaluate()
+            while not self.finished and not distributed.any_rank(interrupt.asked):
+                with self.profiler.watch(self.state.step + 1):
+                    rollout, credited, metrics = self._one_step()
+                step = self.state.step
+                self.log.metrics(step, metrics)
+                if self.finished or due(step, self.config.checkpoint_every):
+                    self.save()
+                self.log.credit(step, rollout, credited)
+                self.log.mirror(step, metrics)
+                if self.finished or due(step, self.config.eval.every):
+                    self._evaluate()
+            self._save_what_is_done()
+
+    def complete(self) -> bool:
+        """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
+        if self._evaluated():
+            return False
+        self.sync.prove()
+        self._evaluate()
+        return True
+
+    def _one_step(self) -> tuple[Rollout, Credited, dict[str, float]]:
+        """Learn from the step's samples. What it returns is all there is to write of it."""
+        started = time.perf_counter()
+        learner = self.learner
+        learner.timer.clear()
+        learner.passed.clear()
+        step = self.state.step + 1
+
+        taken = self._taken(step)
+        gathered = taken.gathered
+        rollout = self._assembled(gathered.scored, gathered.rewards, gathered.replaced)
+        old = learner.measure(rollout, step)
+        self.log.rollout(step, rollout, gathered.scored, old)
+        metrics = self._described(gathered, rollout)
+        try:
+            learnt, credited = learner.learn(rollout, old, step)
+        except NotFiniteError:
+            # The weights are sound, since such updates are left out: a resume takes up this step anew.
+            self._save_what_is_done()
+            raise
+        metrics |= learnt
+        self.state.step, self.state.place = step, taken.after
+        if old.logprobs is not None:
+            # Of the whole rollout, at the weights that it began with; later updates move away from them.
+            metrics |= gap(old.logprobs, rollout)
+        if self.config.sampling.truncated or bool((rollout.version < step - 1).any()):
+            # Of two distributions that are meant to differ: it would say nothing of the sampler.
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("sampler/gap_")}
+        metrics |= self._scheduled(taken, rollout)
+        metrics |= {f"time/{phase}_s": spent for phase, spent in learner.timer.items()}
+        metrics["time/step_s"] = time.perf_counter() - started
+        metrics["throughput/tokens_per_s"] = float(rollout.length.sum()) / metrics["time/step_s"]
+        metrics |= learner.utilisation()
+        metrics["memory/peak_gib"] = distributed.peak_memory_gib()
+        return rollout, credited, metrics
+
+    def _kept(self, take: Callable[[], T]) -> T:
+        """What `take` gives. Where that fails nothing was learnt from it: when what failed is mended, the run can go on
+        from here."""
+        try:
+            return take()
+        except RlkitError:
+            self._save_what_is_done()
+            raise
+
+    def _described(self, gathered: Gathered, rollout: Rollout) -> dict[str, float]:
+        """Rewards and lengths are of the first draw, replaced groups and all: it is a fair one, and of the same prompts
+        for all algorithms."""
+        scored, rewards = gathered.scored[: gathered.first], gathered.rewards[: gathered.first]
+        if any(gathered.replaced):
+            rollout = self._assembled(scored, rewards)
+        metrics = describe(scored, rollout) | gathered.metrics
+        if self.gatherer.noises:
+            metrics["reward/disturbed"] = disturbed([s.result for s in scored], rewards)
+        return metrics
+
+    def _assembled(
+        self, scored: Sequence[Scored], rewards: Sequence[float | None], replaced: Sequence[bool] | None = None
+    ) -> Rollout:
+        algorithm = self.learner.algorithm
+        return assemble(
+            scored,
+            rewards,
+            compares_groups=algorithm.compares_groups,
+            leaves_out_truncated=algorithm.leaves_out_truncated,
+            replaced=replaced,
+        )
+
+    def _evaluated(self) -> bool:
+        """Whether the evaluation that is due at this step is in the log; True where none is."""
+        step = self.state.step
+        if not self.benchmarks or not (step == 0 or self.finished or due(step, self.config.eval.every)):
+            return True
+        return self.log.has_evaluation(step)
+
+    def _evaluate(self) -> None:
+        if not self.benchmarks:
+            return
+        self._settle()
+        started = time.perf_counter()
+        self.sync.newest()
+        metrics: dict[str, float] = {}
+        for benchmark in self.benchmarks:
+            metrics |= evaluate(
+                benchmark.collector, benchmark.problems, self.config.eval, self.gatherer.params, benchmark.name
+            )
+        metrics["time/eval_s"] = time.perf_counter() - started
+        self.log.metrics(self.state.step, metrics)
+        self.log.mirror(self.state.step, metrics)
+
+    def save(self) -> None:
+        """A checkpoint of everything the next step depends on."""
+        state = replace(self.state, ahead=self._ahead())
+        self.progress("saving")
+        checkpoint.save(
+            RunFolder(self.config.folder).checkpoints,
+            state.step,
+            self._engines(),
+            state.saved(),
+            keep=self.config.checkpoint.keep,
+            reference=self.learner.reference,
+        )
+        self._saved = state.step
+
+    def _save_what_is_done(self) -> None:
+        """A checkpoint, where a step has been made since the last one."""
+        if 0 < self.state.step != self._saved:
+            self.save()
+
+    def add_model(self) -> bool:
+        """The newest checkpoint's model, where it could not be written with it. False: it is there."""
+        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
+        return newest is not None and checkpoint.add_model(newest, self.learner.policy)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
+        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
+        if newest is None:
+            raise RlkitError(
+                f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
+            )
+        saved: dict[str, Any] = checkpoint.load(newest, self._engines(), self.learner.reference)
+        self.learner.state = RunState.restored(saved, str(newest))
+        self.log.goes_on_from = self._saved = self.state.step
+
+    def _engines(self) -> dict[str, Engine]:
+        critic = self.learner.critic
+        return {"policy": self.learner.policy} | ({"critic": critic} if critic is not None else {})

@@ -1,0 +1,80 @@
+"""A rollout that waits in a checkpoint is read back as the learner, the folder and the trackers would have met it."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.data import Problem
+from rlkit.errors import RlkitError
+from rlkit.generation.assemble import assemble
+from rlkit.generation.collector import Scored
+from rlkit.interfaces.generation import Completion
+from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.loop.dynamic_sampling import Gathered
+from rlkit.loop.rollouts import Taken, restored, saved
+from rlkit.loop.state import Place
+
+PROBLEMS = [
+    Problem("p0", "1+1=", [4, 5], "2", {"level": 1}, question="1+1="),
+    Problem("p1", "2+2=", [6], "4", {}, question=[{"role": "user", "content": "2+2="}]),
+    Problem("p1", "2+2=", [6], "four", {}, question=[{"role": "user", "content": "2+2="}]),
+]
+RESULTS = [
+    RewardResult(value=0.75, correct=True, parts={"right": 1.0}, token_values=[0.5, 0.25], info={"answer": "2"}),
+    RewardResult(value=None, status="timeout"),
+    RewardResult(value=0.0, status="refused", correct=False, info={"found": Fraction(1, 3), "at": (1, 2)}),
+]
+
+
+def taken() -> Taken:
+    torch.manual_seed(0)
+    scored = [
+        Scored(
+            key=SampleKey(problem.id, 5, int(index == 2), 0),
+            problem=problem,
+            completion=Completion(
+                tokens=list(range(70000, 70000 + length)),
+                logprobs=torch.randn(length).tolist(),
+                truncated=index == 1,
+                version=3,
+            ),
+            text=f"a text with \ud800 and é, {index}",
+            result=result,
+        )
+        for index, (problem, result, length) in enumerate(zip(PROBLEMS, RESULTS, [2, 5, 3], strict=True))
+    ]
+    rewards = [0.25, None, 1.0]
+    gathered = Gathered(scored, rewards, [False, True, False], 2, {"sample": 1.5}, {"refill/rounds": 1.0})
+    return Taken(5, gathered, Place(12, 3))
+
+
+def test_it_is_read_back_as_it_was(tmp_path: Path) -> None:
+    before = taken()
+    torch.save({"ahead": saved(before)}, tmp_path / "state.pt")
+    after = restored(torch.load(tmp_path / "state.pt", weights_only=True)["ahead"], PROBLEMS)
+    assert (after.step, after.after) == (before.step, before.after)
+    one, other = before.gathered, after.gathered
+    for name in ("rewards", "replaced", "first", "seconds", "metrics"):
+        assert getattr(one, name) == getattr(other, name)
+    for a, b in zip(one.scored, other.scored, strict=True):
+        assert (a.key, a.completion, a.text) == (b.key, b.completion, b.text)
+        # Two rows of the data may share a prompt and not the gold.
+        for name in ("id", "text", "tokens", "answer", "question"):
+            assert getattr(a.problem, name) == getattr(b.problem, name)
+        for name in ("value", "status", "correct", "parts", "token_values"):
+            assert getattr(a.result, name) == getattr(b.result, name)
+        assert json.dumps(a.result.info, default=str) == json.dumps(b.result.info, default=str)
+    first, second = (assemble(g.scored, g.rewards, replaced=g.replaced) for g in (one, other))
+    for name in ("tokens", "mask", "reward", "clean_reward", "token_reward", "sampler_logprobs", "version", "group"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_data_without_its_prompts_are_refused() -> None:
+    found = saved(taken())
+    with pytest.raises(RlkitError, match="samples for step 5 to a prompt that the data lack: resume the run with the"):
+        restored(found, PROBLEMS[:1])
