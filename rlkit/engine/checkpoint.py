@@ -1,7 +1,7 @@
 """Checkpoints on disk. One is complete or invisible: it is written into a hidden folder and renamed at the end.
 
 checkpoints/step-00000040/
-    model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage, kind of reference
+    model.json      what it is of: model path, parameter names and shapes, ranks, ZeRO stage, dtype, reference
     state.pt        the run's state
     policy/         DeepSpeed's state: weights, optimizer, updates made; critic/ likewise
     reference/      what a moving reference keeps, a file a rank under ZeRO-3, else one

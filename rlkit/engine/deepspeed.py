@@ -469,10 +469,21 @@ class Engine:
             path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
             if path is None:
                 raise RlkitError(f"{folder} holds no {self.role}: the checkpoint is damaged; resume from another")
+            self._keep_settings()
             return
         learns = [name for name, parameter in self._module.named_parameters() if parameter.requires_grad]
         place(Saved(folder / TAG, saved, self._shapes, learns), self._engine, self._module, self._stage)
         self.renew()
+
+    def _keep_settings(self) -> None:
+        """DeepSpeed loads the optimizer's settings too, and a resume may have changed them."""
+        wanted = self._optimizer
+        if wanted is None:
+            return
+        for group in self._engine.optimizer.param_groups:
+            group.update(betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay)
+        if self._stage > 0:
+            self._engine.optimizer.clip_grad = wanted.clip_norm
 
 
 def _together(groups: Iterable[WeightGroup], size: int) -> Iterator[list[WeightGroup]]:

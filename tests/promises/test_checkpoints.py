@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_worker import TwoRanks, engine_of, run, settings
+from rank_worker import TwoRanks, engine_of, logprob_loss, random_batch, run, settings
 from transformers import AutoModelForCausalLM
 
 from rlkit.engine import checkpoint
@@ -80,6 +80,31 @@ def test_what_is_half_written_is_not_seen_and_the_oldest_go(models: dict[str, Pa
     assert path is not None
     assert checkpoint.load(path, {"policy": policy}) == {"step": 10}
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "float32"), (1, "bfloat16"), (3, "float32")])
+def test_the_optimizer_s_settings_are_those_of_the_resume(
+    stage: int, dtype: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    batch, targets = random_batch(SEED)
+
+    def engine(**optimizer: Any) -> Any:
+        return engine_of(
+            settings(models["tied"], engine={"zero_stage": stage}, model={"dtype": dtype}, optimizer=optimizer)
+        )
+
+    policy = engine(weight_decay=0.0)
+    policy.update(batch, targets, logprob_loss)
+    path = checkpoint.save(tmp_path, 1, {"policy": policy}, {}, keep=1)
+    resumed = engine(weight_decay=100.0, clip_norm=0.25, betas=[0.8, 0.9])
+    checkpoint.load(path, {"policy": resumed})
+    before = {name: weight.float() for name, weight in resumed.weights()}
+    assert resumed.update(batch, targets, logprob_loss)["policy/lr"] == 1e-3
+    for name, weight in resumed.weights():
+        assert weight.float().norm() < 0.95 * before[name].norm(), name
+    (group,) = resumed._engine.optimizer.param_groups
+    assert tuple(group["betas"]) == (0.8, 0.9)
+    assert resumed._engine.gradient_clipping() == getattr(resumed._engine.optimizer, "clip_grad", 0.25) == 0.25
 
 
 def test_a_checkpoint_of_another_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rank_worker import TwoRanks, engine_of, logprob_loss, random_batch, run, settings
+from rank_worker import TwoRanks, engine_of, logprob_loss, random_batch, run, save_model, settings
 
 from rlkit.config import RunConfig
 from rlkit.engine import checkpoint
@@ -148,6 +148,18 @@ def test_bfloat16(
     for ours, theirs in zip(found["metrics"], saved["metrics"], strict=True):
         assert ours == pytest.approx(theirs, rel=0.05)
     assert all(dtype in found["warned"][0] for dtype in dtypes)
+
+
+@pytest.mark.parametrize("stages", [(1, 3), (3, 1)])
+def test_what_does_not_learn_is_what_it_was_too(stages: tuple[int, int], tmp_path: Path) -> None:
+    """The adapters' model, though another stands at its place by now."""
+    model = save_model(tmp_path / "model", 0, tied=True)
+    before, after = (config_of(model, stage, **LORA) for stage in stages)
+    saved = run("go_on", before, SEED, tmp_path)
+    save_model(model, 1, tied=True)
+    found = run("go_on", after, SEED, tmp_path, resume=True)
+    check(saved, found)
+    check_goes_on(saved, found)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1), st.integers(0, 20), st.integers(0, 20))
