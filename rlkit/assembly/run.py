@@ -308,7 +308,7 @@ def summary(folder: Path) -> str:
 def _going_on(folder: Path) -> str:
     """What to type to resume a run that was started as this one."""
     if ranks.starter() not in ("", ranks.NPROC):
-        return f"it goes on where it is started in the same way with `--resume {folder}` for its config and name"
+        return f"to go on, start it in the same way with `--resume {folder}` in place of config and name"
     count = ranks.world_size()
     said = count > 1 or len(ranks.visible_gpus()) > 1  # without it there would be one on each
     return f"go on with: rlkit run --resume {folder}{f' --nproc {count}' if said else ''}"
