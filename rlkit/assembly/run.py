@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 
 
 def prepare_environment() -> None:
-    """What must be set before torch and its libraries start. What the user has set stays. LaunchError for a start in
-    which the ranks do not find each other."""
-    ranks.adopt()
+    """What must be set before torch and its libraries start. What the user has set stays."""
     # Two threads on cores that others use spin and are up to 30 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,6 +62,7 @@ def train(
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
+    ranks.adopt()
     prepare_environment()
     given = config if isinstance(config, RunConfig) else configs.load(config)
     shows = None if quiet else shows or usual()
