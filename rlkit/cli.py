@@ -98,8 +98,8 @@ def _said_elsewhere(error: RlkitError) -> bool:
     distributed = sys.modules.get("rlkit.engine.distributed")
     if distributed is None:
         return False
-    if isinstance(error, LostRankError) and distributed.another_has_said():
-        return True
+    if isinstance(error, LostRankError):
+        return not distributed.says_that_one_is_lost()
     return not distributed.first_to_say(str(error))
 
 

@@ -74,6 +74,13 @@ def _translated(said: Mapping[str, str]) -> dict[str, str]:
         return {}
     # An mpirun may have started its own helpers by srun, and then all tasks of a node have a helper's SLURM variables.
     tasks = _open_mpi(said) or _hydra(said) or _srun(said)
+    if tasks is None and said.get("PMI_SIZE", "1") != "1":
+        raise LaunchError(
+            f"something has started {said['PMI_SIZE']} tasks of this command (PMI_SIZE), and does not say which of its "
+            "machine's each is. Start ranks by torchrun, srun or mpirun (docs/several-nodes.md); for one process "
+            "alone: unset PMI_SIZE",
+            int(said.get("PMI_RANK", "0")),
+        )
     if tasks is None or tasks.count == 1:
         return {}
     host = said.get("MASTER_ADDR") or tasks.host

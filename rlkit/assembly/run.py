@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 
 def prepare_environment() -> None:
-    """What must be set before torch and its libraries start. What the user has set stays. LaunchError for a start in
-    which the ranks do not find each other."""
-    ranks.adopt()
+    """What must be set before torch and its libraries start. What the user has set stays."""
     # Two threads on cores that others use spin and are up to 30 times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -65,6 +63,7 @@ def train(
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
     """
+    ranks.adopt()
     prepare_environment()
     given = config if isinstance(config, RunConfig) else configs.load(config)
     shows = None if quiet else shows or usual()
@@ -329,7 +328,7 @@ def summary(folder: Path) -> str:
 def _going_on(folder: Path) -> str:
     """What to type to resume a run that was started as this one."""
     if ranks.starter() not in ("", ranks.NPROC):
-        return f"it goes on where it is started in the same way with `--resume {folder}` for its config and name"
+        return f"to go on, start it in the same way with `--resume {folder}` in place of config and name"
     count = ranks.world_size()
     said = count > 1 or len(ranks.visible_gpus()) > 1  # without it there would be one on each
     return f"go on with: rlkit run --resume {folder}{f' --nproc {count}' if said else ''}"

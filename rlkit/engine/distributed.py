@@ -236,20 +236,33 @@ def first_to_say(text: str) -> bool:
     """True on the first rank that asks it of this text: what several ranks find is for one of them to say."""
     if _store is None:
         return True
+    if not _store_is_there():
+        return False  # rank 0 has ended, and has said why
     key = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
     try:
         _store.compare_set(_SAID, "", str(ranks.rank()))
         return int(_store.add(f"rlkit said {key}", 1)) == 1
-    except (RuntimeError, ValueError):  # rank 0, which keeps the store, has ended, and has said why
+    except (RuntimeError, ValueError):
         return False
 
 
-def another_has_said() -> bool:
-    """For a rank that has lost another: whether that, or any other, has said why. A rank that was killed has not; then
-    whoever started it may end this one before it answers."""
-    assert _store is not None
+def says_that_one_is_lost() -> bool:
+    """Whether it is for this rank to say that another is lost: where that one has not said why it ended, since it was
+    killed, and no other rank is quicker. Whoever started the ranks may end this one before it answers."""
     time.sleep(GRACE_S)
-    return _known(_SAID)
+    if not _store_is_there():  # rank 0 is the one, and there is nowhere left to ask: one speaks on each machine
+        left = [rank for rank, host in enumerate(_hosts) if rank and host == _hosts[ranks.rank()]]
+        return not left or ranks.rank() == left[0]
+    return not _known(_SAID) and first_to_say("one is lost")
+
+
+def _store_is_there() -> bool:
+    """Whether the process that keeps the store lives. Asked of a store that is gone, PyTorch prints pages."""
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _known(key: str) -> bool:
@@ -283,7 +296,7 @@ def losing_ranks(then: str) -> Iterator[None]:
 
 def _lost(why: str, then: str = "") -> LostRankError:
     place = f"rank {ranks.rank()} of {ranks.world_size()}, on {socket.gethostname()}"
-    return LostRankError(f"{place}, has lost another rank: {why}{then and f'. {then}'}")
+    return LostRankError(f"{place}, has lost another rank: {why}{then and f'. {then[0].upper()}{then[1:]}'}")
 
 
 def _first_line(error: Exception) -> str:

@@ -64,6 +64,7 @@ def rlkit(*arguments: str) -> Result:
         # Its helpers, one a node, were started by srun.
         ({**STEP, **OPEN_MPI, "SLURM_PROCID": "0"}, "2", "4", "2", "127.0.0.1", "mpirun"),
         (HYDRA, "1", "2", "1", "127.0.0.1", "mpirun"),
+        ({**STEP, "PMI_RANK": "3", "PMI_SIZE": "4"}, "3", "4", "1", "node07", "srun"),  # with --mpi=pmi2
         ({**STEP, **BY_HAND}, "1", "2", "1", "here", "the launcher"),
         ({**BY_HAND, "TORCHELASTIC_RUN_ID": "x"}, "1", "2", "1", "here", "torchrun"),
     ],
@@ -137,6 +138,7 @@ def test_the_first_of_slurm_s_list_of_nodes(nodes: str, first: str) -> None:
             "mpirun -x MASTER_ADDR=HOST ...",
         ),
         ({**HYDRA, "MPI_LOCALNRANKS": "1"}, "PMI_RANK", "mpirun -genv MASTER_ADDR HOST ..."),
+        ({"PMI_SIZE": "4"}, "PMI_RANK", "something has started 4 tasks of this command (PMI_SIZE)"),
         ({"WORLD_SIZE": "2"}, "RANK", "RANK=0, WORLD_SIZE=2, but no MASTER_ADDR and no MASTER_PORT"),
         ({}, "RANK", "RANK=0, but no WORLD_SIZE and no MASTER_ADDR and no MASTER_PORT"),
         ({**BY_HAND, "MASTER_PORT": "high"}, "RANK", "MASTER_PORT=high: it must be a number below 65536"),
@@ -275,7 +277,7 @@ def test_a_rank_that_does_not_come_is_said_with_the_setting(two_ranks: TwoRanks)
     text, _ = two_ranks.run("wait_in_vain")
     assert text.startswith("rank 0 of 2, on ")
     assert "has lost another rank: it has not come within engine.timeout_minutes" in text
-    assert text.endswith("where it was merely slow, raise that. go on with: this")
+    assert text.endswith("where it was merely slow, raise that. Go on with: this")
 
 
 def test_an_error_is_said_by_the_rank_that_has_it_first(two_ranks: TwoRanks) -> None:
