@@ -179,8 +179,11 @@ def build_loop(
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
+    # What is wrong with servers is said before a model is loaded; any other sampler takes what the trainer leaves.
+    elsewhere = config.sampler.kind == "vllm_server"
+    sampler = build_sampler(config.sampler, config.model, context, config.seed) if elsewhere else None
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
-    sampler = build_sampler(config.sampler, config.model, context, config.seed)
+    sampler = sampler or build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
     ahead = config.schedule == "one_ahead"
     if ahead and not getattr(sampler, "beside_training", False):

@@ -8,6 +8,7 @@ import contextlib
 import queue
 import threading
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ async def dispatch(
     requests: Sequence[Request],
     servers: Sequence[Server],
     ask: Callable[[Server, Request], Awaitable[T]],
-    watch: Callable[[Server], Awaitable[None]],
+    watch: Callable[[Server], Awaitable[str | None]],
     *,
     concurrency: int,
     patience_s: float,
@@ -34,8 +35,7 @@ async def dispatch(
     """(Number of the request, what `ask` made of it), as they end.
 
     ask: raises ServerError where another server may do better: then the server gets no more work.
-    watch: of a server that has work, returns when it is gone; of one that is `out`, when it has come back. It sets
-    `out` itself.
+    watch: of a server that has work, returns when it is gone, why; of one that is `out`, None when it has come back.
     concurrency: requests under way at once on one server. patience_s: how long no server may answer.
     Raises RlkitError after that, and for what no server can do.
     """
@@ -43,7 +43,7 @@ async def dispatch(
     load: Counter[Server] = Counter()
     tried: Counter[int] = Counter()
     asking: dict[asyncio.Task[T], tuple[Server, int]] = {}
-    watching: dict[Server, asyncio.Task[None]] = {}
+    watching: dict[Server, asyncio.Task[str | None]] = {}
     answered = time.monotonic()
     try:
         while waiting or asking:
@@ -63,7 +63,7 @@ async def dispatch(
                 {*asking, *watching.values()}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
             )
             for server in [s for s, task in watching.items() if task in done]:
-                watching.pop(server).result()
+                _put(server, watching.pop(server).result())
                 if server.out is not None:
                     for task in [t for t, (theirs, _) in asking.items() if theirs is server and t not in done]:
                         task.cancel()
@@ -82,12 +82,18 @@ async def dispatch(
                         ) from error
                     waiting.appendleft([index])
                     if server.out is None:
-                        server.out = str(error)
+                        _put(server, str(error))
                         watching.pop(server).cancel()
     finally:
         for each in (*asking, *watching.values()):
             each.cancel()
         await asyncio.gather(*asking, *watching.values(), return_exceptions=True)
+
+
+def _put(server: Server, out: str | None) -> None:
+    if out is not None and server.out is None:
+        warnings.warn(f"a server is left out until it is back: {out}", stacklevel=2)
+    server.out = out
 
 
 def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:

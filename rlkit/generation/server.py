@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -52,6 +53,9 @@ class Server:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Around its weights."""
 
+    def __post_init__(self) -> None:
+        self._client = httpx.Client(headers={**self.headers, OWNER: self.owner})
+
     def ask(self, method: str, path: str, body: Any = None, *, wait_s: float = ANSWERS_S) -> Any:
         """The JSON that a route answers. ServerError where it does not."""
         reply = self.reply(method, path, body, wait_s=wait_s)
@@ -61,12 +65,8 @@ class Server:
 
     def reply(self, method: str, path: str, body: Any = None, *, wait_s: float = ANSWERS_S) -> httpx.Response:
         try:
-            return httpx.request(
-                method,
-                self.url + path,
-                json=body,
-                headers={**self.headers, OWNER: self.owner},
-                timeout=httpx.Timeout(wait_s, connect=min(wait_s, 10.0)),
+            return self._client.request(
+                method, self.url + path, json=body, timeout=httpx.Timeout(wait_s, connect=min(wait_s, 10.0))
             )
         except httpx.TimeoutException as error:
             raise ServerError(f"{self.url} has not answered {path} within {wait_s:g} s") from error
@@ -103,6 +103,12 @@ class Server:
             if seen not in (None, held["renewals"]):
                 raise ServerError(
                     f"{self.url} is held by another run ({held['who']}): start another server for this one, or end that"
+                )
+            if seen is None:
+                warnings.warn(
+                    f"{self.url} was held by another run ({held['who']}): it is this one's in {held['left_s']:.0f} s, "
+                    "unless that still lives",
+                    stacklevel=2,
                 )
             seen = held["renewals"]
             time.sleep(min(2.0, held["left_s"]))
@@ -165,6 +171,7 @@ class Server:
         except RlkitError:
             pass  # the lease runs out
         self.route = None
+        self._client.close()
 
     async def complete(self, client: httpx.AsyncClient, request: Request, ends: tuple[int, ...]) -> Reply:
         """One completion. ServerError where another server may do better, RlkitError where none will."""

@@ -84,6 +84,8 @@ class _VLLMServers:
         """On rank 0, after the first sync: what the servers sample with."""
         self._name = UNTOUCHED
         """Of these weights."""
+        self._current = threading.Lock()
+        """Held while they change, or are on their way."""
         self._given = 0
         self._version = 0
         self._closed = threading.Event()
@@ -135,11 +137,10 @@ class _VLLMServers:
             version=self._version,
         )
 
-    async def _watch(self, client: httpx.AsyncClient, server: Server) -> None:
+    async def _watch(self, client: httpx.AsyncClient, server: Server) -> str | None:
         """See `dispatch`."""
         if server.out is None:
-            server.out = await self._gone(client, server)
-            return
+            return await self._gone(client, server)
         wait = 0.5
         while True:
             await asyncio.sleep(wait)
@@ -149,14 +150,15 @@ class _VLLMServers:
                 server.out = str(error)
                 wait = min(2 * wait, 10.0)
             else:
-                server.out = None
-                return
+                return None
 
     async def _gone(self, client: httpx.AsyncClient, server: Server) -> str:
         """Wait until a server is not well, and say how. A machine that has vanished breaks no connection."""
         silent = 0
         while True:
             await asyncio.sleep(HEALTH_S)
+            if server.out is not None:
+                return server.out
             try:
                 reply = await client.get(f"{server.url}/health", timeout=30.0)
             except httpx.HTTPError as error:
@@ -175,19 +177,21 @@ class _VLLMServers:
             return
         if not self._weights:
             raise ServerError(f"{server.url} does not hold the newest weights")
-        server.give(self._weights, self._name, self._who())
+        with self._current:
+            server.give(self._weights, self._name, self._who())
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the servers the weights; on all ranks. RlkitError where none of them takes them."""
         failure, out = None, {}
         if distributed.main_rank():
-            self._keep(weights)
-            self._given += 1
-            self._name = f"{self._owner}:{self._given}:{version}"
-            try:
-                self._give_all()
-            except RlkitError as error:
-                failure = error
+            with self._current:
+                self._keep(weights)
+                self._given += 1
+                self._name = f"{self._owner}:{self._given}:{version}"
+                try:
+                    self._give_all()
+                except RlkitError as error:
+                    failure = error
             out = {server.url: server.out for server in self._servers}
         else:
             collections.deque(weights, maxlen=0)  # under ZeRO-3 each is gathered on all ranks
@@ -235,13 +239,16 @@ class _VLLMServers:
             self._renewing.start()
 
     def _renew(self) -> None:
-        """Keep the leases while this process lives."""
+        """Keep the leases while this process lives; a server that was started anew gets the weights, for whichever
+        rank waits for it."""
         while not self._closed.wait(LEASE_S / 6):
             for server in self._servers:
                 try:
-                    if server.route is not None and not server.hold(self._who()):
-                        server.route, server.out = None, f"{server.url} was started anew"
-                except (RlkitError, ValueError):
+                    if not server.hold(self._who()):
+                        server.route = None
+                        with self._current:
+                            server.give(self._weights, self._name, self._who())
+                except (RlkitError, ValueError, RuntimeError):
                     pass  # a rollout finds out what is wrong with it
 
     def _who(self) -> str:
@@ -262,6 +269,8 @@ class _VLLMServers:
     def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
+            if self._renewing is not None:
+                self._renewing.join()
             for server in self._servers:
                 server.close()
         self._weights = {}

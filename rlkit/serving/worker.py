@@ -44,6 +44,7 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     _group: Any = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        vllm_cpu.forget_shared_memory()
         parallel = self.parallel_config
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
         own = gloo.address_towards(init_info.address, init_info.port)

@@ -96,10 +96,14 @@ def test_a_dead_run_s_lease_is_waited_for_and_a_living_one_s_is_not() -> None:
     def living(number: int, body: dict[str, Any]) -> Any:
         return 409, {}, {"who": "process 3 on gpu7", "renewals": number, "left_s": 0.01}
 
-    with serving(dead) as one:
+    with serving(dead) as one, pytest.warns(UserWarning, match=r"it is this one's in 0 s, unless that still lives"):
         Server(one.url, {}, "me").take("test")
-        assert len(one.requests) == 3
-    with serving(living) as one, pytest.raises(ServerError, match=r"held by another run .process 3 on gpu7."):
+    assert len(one.requests) == 3
+    with (
+        serving(living) as one,
+        pytest.warns(UserWarning, match="was held by another run"),
+        pytest.raises(ServerError, match=r"held by another run .process 3 on gpu7."),
+    ):
         Server(one.url, {}, "me").take("test")
 
 
