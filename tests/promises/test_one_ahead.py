@@ -32,7 +32,7 @@ from rlkit.generation.assemble import assemble
 from rlkit.loop.log import Log
 from rlkit.records.folder import RunFolder
 
-BESIDE = Path(__file__).parents[1] / "beside.py"
+BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
 STEPS = 6
 AHEAD = ["schedule=one_ahead", "sampler=beside"]
 SMALL = [
@@ -177,7 +177,7 @@ def assert_equal(run: RunFolder, straight: RunFolder) -> None:
     assert untimed(run) == untimed(straight)
 
 
-@pytest.mark.parametrize("step", [1, STEPS - 1])
+@pytest.mark.parametrize("step", [1, pytest.param(STEPS - 1, marks=pytest.mark.slow)])
 def test_resumed_after_a_kill_it_is_the_straight_run(step: int, straight: RunFolder, tmp_path: Path) -> None:
     assert_equal(resumed(cut(straight, tmp_path, step)), straight)
 
@@ -280,6 +280,7 @@ def test_updates_that_are_not_finite_end_it_with_the_rollout_that_they_were_made
     assert not [name for row in run.read_metrics() for name in row if name.startswith("correction/")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_one_schedule_to_the_other(straight: RunFolder, tmp_path: Path) -> None:
     run = resumed(cut(straight, tmp_path, 4), "schedule=synchronous", "correction=off")
     assert [{row["version"] for row in rows_of(run, step)} for step in (4, 5, 6)] == [{2}, {4}, {5}]
