@@ -32,13 +32,14 @@ from rlkit.generation.assemble import assemble
 from rlkit.loop.log import Log
 from rlkit.records.folder import RunFolder
 
-BESIDE = Path(__file__).parents[1] / "beside.py"
+BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
 STEPS = 6
 AHEAD = ["schedule=one_ahead", "sampler=beside"]
 SMALL = [
     "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=6", "eval.every=2", f"steps={STEPS}",
-    "checkpoint.every=1", "checkpoint.keep=9", "optimizer.lr=1e-3",
+    "checkpoint.every=0", "optimizer.lr=1e-3",
 ]  # fmt: skip
+SAVES = ["checkpoint.every=1", "checkpoint.keep=9"]
 REFILL = ["batch.refill.limit=2", "noise=[{kind: flip, prob: 0.2}]", "batch.minibatches=2"]
 
 
@@ -73,7 +74,7 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """GRPO with noise, two updates a rollout, and groups that are replaced."""
-    return trained(tmp_path_factory.mktemp("straight"), "straight", "grpo", *REFILL)
+    return trained(tmp_path_factory.mktemp("straight"), "straight", "grpo", *REFILL, *SAVES)
 
 
 def test_a_run_is_what_its_steps_by_hand_make(straight: RunFolder, tmp_path: Path) -> None:
@@ -166,7 +167,8 @@ def cut(straight: RunFolder, out: Path, step: int) -> RunFolder:
 
 
 def resumed(run: RunFolder, *more: str) -> RunFolder:
-    config = configs.load(str(run.config_file), [f"out={run.path.parent}", f"name={run.path.name}", *more])
+    here = [f"out={run.path.parent}", f"name={run.path.name}", "checkpoint.every=0"]
+    config = configs.load(str(run.config_file), [*here, *more])
     return RunFolder.open(runs.train(config, resume=True, quiet=True))
 
 
@@ -177,7 +179,7 @@ def assert_equal(run: RunFolder, straight: RunFolder) -> None:
     assert untimed(run) == untimed(straight)
 
 
-@pytest.mark.parametrize("step", [1, STEPS - 1])
+@pytest.mark.parametrize("step", [1, pytest.param(STEPS - 1, marks=pytest.mark.slow)])
 def test_resumed_after_a_kill_it_is_the_straight_run(step: int, straight: RunFolder, tmp_path: Path) -> None:
     assert_equal(resumed(cut(straight, tmp_path, step)), straight)
 
@@ -193,10 +195,9 @@ def test_resumed_after_an_interrupt_it_is_the_straight_run(
         if step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    more = [*REFILL, "checkpoint.every=0"]
     with monkeypatch.context() as patched:
         patched.setattr(Log, "metrics", interrupted)
-        run = trained(tmp_path, "interrupted", "grpo", *more)
+        run = trained(tmp_path, "interrupted", "grpo", *REFILL)
     assert [place.name for place in run.checkpoints.iterdir()] == ["step-00000003"]
     state = torch.load(run.checkpoints / "step-00000003" / "state.pt", weights_only=True)
     assert state["ahead"]["step"] == 4
@@ -207,7 +208,7 @@ def test_resumed_after_an_interrupt_it_is_the_straight_run(
 def test_vimpo_and_a_critic_resume_too(tmp_path: Path) -> None:
     """PPO's critic learns from what is a step old, and VIMPO's running whitening is remembered."""
     for algo, own in (("ppo", []), ("vimpo", ["algo.whiten=running", "algo.actor_ratio=0.1"])):
-        run = trained(tmp_path, algo, algo, *own, "eval.every=0")
+        run = trained(tmp_path, algo, algo, *own, *SAVES, "eval.every=0")
         assert_equal(resumed(cut(run, tmp_path / f"{algo} again", 3)), run)
 
 
@@ -232,7 +233,7 @@ fails.in_process = True  # so that all calls are counted in one place
 
 def test_when_the_rollout_in_flight_fails_the_steps_before_are_kept(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(FAILS)
-    own = ["reward.kind=fails", "checkpoint.every=0", "eval.every=0"]
+    own = ["reward.kind=fails", "eval.every=0"]
     # One call is the evaluation at the start, so the rollout of step 4 fails, while step 3 is made.
     with pytest.raises(RlkitError, match="the verifier broke"):
         trained(tmp_path, "r", "grpo", *own, "reward.after=4", plugins=(tmp_path / "fails.py",))
@@ -265,7 +266,7 @@ def breaks(*, after: int):
 def test_updates_that_are_not_finite_end_it_with_the_rollout_that_they_were_made_from(tmp_path: Path) -> None:
     """And with `correction: off`, for a loss that weighs nothing."""
     (tmp_path / "breaks.py").write_text(BREAKS)
-    own = ["loss.kind=breaks_ahead", "loss.after=2", "correction=off", "checkpoint.every=0", "eval.every=0"]
+    own = ["loss.kind=breaks_ahead", "loss.after=2", "correction=off", "eval.every=0"]
     with (
         pytest.warns(UserWarning, match="the loss is not finite; no step was made"),
         pytest.raises(NotFiniteError, match="step 5: "),
@@ -280,6 +281,7 @@ def test_updates_that_are_not_finite_end_it_with_the_rollout_that_they_were_made
     assert not [name for row in run.read_metrics() for name in row if name.startswith("correction/")]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_one_schedule_to_the_other(straight: RunFolder, tmp_path: Path) -> None:
     run = resumed(cut(straight, tmp_path, 4), "schedule=synchronous", "correction=off")
     assert [{row["version"] for row in rows_of(run, step)} for step in (4, 5, 6)] == [{2}, {4}, {5}]
@@ -363,7 +365,7 @@ def test_two_ranks_make_the_run_that_one_makes(straight: RunFolder, tmp_path: Pa
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_step_it_goes_on_as_the_straight_run(straight: RunFolder, tmp_path: Path) -> None:
-    asked = [part for each in settings(tmp_path, "killed", *REFILL) for part in ("-s", each)]
+    asked = [part for each in settings(tmp_path, "killed", *REFILL, *SAVES) for part in ("-s", each)]
     process = started(*asked)
     assert process.stdout is not None
     deadline = time.monotonic() + 120

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlkit import config as configs
 from rlkit.data import Problem
 from rlkit.errors import RlkitError
 from rlkit.generation.assemble import assemble
@@ -16,7 +19,7 @@ from rlkit.generation.collector import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered
-from rlkit.loop.rollouts import Taken, restored, saved
+from rlkit.loop.rollouts import Taken, restored, saved, take
 from rlkit.loop.state import Place
 
 PROBLEMS = [
@@ -72,6 +75,29 @@ def test_it_is_read_back_as_it_was(tmp_path: Path) -> None:
     first, second = (assemble(g.scored, g.rewards, replaced=g.replaced) for g in (one, other))
     for name in ("tokens", "mask", "reward", "clean_reward", "token_reward", "sampler_logprobs", "version", "group"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@dataclass
+class Stale:
+    """A gatherer whose sampler answers with other weights than it was given."""
+
+    version: int
+
+    def gather(self, problems: Sequence[Problem], step: int, replacements: object) -> Gathered:
+        gathered = taken().gathered
+        for one in gathered.scored:
+            one.completion.version = self.version
+        assert sorted(problem.id for problem in problems) == ["p0", "p1", "p1"]
+        return gathered
+
+
+def test_samples_of_other_weights_than_the_sampler_was_given_are_refused() -> None:
+    settings = ["seed=1", "batch.prompts_per_step=3"]
+    config = configs.load("embedded_xs", settings)
+    found = take(config, Stale(4), PROBLEMS, 6, Place(3, 1), version=4)  # type: ignore[arg-type]
+    assert (found.step, found.after) == (6, Place(6, 1))
+    with pytest.raises(RlkitError, match="step 6: the sampler gave samples of policy version 3, and was given the wei"):
+        take(config, Stale(3), PROBLEMS, 6, Place(3, 1), version=4)  # type: ignore[arg-type]
 
 
 def test_data_without_its_prompts_are_refused() -> None:

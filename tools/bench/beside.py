@@ -1,4 +1,5 @@
-"""A plugin for tests: transformers' sampler as one that may work while the learner does. On a CPU it may."""
+"""A plugin for benchmarks and tests: transformers' sampler as one that may work while the learner does, which on a CPU
+it may. The two share the cores: it shows what `schedule: one_ahead` learns, not what it gains."""
 
 from __future__ import annotations
 
