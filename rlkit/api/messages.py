@@ -15,6 +15,7 @@ _SAID: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"-s '?steps=(\d+)'?", r"steps=\1"),
     (r"-s '?([\w.@]+)=\"?([^\s'\"`]+)\"?'?", r'settings={"\1": "\2"}'),
     (r"--tune ([\w.]+)=([\w.,-]+)", r'tune={"\1": [\2]}'),
+    (r"--noise (\S+?)(:?)(?=\s|$)", r'noise="\1"\2'),
     (r"--suite\b", "suites="),
     (r"--metric\b", "metrics="),
     (r"--plugin\b", "plugins="),

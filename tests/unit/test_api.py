@@ -222,6 +222,7 @@ def test_what_is_given_twice_or_unknown_is_named(tmp_path: Path) -> None:
             "max_tokens=9 leaves no room; or leave max_tokens= out",
         ),
         ("take -s sampler=transformers", 'take settings={"sampler": "transformers"}'),
+        ("--noise group_flip:2: 'prob': input", "noise=\"group_flip:2\": 'prob': input"),
         ("start as many with --nproc", "start as many with --nproc"),
     ],
 )
