@@ -215,7 +215,7 @@ def entropy_collapse(metrics: Metrics) -> Warning | None:
         "is little left to choose between: it will hardly improve further.",
         tries=(
             "a lower `optimizer.lr`",
-            "GRPO and its like, PPO: `algo.entropy_coef` 0.001, or a higher `algo.clip_high` (`--algo dapo`)",
+            "GRPO and its like, PPO: `algo.entropy_coef` 0.001, or a higher `algo.clip_high` (`algo: dapo`)",
             "VIMPO: a higher `algo.beta`",
             "more varied problems",
         ),
