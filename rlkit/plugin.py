@@ -70,6 +70,16 @@ class Plugin:
         except (TypeError, ValueError):
             return {}
 
+    @property
+    def required(self) -> list[str]:
+        """Parameters that must be given and are no options, in order."""
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [
+            name
+            for name, each in self.parameters.items()
+            if each.kind in positional and each.default is each.empty and name != "config"
+        ]
+
     @functools.cached_property
     def options(self) -> type[BaseModel]:
         """The pydantic model of its options. Unknown keys are refused.

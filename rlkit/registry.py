@@ -385,6 +385,11 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
         functools.update_wrapper(partial, plugin.factory)
         return partial
     blame = Blame(f"{singular(kind)} {name!r}", "its factory", plugin.factory, PluginLoadError)
+    if unknown := plugin.required[len(context) :]:
+        raise blame.fault(
+            f"takes {', '.join(unknown)}, which nobody gives it: it is called with its options, and must "
+            f"return {_IS[kind]}"
+        )
     with blame:
         built = plugin.factory(model, *context) if has_config else plugin.factory(*context, **values)
     lacks = [method for method in _METHODS.get(kind, ()) if not callable(getattr(built, method, None))]
@@ -395,6 +400,18 @@ def build(kind: Kind, name: str, options: dict[str, Any], *context: Any) -> Any:
     return built
 
 
+_IS: dict[Kind, str] = {
+    "algorithms": "an rlkit.Algorithm",
+    "advantages": "the advantage, which is then called with (batch, state)",
+    "losses": "the loss, which is then called with (new, batch, targets)",
+    "rewards": "the reward, which is then called with (samples)",
+    "noise": "the noise: an object with an attribute `needs_range` that is called with (value, key, coin, range) and "
+    "gives the noisy value. `rlkit new noise NAME` writes one, as a class whose options its __init__ takes",
+    "samplers": "an object with the methods generate, sync and close",
+    "trackers": "an object with the methods log, log_samples and close",
+    "suites": "a Suite",
+}
+"""What a factory of that kind makes."""
 _METHODS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(("advantages", "losses", "rewards", "noise"), ("__call__",)),
     "samplers": ("generate", "sync", "close"),

@@ -94,8 +94,10 @@ def init(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
-    click.echo(text)
-    click.echo(f"{file} is written. What it would do: {command} --dry-run")
+    click.echo(f"{file} is written, with a reason for each setting. Of what it says:")
+    for line in config_file.in_brief(made):
+        click.echo(line)
+    click.echo(f"What it would do: {command} --dry-run")
     if verifier.doubt:
         click.echo(f"warning: {verifier.doubt}", err=True)
 

@@ -71,4 +71,4 @@ def _checks(
         case "suites":
             from rlkit.conformance import suites
 
-            return suites.checks(plugin, folder)
+            return suites.checks(plugin, options, folder)

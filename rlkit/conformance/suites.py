@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rlkit import data
 from rlkit.config import ScoringConfig
@@ -16,8 +17,8 @@ from rlkit.evaluation.verify import scorer
 from rlkit.registry import Plugin
 
 
-def checks(plugin: Plugin, folder: Path | None) -> Iterator[Check]:
-    subject = _Subject(plugin, folder)
+def checks(plugin: Plugin, options: Mapping[str, Any], folder: Path | None) -> Iterator[Check]:
+    subject = _Subject(plugin, options, folder)
     yield Check("it says what it is made of", subject.declares, first=True)
     yield Check("its problems can be read", subject.reads, first=True)
     yield Check("every problem has a question and a gold", subject.problems)
@@ -25,17 +26,17 @@ def checks(plugin: Plugin, folder: Path | None) -> Iterator[Check]:
 
 
 class _Subject:
-    def __init__(self, plugin: Plugin, folder: Path | None) -> None:
-        self.plugin, self.folder = plugin, folder
+    def __init__(self, plugin: Plugin, options: Mapping[str, Any], folder: Path | None) -> None:
+        self.plugin, self.options, self.folder = plugin, options, folder
 
     @cached_property
     def suite(self) -> suites.Suite:
-        return suites.find(self.plugin.name)
+        return suites.find(self.plugin.name, self.options)
 
     @cached_property
     def rows(self) -> list[suites.Row]:
         try:
-            return suites.rows(self.plugin.name, self.folder)
+            return suites.rows_of(self.plugin.name, self.suite, self.folder)
         except ConfigError as error:
             said = str(error).splitlines()[0]
             raise LeftOut(f"{said}. Local copies are given as a folder: --data FOLDER") from error

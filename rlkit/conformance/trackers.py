@@ -25,7 +25,7 @@ ODD = {
     "a/b/c/d": -0.0,
     "m" * 300: 1e300,
 }
-HOSTILE = "\x1b[2J\x00\u202e" + "a" * 10_000
+HOSTILE = "\x1b[2J\x00\u202e\ud800" + "a" * 10_000
 STEPS = 5
 
 

@@ -79,9 +79,9 @@ class OpenSuite:
     """Why the golds could not be checked; None: they were."""
 
 
-def find(name: str) -> Suite:
-    """The suite of that name. ConfigError, naming the nearest, where there is none."""
-    found = registry.build("suites", name, {})
+def find(name: str, options: Mapping[str, Any] | None = None) -> Suite:
+    """The suite of that name, with these of its options. ConfigError, naming the nearest, where there is none."""
+    found = registry.build("suites", name, dict(options or {}))
     if not isinstance(found, Suite):
         raise ConfigError(f"suite {name!r}: its plugin returned a {type(found).__name__}; it must return a Suite")
     return found
@@ -89,10 +89,10 @@ def find(name: str) -> Suite:
 
 def rows(name: str, folder: Path | None = None) -> list[Row]:
     """A suite's rows. ConfigError for a missing file or column, and for another number of problems than it has."""
-    return _rows(name, find(name), folder, None)
+    return rows_of(name, find(name), folder)
 
 
-def _rows(name: str, wanted: Suite, folder: Path | None, limit: int | None) -> list[Row]:
+def rows_of(name: str, wanted: Suite, folder: Path | None, limit: int | None = None) -> list[Row]:
     """All there are; of a local copy that has only part of the suite, where its first `limit` are wanted."""
     with Blame(f"suite {name!r}", "its load", wanted.load):
         loaded = list(wanted.load(folder))
@@ -130,7 +130,7 @@ def opened(
     tokenizer's chat template; None: where it has one. Raises ConfigError.
     """
     wanted = wanted or find(name)
-    loaded = _rows(name, wanted, folder, limit)
+    loaded = rows_of(name, wanted, folder, limit)
     if chat is None:
         chat = getattr(tokenizer, "chat_template", None) is not None
     put = DataConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from rlkit.interfaces.learning import Algorithm
 from rlkit.proposal.data import Data, messages
 from rlkit.proposal.machine import Machine
 from rlkit.proposal.model import Model
-from rlkit.proposal.verifier import Verifier
+from rlkit.proposal.verifier import ENOUGH, Verifier
 from rlkit.wording import counted, one_line, size
 
 ANY_LENGTH = 10**9
@@ -205,7 +206,25 @@ def _response(model: Model, data: Data, machine: Machine) -> tuple[int, str]:
     if high > 30:
         said = f"The data's solutions have up to {high} tokens (95 %); a model needs some more."
         return min(most, _up(2 * high)), said + slow
+    if (numbers := _for_numbers(model, data, texts)) < wanted:
+        said = f"Room for a step or two: the golds are one number each, and the questions are short.{slow}"
+        return numbers, f"{said} Raise it where many responses are cut off."
     return wanted, f"Room to think for an answer that is short.{slow} Raise it where many responses are cut off."
+
+
+NUMBER = re.compile(r"[-+]?[$€£]?[-+]?\d[\d,]*(\.\d+)?%?")
+A_QUESTION = 8
+"""Times the tokens of a question, of which the steps to a number speak again and again."""
+
+
+def _for_numbers(model: Model, data: Data, golds: Sequence[str]) -> int:
+    """Tokens that it takes to come to golds that are one number each; `ANY_LENGTH` where they are not, or it is not
+    known."""
+    questions = [prompt for prompt in data.prompts()[:500] if isinstance(prompt, str)]
+    if not questions or sum(bool(NUMBER.fullmatch(gold.strip())) for gold in golds) < ENOUGH * max(1, len(golds)):
+        return ANY_LENGTH
+    lengths = [len(ids) for ids in model.tokenizer(questions, add_special_tokens=False)["input_ids"]]
+    return _up(A_QUESTION * int(np.quantile(lengths, 0.95)))
 
 
 def _up(tokens: int) -> int:

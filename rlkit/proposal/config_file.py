@@ -33,6 +33,25 @@ def checked(made: Proposal, ranks: int, head: str, where: str) -> str:
     return text
 
 
+def in_brief(made: Proposal) -> list[str]:
+    """What one looks at first, a line each."""
+    settings = made.settings
+    model, data, algo = settings["model"], settings["data"], settings["algo"]
+    batch, longest = settings["batch"], settings["sampling"]["max_tokens"]
+    held_out = data.get("eval_path") or ("none" if "eval_path" in data else "its own")
+    rate = f"learning rate {settings['optimizer']['lr']:g}"
+    prompts = f"{batch['prompts_per_step']} prompts x {batch['samples_per_prompt']} responses"
+    lines = {
+        "model": model["path"] + (" with LoRA" if "lora" in model else ""),
+        "data": f"{data['path']}, held out: {held_out}",
+        "reward": settings["reward"]["kind"],
+        "algo": f"{algo['kind'] if isinstance(algo, Mapping) else algo}, {rate}",
+        "batch": f"{settings['steps']} steps of {prompts}",
+        "sampling": f"prompts of at most {data['max_prompt_tokens']} tokens, responses of at most {longest}",
+    }
+    return [f"  {name:<9} {said}" for name, said in lines.items()]
+
+
 def page(settings: Mapping[str, Any], why: Mapping[str, str], head: str) -> str:
     """`why` has reasons by key, with dots; `head` stands above all. Lines of both stay lines, and long ones are
     wrapped."""

@@ -65,7 +65,9 @@ def plugin_files(config: RunConfig) -> dict[str, str]:
     What such a file imports is not among it."""
     functions = [ref.options.get("path") for ref in config.reward if ref.kind == "function"]
     sources = [source for source in (*config.plugins, *functions) if source]
-    files = [source if modules.is_file(source) else sys.modules[source].__file__ for source in sources]
+    files = [
+        source if modules.is_file(source) else getattr(sys.modules.get(source), "__file__", None) for source in sources
+    ]
     return {
         str(Path(file).resolve()): hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
         for file in files

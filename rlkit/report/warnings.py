@@ -31,11 +31,11 @@ KL_HIGH = 0.5
 """Nats a token. On the embedded task runs that learn stay below 0.1, and those that run away pass 1."""
 ACTOR_RATIO = 0.2
 """Of VIMPO's value loss: up to 0.11 was fine, 0.34 worse, 1.1 a collapse within 20 steps."""
-GAP_MEAN = {"float32": 1e-3, "bfloat16": 0.045}
+GAP_MEAN = {"float32": 1e-3, "bfloat16": 0.045, "auto": 0.045}
 """Nats between sampler's and trainer's log-prob of a token, mean over tokens, by model.dtype. Float32 gives 1e-5 at
 most. In bfloat16 SmolLM2-135M-Instruct, untrained, had means of 0.03 to 0.041 and single tokens at 0.28 to 0.55 (16
 responses of at most 64 tokens to questions of GSM8K, temperatures 1 and 0.6, on a CPU), with transformers and vLLM
-alike: it is rounding. A gap biases every ratio."""
+alike: it is rounding. A gap biases every ratio. A config that nobody has resolved says auto: it is then not known."""
 TRUNCATED = 0.1
 """Share of responses: each is one whose reward says nothing of the answer."""
 NO_ANSWER = 0.5
@@ -215,7 +215,7 @@ def entropy_collapse(metrics: Metrics) -> Warning | None:
         "is little left to choose between: it will hardly improve further.",
         tries=(
             "a lower `optimizer.lr`",
-            "GRPO and its like, PPO: `algo.entropy_coef` 0.001, or a higher `algo.clip_high` (`--algo dapo`)",
+            "GRPO and its like, PPO: `algo.entropy_coef` 0.001, or a higher `algo.clip_high` (`algo: dapo`)",
             "VIMPO: a higher `algo.beta`",
             "more varied problems",
         ),

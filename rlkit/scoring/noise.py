@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkit import registry
 from rlkit.blame import Blame, shown
-from rlkit.errors import ConfigError, PluginLoadError
+from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 if TYPE_CHECKING:
@@ -143,11 +143,18 @@ def parse_noise(text: str) -> dict[str, Any]:
     numbers = [part.strip() for part in given.split(",")] if colon else []
     if len(numbers) > len(names) or not all(_NUMBER.fullmatch(number) for number in numbers):
         raise ConfigError(f"--noise {text}: expected {usage}, with numbers")
-    options = {name: float(number) for name, number in zip(names, numbers, strict=False)}
+    options = {
+        name: float(number) if "." in number or "e" in number.lower() else int(number)
+        for name, number in zip(names, numbers, strict=False)
+    }
     missing = [name for name in names[len(options) :] if plugin.options.model_fields[name].is_required()]
     if missing:
         raise ConfigError(f"--noise {text}: {', '.join(missing)} is missing; expected {usage}")
-    registry.validate_options(plugin, options, where=f"--noise {text}")
+    try:
+        registry.validate_options(plugin, options, where="")
+    except SettingsError as error:
+        said = "; ".join(str(error).splitlines())
+        raise ConfigError(f"--noise {text}: {said}; expected {usage}") from error
     return {"kind": plugin.name, **options}
 
 

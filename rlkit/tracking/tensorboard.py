@@ -9,6 +9,7 @@ import yaml
 
 from rlkit import distribution, registry
 from rlkit.tracking import RunInfo
+from rlkit.wording import visible
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +36,8 @@ class TensorboardTracker:
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         for number, row in enumerate(rows):
             said = f"reward {row['reward']}, answer {row['answer']}\n\n{_as_code(row['prompt'] + row['response'])}"
-            self._writer(step).add_text(f"samples/{number}", said, step)
+            # Half of a pair of surrogates has no UTF-8, in which TensorBoard keeps texts.
+            self._writer(step).add_text(f"samples/{number}", visible(said), step)
 
     def close(self) -> None:
         if self.writer is not None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from synthetic_runs import write_run
 import rlkit
 from rlkit import config as configs
 from rlkit import registry, sweeps
-from rlkit.api.messages import in_python
+from rlkit.api.messages import in_python, speaking_python
 from rlkit.api.run import trained
 from rlkit.comparison import compare
 from rlkit.comparison import write as write_comparison
@@ -222,11 +223,32 @@ def test_what_is_given_twice_or_unknown_is_named(tmp_path: Path) -> None:
             "max_tokens=9 leaves no room; or leave max_tokens= out",
         ),
         ("take -s sampler=transformers", 'take settings={"sampler": "transformers"}'),
+        ("Try `-s sampler=transformers`, and", 'Try `settings={"sampler": "transformers"}`, and'),
+        ("Try -s batch.minibatches=8, or a", 'Try settings={"batch.minibatches": 8}, or a'),
+        ("say it: -s data.path=FILE (or", 'say it: settings={"data.path": "FILE"} (or'),
+        ("as in -s 'trackers=[a, b]' (got", 'as in settings={"trackers": ["a", "b"]} (got'),
+        ("-s reward={math: expected", 'settings={"reward": "{math"}: expected'),
+        ("as in -s 'name=\"no\"'", 'as in settings={"name": "no"}'),
+        ("--noise group_flip:2: 'prob': input", "noise=\"group_flip:2\": 'prob': input"),
         ("start as many with --nproc", "start as many with --nproc"),
     ],
 )
 def test_messages_speak_python(shell: str, python: str) -> None:
     assert in_python(shell) == python
+
+
+def test_warnings_speak_python_as_errors_do(recwarn: pytest.WarningsRecorder) -> None:
+    before = warnings.showwarning
+    said = "`rlkit report /a/run` tries again; try -s optimizer.lr=0.5"
+    file = str(ROOT / "rlkit" / "assembly" / "run.py")
+    with speaking_python():
+        warnings.warn_explicit(said, UserWarning, file, 1)
+        warnings.warn_explicit(said, UserWarning, "/another/package.py", 1)
+    assert [str(each.message) for each in recwarn] == [
+        '`rlkit.Run("/a/run").report()` tries again; try settings={"optimizer.lr": 0.5}',
+        said,
+    ]
+    assert warnings.showwarning is before
 
 
 def test_no_message_of_what_python_calls_keeps_an_option_of_the_shell() -> None:

@@ -17,6 +17,7 @@ from rlkit.conformance import ConformanceError
 from rlkit.conformance.findings import Finding
 from rlkit.conformance.report import line
 from rlkit.errors import ConfigError
+from rlkit.evaluation.suites import Suite
 
 BROKEN = """
 import random
@@ -402,6 +403,16 @@ def test_the_command_says_each_check_in_a_line(good: Path) -> None:
     said = check("ends.py").stdout
     assert "fails 1 of 1 check; those that come after it could not be made" in said
     assert "(ends.py:3)" in said
+
+
+def test_a_suite_is_held_to_its_contract_with_the_options_that_are_given(good: Path) -> None:
+    @registry.suite("sized_check")
+    def sized(*, gold: str = "4") -> Suite:
+        return Suite(load=lambda folder: [{"prompt": "2+2=", "answer": gold}], template=None, reward="numeric")
+
+    conformance.check_suite("sized_check")
+    with pytest.raises(ConformanceError, match="its verifier takes 1 of 1 golds for wrong"):
+        conformance.check_suite("sized_check", gold="four")
 
 
 def test_the_page_shows_what_the_command_says(good: Path) -> None:

@@ -63,9 +63,13 @@ def made(*arguments: object) -> tuple[RunConfig, str]:
     result = init("mine.yaml", *arguments, "--yes")
     assert result.exit_code == 0, result.output
     text = Path("mine.yaml").read_text()
-    assert text in result.output
-    assert "mine.yaml is written. What it would do: rlkit run mine.yaml --dry-run" in result.output
-    return configs.load("mine.yaml"), text
+    config = configs.load("mine.yaml")
+    first, *brief, last = result.stdout.splitlines()
+    assert first == "mine.yaml is written, with a reason for each setting. Of what it says:"
+    assert [line.split()[0] for line in brief] == ["model", "data", "reward", "algo", "batch", "sampling"]
+    assert str(config.sampling.max_tokens) in brief[-1]
+    assert last == "What it would do: rlkit run mine.yaml --dry-run"
+    return config, text
 
 
 def looked(path: str, rows: list[dict[str, Any]], prompt: str = "problem", answer: str | None = "answer") -> Data:
@@ -122,6 +126,22 @@ def test_a_base_model_and_formulas(base: Path) -> None:
     assert config.data.eval_path is None
     assert "No held-out problems were found" in text
     assert r"#   \boxed{\frac{2}{7}}  ->  0, a wrong answer" in text
+
+
+@pytest.mark.parametrize(
+    ("question", "gold", "tokens"),
+    [
+        ("10+{}=", "{}", 64),
+        ("If Ann has 10 apples and buys {} more, how many?", "{}.50", 256),
+        ("10+{}=", "{} apples", 256),
+        ("10+{}=", "so it is {}, " * 10, 256),
+    ],
+)
+def test_golds_that_are_one_number_call_for_short_responses(question: str, gold: str, tokens: int, base: Path) -> None:
+    rows = [{"question": question.format(n), "answer": gold.format(n, *[n] * 9)} for n in range(10, 30)]
+    config, text = made("--model", base, "--data", written("sums.jsonl", rows), "--reward", "contains")
+    assert config.sampling.max_tokens == tokens
+    assert ("the golds are one number each" in text) == (tokens == 64)
 
 
 def test_what_is_asked_is_answered_or_taken(base: Path) -> None:

@@ -196,7 +196,12 @@ def test_command_line_form() -> None:
         ("flip:a lot", "expected flip:PROB"),
         ("flip:nan", "expected flip:PROB"),
         ("flip:0.1,0.2", "expected flip:PROB"),
-        ("flip:1.5", "less than or equal to 1 (got 1.5)"),
+        ("flip:1.5", "--noise flip:1.5: 'prob': input should be less than or equal to 1 (got 1.5); expected flip:PROB"),
+        ("group_flip:2", "--noise group_flip:2: 'prob': input should be less than or equal to 1 (got 2); expected"),
+        (
+            "asymmetric:2,.1",
+            "--noise asymmetric:2,.1: 'false_positive': input should be less than or equal to 1 (got 2)",
+        ),
         ("group-flip:0.25", "did you mean 'group_flip'"),
         ("", "unknown noise"),
     ],
@@ -226,6 +231,23 @@ def test_the_docs_table_is_the_code_s() -> None:
     for kind in KINDS:
         options = ", ".join(f"`{name}`" for name in registry.find("noise", kind).options.model_fields)
         assert f"| `{kind}` | {options} |" in page
+
+
+def test_a_function_that_is_the_noise_itself_is_told_what_a_noise_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+
+    @registry.noise("bare_here")
+    def bare(value: float, key: Any, coin: Any, range: Any, *, prob: float = 0.1) -> float:
+        return value
+
+    with pytest.raises(PluginLoadError) as refused:
+        build_noises([PluginRef(kind="bare_here")])
+    assert re.fullmatch(
+        r"noise 'bare_here', .*test_noise\.py:\d+: its factory takes value, key, coin, range, which nobody gives it: "
+        r"it is called with its options, and must return the noise: an object with an attribute `needs_range` that is "
+        r"called with \(value, key, coin, range\) and gives the noisy value\. `rlkit new noise NAME` writes one, .*",
+        str(refused.value),
+    )
 
 
 def test_a_noise_that_says_nothing_of_the_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

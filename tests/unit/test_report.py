@@ -50,6 +50,16 @@ def test_a_healthy_run_is_not_warned_of(steps: int, seed: int) -> None:
     assert report.warnings_of(rows) == []
 
 
+def test_of_a_config_that_was_never_resolved_the_gap_is_judged_as_the_looser_dtype_s(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "r", load("embedded_xs", ["model.dtype=auto", "steps=80"]))
+    for row in changed({"sampler/gap_mean": [1e-3, 0.04, 0.06]}):
+        folder.log_metrics(int(row["step"]), row)
+    assert "(fine in auto: below 0.045)" in " ".join(report.write(folder.path).read_text().split())
+    assert [each.name for each in report.warnings_of(folder.read_metrics(), folder.read_config())] == [
+        "Gap between sampler and trainer"
+    ]
+
+
 FAULTS = {
     "Entropy collapse": ({"policy/entropy": [0.3, 0.1, 0.01, 0.001]}, "at step 41,"),
     "KL growth": ({"policy/kl": [0.01, 0.1, 0.4, 2.0]}, "2 nats a token in steps 61 to 68"),

@@ -163,3 +163,19 @@ def test_tensorboard_reads_back_and_hides_what_is_made_again(tmp_path: Path) -> 
     said = events.Tensors("samples/0/text_summary")[-1]
     assert said.step == 3
     assert b"47+85=#132" in said.tensor_proto.string_val[0]
+
+
+def test_tensorboard_takes_texts_that_have_no_utf_8(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = info(tmp_path / "run")
+    tracker = tensorboard(run)
+    tracker.log_samples(
+        1, [{**SAMPLES[0], "prompt": "half \ud800 of a pair", "response": "\udfff", "answer": "\ud83d"}]
+    )
+    tracker.close()
+    events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    said = events.Tensors("samples/0/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "half \\ud800 of a pair\\udfff" in said
+    assert "answer \\ud83d" in said
