@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -102,6 +103,32 @@ def gather_objects(item: T) -> list[T]:
     items: list[Any] = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def gather_objects_on_main(item: T) -> list[T] | None:
+    """Every rank's item, in rank order, on the main rank; None on the others. For what only files and people need."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] | None = [None] * world_size() if main_rank() else None
+    dist.gather_object(item, items, dst=0)
+    return items
+
+
+def gather_flat(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Every rank's tensor of one dimension, in rank order, on every rank, on the CPU.
+
+    sizes: how long each rank's is, which all of them know; any may be 0. The longest is what counts: shares should be
+    level.
+    """
+    if world_size() == 1:
+        return [mine.cpu()]
+    longest = max(sizes)
+    padded = torch.zeros(longest, dtype=mine.dtype, device=device())
+    padded[: len(mine)] = mine
+    whole = torch.empty(longest * world_size(), dtype=mine.dtype, device=device())
+    if longest:
+        dist.all_gather_single(whole, padded)
+    return [part[:size] for part, size in zip(whole.cpu().reshape(world_size(), longest), sizes, strict=True)]
 
 
 def first_to_say(text: str) -> bool:
