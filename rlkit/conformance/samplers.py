@@ -124,7 +124,7 @@ class _Subject:
                 raise Broken(f"{_named(request)}: {wrong[0]!r} is no log-prob: these are finite and at most 0")
             prompt = list(request.prompt_tokens)
             with torch.no_grad():
-                logits = self.model(torch.tensor([prompt + made.tokens])).logits[0, len(prompt) - 1 : -1].double()
+                logits = self.model(torch.tensor([[*prompt, *made.tokens]])).logits[0, len(prompt) - 1 : -1].double()
             expected = (logits / (request.params.temperature or 1.0)).log_softmax(-1)
             expected = expected.gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
             gap = float((expected - torch.tensor(made.logprobs).double()).abs().max())

@@ -26,6 +26,7 @@ from rlkit.engine.passes import LOGPROBS, REFERENCE
 from rlkit.engine.reference import Compared, Kept, Reference, check_reference
 from rlkit.engine.resharding import Layout, Saved, place
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
+from rlkit.engine.shares import put_together
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
@@ -147,16 +148,17 @@ class Engine:
         self, rollout: Rollout, want: frozenset[Stat], reference: Reference | None, adapters: bool = True
     ) -> TokenStats:
         names = sorted(want)
-        found = torch.zeros(len(names), *rollout.mask.shape, device=distributed.device())
+        plan = self._plan(rollout)
+        found = [torch.empty(len(names), 0, device=distributed.device())]
         self._engine.eval()
         compared = Compared.by(reference, want)
         with self._memory():
-            for rows in self._plan(rollout)[distributed.rank()]:
+            for rows in plan[distributed.rank()]:
                 part = rollout.rows(rows) if rows else _weightless(rollout)
-                stats = self._forward(part, want, compared, adapters=adapters)
-                if rows:
-                    found[:, rows] = torch.stack([stats.get(name).float() for name in names])
-        whole = distributed.sum_ranks(found)
+                stats = self._pass(part, want, compared, adapters=adapters)
+                found.append(torch.stack([stats[name].float() for name in names]))
+        shares = [[row for part in share for row in part] for share in plan]
+        whole = put_together(torch.cat(found, dim=1), shares, rollout.mask)
         return TokenStats(**dict(zip(names, whole, strict=True)))
 
     @torch.no_grad()
@@ -324,14 +326,26 @@ class Engine:
         compared: Compared | None,
         *,
         observe: frozenset[Stat] = frozenset(),
-        adapters: bool = True,
     ) -> TokenStats:
         """One micro-batch: its statistics, [b, T], 0 outside the mask. `observe` comes without gradient."""
+        found = self._pass(rollout, want, compared, observe=observe)
+        return TokenStats(**{name: scatter_rows(values, rollout.mask) for name, values in found.items()})
+
+    def _pass(
+        self,
+        rollout: Rollout,
+        want: frozenset[Stat],
+        compared: Compared | None,
+        *,
+        observe: frozenset[Stat] = frozenset(),
+        adapters: bool = True,
+    ) -> dict[Stat, Tensor]:
+        """One micro-batch: its statistics, [N], at the tokens in its mask."""
         place = place_rows(rollout, distributed.device(), self._module.packs)
         reference = None
         if compared is not None:
             reference = (compared.hidden_states(rollout, place), compared.head)
-        found = self._engine(
+        found: dict[Stat, Tensor] = self._engine(
             **place,
             want=want,
             observe=observe,
@@ -339,7 +353,7 @@ class Engine:
             reference=reference,
             adapters=adapters,
         )
-        return TokenStats(**{name: scatter_rows(values, rollout.mask) for name, values in found.items()})
+        return found
 
     def _plan(self, rollout: Rollout) -> list[list[list[int]]]:
         """[rank][micro-batch] -> rows with a token in `mask`."""

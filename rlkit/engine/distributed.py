@@ -199,6 +199,11 @@ def _group() -> dist.ProcessGroup | None:
     return getattr(_of_thread, "group", None)
 
 
+def _device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Where what goes through it must lie: a thread's own is over the CPU."""
+    return device() if group is None else torch.device("cpu")
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -226,6 +231,33 @@ def gather_objects(item: T) -> list[T]:
     items: list[Any] = [None] * world_size()
     dist.all_gather_object(items, item, group=_group())
     return items
+
+
+def gather_objects_on_main(item: T) -> list[T] | None:
+    """Every rank's item, in rank order, on the main rank; None on the others. For what only files and people need."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] | None = [None] * world_size() if main_rank() else None
+    dist.gather_object(item, items, dst=0, group=_group())
+    return items
+
+
+def gather_flat(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Every rank's tensor of one dimension, in rank order, on every rank, on the CPU.
+
+    sizes: how long each rank's is, which all of them know; any may be 0. The longest is what counts: shares should be
+    level.
+    """
+    if world_size() == 1:
+        return [mine.cpu()]
+    group, longest = _group(), max(sizes)
+    where = _device_of(group)
+    padded = torch.zeros(longest, dtype=mine.dtype, device=where)
+    padded[: len(mine)] = mine
+    whole = torch.empty(longest * world_size(), dtype=mine.dtype, device=where)
+    if longest:
+        dist.all_gather_single(whole, padded, group=group)
+    return [part[:size] for part, size in zip(whole.cpu().reshape(world_size(), longest), sizes, strict=True)]
 
 
 _SAID = "rlkit has said an error"
@@ -342,7 +374,7 @@ def sum_ranks(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.cpu()
     group = _group()
-    total = tensor.to(device() if group is None else "cpu", copy=True)
+    total = tensor.to(_device_of(group), copy=True)
     dist.all_reduce(total, group=group)
     return total.cpu()
 

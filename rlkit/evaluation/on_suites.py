@@ -257,7 +257,7 @@ def _response(sampled: Sampled) -> dict[str, Any]:
         "prompt_id": sampled.problem.id,
         "prompt": sampled.problem.text,
         "response": sampled.text,
-        "tokens": sampled.completion.tokens,
+        "tokens": list(sampled.completion.tokens),
         "truncated": sampled.completion.truncated,
         "answer": sampled.problem.answer,
     }

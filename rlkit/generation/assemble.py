@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.generation.collector import Sampled, Scored
 from rlkit.interfaces.learning import Rollout
@@ -45,7 +46,7 @@ def assemble(
     return Rollout(
         keys=[s.key for s in scored],
         prompt_tokens=[prompts[id(s.problem)] for s in scored],
-        tokens=_padded([s.completion.tokens for s in scored], torch.long),
+        tokens=_padded([_tensor(s.completion.tokens, torch.long) for s in scored]),
         length=length,
         mask=_within(length) & valid[:, None],
         valid=valid,
@@ -53,7 +54,7 @@ def assemble(
         reward=torch.tensor([value or 0.0 for value in rewards], dtype=torch.float32),
         clean_reward=torch.tensor([value or 0.0 for value in clean], dtype=torch.float32),
         token_reward=_token_rewards(scored, rewards),
-        sampler_logprobs=_padded([s.completion.logprobs for s in scored], torch.float32),
+        sampler_logprobs=_padded([_tensor(s.completion.logprobs, torch.float32) for s in scored]),
         version=version,
         last_version=version,
         turns=turns,
@@ -77,17 +78,20 @@ def _token_rewards(scored: Sequence[Scored], rewards: Sequence[float | None]) ->
         row = torch.zeros(len(one.completion.tokens))
         if reward is not None:
             if one.result.token_values is not None:
-                row += torch.tensor(one.result.token_values)
+                row += _tensor(one.result.token_values, torch.float32)
             row[-1] += reward - float(row.sum())
-        rows.append(row.tolist())
-    return _padded(rows, torch.float32)
+        rows.append(row)
+    return _padded(rows)
 
 
-def _padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+def _tensor(numbers: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Of a list, or, without looking at one number after the other, of an array."""
+    return torch.from_numpy(np.asarray(numbers)).to(dtype)
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
     """[B, T]"""
-    there = _within(torch.tensor([len(row) for row in rows]))
-    numbers = torch.tensor([number for row in rows for number in row], dtype=dtype)
-    return torch.zeros(there.shape, dtype=dtype).masked_scatter_(there, numbers)
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def _within(length: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ class Request:
 
 @dataclass(kw_only=True, slots=True)
 class Completion:
-    tokens: list[int]
+    tokens: Sequence[int]
     """As sampled, the end token included."""
-    logprobs: list[float]
+    logprobs: Sequence[float]
     """Of the distribution that was drawn from, one a token."""
     truncated: bool
     version: int

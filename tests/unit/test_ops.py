@@ -146,6 +146,17 @@ def test_suffix_sums_are_over_the_policys_tokens(decay: float, length: int) -> N
     torch.testing.assert_close(found, gae(torch.where(mask, x, 0.0), torch.zeros_like(x), mask, decay))
 
 
+@pytest.mark.parametrize("cached", [1, 20, 21])
+def test_suffix_sums_do_not_depend_on_how_many_rows_are_summed_at_a_time(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, mask = torch.randn(5, 10), torch.rand(5, 10) < 0.7
+    whole = suffix_sum(x, mask, 0.9)
+    monkeypatch.setattr("rlkit.ops.gae.CACHED", cached)
+    assert torch.equal(suffix_sum(x, mask, 0.9), whole)
+    assert suffix_sum(x[:0], mask[:0], 0.9).shape == (0, 10)
+
+
 def test_a_reward_on_an_environment_token_belongs_to_the_action_before() -> None:
     mask = torch.tensor([[True, False, False, True, False]])
     rewards = torch.tensor([[1.0, 10.0, 100.0, 1000.0, 10000.0]])
