@@ -132,7 +132,7 @@ def build_loop(
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
         from rlkit.engine.profiling import Profiler
-        from rlkit.generation import build_sampler, resolve_sampler
+        from rlkit.generation import build_sampler, make_room, resolve_sampler
         from rlkit.generation.collector import Collector
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
@@ -169,6 +169,7 @@ def build_loop(
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
     sampler = build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
+    make_room(sampler, until_sync=True)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)

@@ -23,6 +23,7 @@ from rlkit.engine.passes import LOGPROBS
 from rlkit.engine.profiling import Profiler
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
+from rlkit.generation import make_room
 from rlkit.generation.assemble import assemble, unscored
 from rlkit.generation.collector import Scored, draws
 from rlkit.interfaces.learning import Rollout, TokenStats
@@ -232,7 +233,9 @@ class SynchronousLoop:
         step, params = self.state.step, self.gatherer.params
         # The trainer's log-probs are of the whole distribution.
         params = replace(params, max_tokens=min(16, params.max_tokens), top_p=1.0, top_k=0)
-        rollout = unscored(self.gatherer.collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        collector = self.gatherer.collector
+        rollout = unscored(collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        make_room(collector.sampler, until_sync=False)
         found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
         if not found <= allowed:
