@@ -210,6 +210,7 @@ class SynchronousLoop:
         at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
         policy, sampler, step = self.learner.policy, self.gatherer.collector.sampler, self.state.step
         self.progress("checking the sampler")
+        self._make_room()
         with policy.perturbed():
             sampler.sync(policy.weights(), step)
             self._check_sampler()
@@ -223,10 +224,16 @@ class SynchronousLoop:
         with self.learner.time("sync"):
             if self._sampler_has != step:
                 self.progress("syncing weights")
+                self._make_room()
                 self.gatherer.collector.sampler.sync(self.learner.policy.weights(), step)
                 self._sampler_has = step
                 if step == 1 or _due(step, self.config.sampling.check_every):
                     self._check_sampler()
+
+    def _make_room(self) -> None:
+        """The learner's device is the sampler's next, where they share one."""
+        if not getattr(self.gatherer.collector.sampler, "beside_training", False):
+            self.learner.make_room()
 
     def _check_sampler(self) -> None:
         """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
