@@ -308,6 +308,42 @@ def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]
     }
 
 
+def make_room(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Two updates of a policy, between which its state leaves, and a checkpoint that is written while it is away and
+    gone on from by another; where it was; and the same of a policy whose state stays."""
+    from rlkit.engine import checkpoint
+
+    batch, targets = random_batch(seed)
+    found: dict[str, Any] = {}
+    for leaves in (False, True):
+        engine = config.engine.model_copy(update={"offload_states": leaves})
+        policy = engine_of(config.model_copy(update={"engine": engine}))
+        policy.make_room()
+        for update in range(2):
+            policy.update(batch, targets, logprob_loss)
+            before = storages(policy)
+            policy.make_room()
+            policy.make_room()
+            found["left", leaves, update] = len(before), len(before & storages(policy))
+            if update == 0:
+                path = checkpoint.save(folder / str(leaves), 1, {"policy": policy}, {}, keep=1)
+        found["weights", leaves] = dict(policy.weights())
+        again = engine_of(config.model_copy(update={"engine": engine}))
+        again.make_room()
+        checkpoint.load(path, {"policy": again})
+        again.update(batch, targets, logprob_loss)
+        found["resumed", leaves] = dict(again.weights())
+    return found
+
+
+def storages(policy: Any) -> set[int]:
+    """Where the optimizer's state lies."""
+    zero = policy._engine.optimizer
+    flat = zero.fp32_partitioned_groups_flat if policy._stage == 3 else zero.single_partition_of_fp32_groups
+    held = [tensor for state in zero.optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor)]
+    return {tensor.data_ptr() for tensor in [*flat, *held]}
+
+
 def follow(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """A reference behind a policy that makes two updates on each of four rollouts: what it says of some responses
     before them, while they go on, and after; and what another says that begins from its checkpoint after two.

@@ -139,7 +139,7 @@ def build_loop(
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
         from rlkit.engine.profiling import Profiler
-        from rlkit.generation import build_sampler, resolve_sampler
+        from rlkit.generation import build_sampler, make_room, resolve_sampler
         from rlkit.generation.collector import Collector
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
@@ -188,6 +188,7 @@ def build_loop(
     ahead = config.schedule == "one_ahead"
     if ahead and not getattr(sampler, "beside_training", False):
         raise configs.beside_refused(config.sampler.kind)
+    make_room(sampler, until_sync=True)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)

@@ -287,6 +287,9 @@ class EngineConfig(Section):
     """Keep the parameters in host memory (stage 3)."""
     timeout_minutes: Annotated[float, Field(gt=0)] = 60
     """How long a rank waits for the others, which may be sampling longer responses; then the run ends."""
+    offload_states: bool = False
+    """Keep the optimizer's state in host memory while the sampler works on the same GPU (stages 2 and 3): 12 bytes a
+    weight, shared out over the ranks, that `sampler.gpu_memory` may have then. It goes there and back in each step."""
     overlap_comm: bool = False
     """Add up gradients over ranks while the backward pass still goes on (stage 2): quicker where the network is slow,
     for a second bucket of 1 GB. Stage 3 always does."""
@@ -428,6 +431,13 @@ class RunConfig(Section):
             raise ValueError("engine.offload_optimizer needs engine.zero_stage 1, 2 or 3")
         if self.engine.offload_parameters and self.engine.zero_stage != 3:
             raise ValueError("engine.offload_parameters needs engine.zero_stage: 3")
+        if self.engine.offload_states and self.engine.zero_stage < 2:
+            raise ValueError("engine.offload_states needs engine.zero_stage 2 or 3")
+        if self.engine.offload_states and (self.engine.offload_optimizer or self.engine.offload_parameters):
+            raise ValueError(
+                "engine.offload_states moves what engine.offload_optimizer and engine.offload_parameters keep in host "
+                "memory for good: set one or the other"
+            )
         if self.engine.overlap_comm and self.engine.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self

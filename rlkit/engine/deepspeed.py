@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.config import OptimizerConfig, RunConfig
-from rlkit.engine import distributed
+from rlkit.engine import distributed, offload
 from rlkit.engine.modules import Critic, Policy
 from rlkit.engine.passes import LOGPROBS, REFERENCE
 from rlkit.engine.reference import Compared, Kept, Reference, check_reference
@@ -83,6 +83,9 @@ class Engine:
         self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
         self._stage = config.engine.zero_stage
         self._dtype: str = config.model.dtype
+        self._leaves = config.engine.offload_states and optimizer is not None
+        self._away = False
+        """The optimizer's state is in host memory."""
         if optimizer is None:
             module.requires_grad_(False)
             # ZeRO 1 and 2 cut optimizer state and gradients, of which a frozen model has none.
@@ -252,6 +255,7 @@ class Engine:
             raise RlkitError("a frozen engine was asked to learn")
         if not batch.mask.any():
             return {}
+        self._come_back()
         lr = learning_rate(self._optimizer, self.updates, self._total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -259,6 +263,19 @@ class Engine:
         tally = self._accumulate(batch, targets, loss, stats, observe, reference)
         norm = self._step(tally)
         return tally.means() | {f"{self.role}/grad_norm": norm, f"{self.role}/lr": lr}
+
+    def make_room(self) -> None:
+        """Leave the device to a sampler, but for the weights, where `engine.offload_states` asks for it. What has left
+        comes back by itself."""
+        if self._leaves and not self._away:
+            offload.leave(self._engine, self._stage)
+            self._away = True
+
+    def _come_back(self) -> None:
+        if self._away:
+            with self._memory():
+                offload.come_back(self._engine, self._stage, distributed.device())
+            self._away = False
 
     def _accumulate(
         self,
@@ -475,10 +492,12 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer state and the number of updates, to be read by `load`."""
+        self._come_back()
         self._engine.save_checkpoint(str(folder), tag=TAG)
 
     def load(self, folder: Path, saved: Layout) -> None:
         """Go on from what `save` wrote when the engine lay so on its ranks. RlkitError for a damaged folder."""
+        self._come_back()
         if saved == self.layout:
             path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
             if path is None:

@@ -128,7 +128,10 @@ def _ids(named: Any) -> list[int]:
 def build_sampler(ref: PluginRef, model: ModelConfig, context: int, seed: int) -> Sampler:
     """The sampler that `ref` names, which is none of `auto`, with what its factory is told. What it raises, or gives
     that was not asked for, is a PluginError that names it."""
-    return _Named(registry.build("samplers", ref.kind, ref.options, model, context, seed), f"sampler {ref.kind!r}")
+    from rlkit.generation.plain_linear import plain_linear
+
+    with plain_linear():
+        return _Named(registry.build("samplers", ref.kind, ref.options, model, context, seed), f"sampler {ref.kind!r}")
 
 
 class _Named:
@@ -140,11 +143,17 @@ class _Named:
         self._sync = Blame(name, "its sync", sampler.sync)
         self._close = Blame(name, "its close", sampler.close)
         self.beside_training = bool(getattr(sampler, "beside_training", False))
+        self._room = Blame(name, "its make_room", getattr(sampler, "make_room", sampler))
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        from rlkit.generation.plain_linear import stepped
+
         missing = set(range(len(requests)))
+        # Beside training the learner computes meanwhile, in the same process, and needs what it has put there.
+        beside = getattr(self._sampler, "beside_training", False)
         with self._generate:
-            for pair in self._sampler.generate(requests):
+            pairs = self._sampler.generate(requests) if beside else stepped(lambda: self._sampler.generate(requests))
+            for pair in pairs:
                 if wrong := _wrong_completion(pair, missing):
                     raise self._generate.fault(wrong)
                 missing.remove(pair[0])
@@ -159,9 +168,20 @@ class _Named:
         with self._sync:
             self._sampler.sync(weights, version)
 
+    def make_room(self, *, until_sync: bool) -> None:
+        if hasattr(self._sampler, "make_room"):
+            with self._room:
+                self._sampler.make_room(until_sync=until_sync)
+
     def close(self) -> None:
         with self._close:
             self._sampler.close()
+
+
+def make_room(sampler: Sampler, *, until_sync: bool) -> None:
+    """Have a sampler on the learner's device give its memory back, where it can (see `Sampler`)."""
+    if (give := getattr(sampler, "make_room", None)) is not None:
+        give(until_sync=until_sync)
 
 
 def _wrong_completion(pair: object, missing: set[int]) -> str | None:

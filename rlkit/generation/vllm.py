@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_weights
+from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_invariant, vllm_weights
 from rlkit.generation.stops import stops_of
 from rlkit.importing import importing
 from rlkit.interfaces.generation import Completion, Request, Sampler
@@ -32,6 +32,14 @@ class VLLMConfig(Section):
     """Ranks that share one copy of the model; must divide the number of ranks."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of the GPU's memory for weights and KV cache while sampling; they leave it while training."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Responses sampled at once; the others wait. More are quicker, and take more than `gpu_memory`: log-probs of that
+    many tokens over the whole vocabulary, a few times over, are not counted in it."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of one pass, prompts included; None: as vLLM has it for the card (8,192 to 16,384)."""
+    batch_invariant: bool = False
+    """Kernels that give a response the same tokens whichever others are sampled with it: with bfloat16 on a GPU a seed
+    decides its samples only so. It is slower, and takes compute capability 8.0, better 9.0 (H100), or more."""
     enforce_eager: bool = False
     """Start quicker, sample slower: no compilation and no CUDA graphs. Always so on a CPU."""
 
@@ -77,6 +85,9 @@ class _VLLM:
                 f"({ranks}): vLLM runs in the training ranks, so start as many with --nproc"
             )
         path = resolve(model.path)
+        if config.batch_invariant:
+            vllm_invariant.ask_for()
+        self._kernels = vllm_invariant.in_place if config.batch_invariant else contextlib.nullcontext
         with contextlib.ExitStack() as starting:
             starting.enter_context(_quiet())
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -85,6 +96,7 @@ class _VLLM:
                 from vllm import LLM
                 from vllm.platforms import current_platform
 
+            starting.enter_context(self._kernels())
             starting.enter_context(vllm_classes.of_their_own(self._model))
             self._gpu = not current_platform.is_cpu()
             if not self._gpu:
@@ -100,6 +112,8 @@ class _VLLM:
                 tensor_parallel_size=config.tensor_parallel,
                 distributed_executor_backend="external_launcher" if ranks > 1 else None,
                 gpu_memory_utilization=config.gpu_memory,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
                 enforce_eager=config.enforce_eager or not self._gpu,
                 enable_prefix_caching=True,
                 # Where a prompt is cut in two, vLLM winds the request's generator back, which a CPU's cannot do.
@@ -117,14 +131,20 @@ class _VLLM:
         self._version = 0
         self._tensor_parallel = config.tensor_parallel
         self._owns_process_group = not distributed
+        self._share_of_memory = config.gpu_memory
         self._asleep: set[str] = set()
-        self._sleep()
+        self._without_weights = False
+        """They were left to the next sync when it was put to sleep."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        check(requests, self._context)
+        if self._without_weights:
+            raise RlkitError(
+                "vLLM was put to sleep until the next sync, and asked for samples before it: call sync first"
+            )
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        check(requests, self._context)
         everyones, first = self._share(requests)
         # vLLM's own stop texts take a tokenizer in the engine, and wait for characters that a token has begun.
         followers = {i: self._stops(r.params.stop).follow() for i, r in enumerate(everyones) if r.params.stop}
@@ -146,38 +166,43 @@ class _VLLM:
             engine.add_request(str(i), {"prompt_token_ids": list(request.prompt_tokens)}, params)
         waiting = set(range(len(everyones)))
         try:
-            while waiting:
-                with _refused(self._path):
-                    outputs = engine.step()
-                for output in outputs:
-                    index, result = int(output.request_id), output.outputs[0]
-                    end = None
-                    if (follower := followers.get(index)) is not None:
-                        end = follower.push(result.token_ids[follower.length :])
-                    if end is None and not output.finished:
-                        continue
-                    if not output.finished:
-                        engine.abort_request([output.request_id])
-                    waiting.discard(index)
-                    if first <= index < first + len(requests):
-                        yield (
-                            index - first,
-                            Completion(
-                                tokens=list(result.token_ids)[:end],
-                                logprobs=list(result.logprobs.logprobs)[:end],
-                                truncated=end is None and result.finish_reason == "length",
-                                version=version,
-                            ),
-                        )
+            with self._kernels():
+                while waiting:
+                    with _refused(self._path):
+                        outputs = engine.step()
+                    for output in outputs:
+                        index, result = int(output.request_id), output.outputs[0]
+                        end = None
+                        if (follower := followers.get(index)) is not None:
+                            end = follower.push(result.token_ids[follower.length :])
+                        if end is None and not output.finished:
+                            continue
+                        if not output.finished:
+                            engine.abort_request([output.request_id])
+                        waiting.discard(index)
+                        if first <= index < first + len(requests):
+                            yield (
+                                index - first,
+                                Completion(
+                                    tokens=list(result.token_ids)[:end],
+                                    logprobs=list(result.logprobs.logprobs)[:end],
+                                    truncated=end is None and result.finish_reason == "length",
+                                    version=version,
+                                ),
+                            )
         finally:
             engine.abort_request([str(i) for i in waiting])
-            self._sleep()
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Load the weights. RlkitError where some of the engine's were not sent."""
         self._wake("weights")
         vllm_weights.load(self._model(), weights, self._llm.llm_engine.model_config.dtype)
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RlkitError(
+                "sync: vLLM could not forget what it has computed of prompts with the old weights, since some requests "
+                "still hold it: go through all of `generate` before the next sync, or report it with `rlkit doctor`"
+            )
+        self._without_weights = False
         self._version = version
 
     def _model(self) -> nn.Module:
@@ -212,19 +237,34 @@ class _VLLM:
         torch.distributed.all_gather_object(parts, list(requests), group=group.cpu_group)
         return list(itertools.chain(*parts)), sum(len(part) for part in parts[: group.rank_in_group])
 
-    def _sleep(self) -> None:
-        """Leave the GPU's memory to training. Level 1 keeps a copy of the weights in host memory: the next call
-        may be `generate` again (an evaluation, a check), which level 2 would have left without weights."""
-        if self._gpu:
-            self._llm.sleep(level=1)
+    def make_room(self, *, until_sync: bool) -> None:
+        """Leave the GPU's memory to training. Its weights are kept in host memory meanwhile, unless a sync is next."""
+        if self._gpu and "weights" not in self._asleep:
+            self._llm.sleep(level=2 if until_sync else 1)
             self._asleep = {"weights", "kv_cache"}
+            self._without_weights = until_sync
 
     def _wake(self, *parts: str) -> None:
+        """RlkitError where the memory is not there."""
         tags = [part for part in parts if part in self._asleep]
-        if tags:
-            torch.cuda.empty_cache()  # what training has freed but PyTorch holds is not free for vLLM
+        if not tags:
+            return
+        torch.cuda.empty_cache()  # what training has freed but PyTorch holds is not free for vLLM
+        try:
             self._llm.wake_up(tags=tags)
-            self._asleep.difference_update(tags)
+        except RuntimeError as error:  # CUDA's OutOfMemoryError is one, and what vLLM's allocator raises
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+            raise RlkitError(
+                f"vLLM cannot have its memory back ({' and '.join(tags)}): it takes {self._share_of_memory:g} of the "
+                f"GPU's {total:.1f} GiB (sampler.gpu_memory), and beside training {free:.1f} GiB are free. Lower "
+                "sampler.gpu_memory, have training leave more (engine.offload_states: true, or a higher "
+                f"engine.zero_stage with more GPUs), or train adapters (model.lora). ({_first_line(error)})"
+            ) from error
+        self._asleep.difference_update(tags)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -45,8 +45,15 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """May carry `beside_training = True` as a class attribute: it holds no device of the learner's, so `generate` may
-    go on in a thread while that learns, as `schedule: one_ahead` has it. `sync` is not called meanwhile."""
+    """What samples.
+
+    A class may carry `beside_training = True`: it holds no device of the learner's, so `generate` may go on in a thread
+    while that learns, as `schedule: one_ahead` has it. `sync` is not called meanwhile.
+
+    One that holds memory of the learner's device may have a method more, `make_room(*, until_sync: bool)`: it gives
+    that back, since the learner computes next, and takes it again by itself when it is called; with `until_sync` the
+    next call is `sync`, so that its weights need not be kept.
+    """
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Yield (index of the request, completion) as they end, so that scoring starts early."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlkit.data import Problem
+from rlkit.generation import make_room
 from rlkit.generation.collector import Collector, Scored, draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.scoring.noise import Noise, apply_noise
@@ -79,6 +80,7 @@ class Gatherer:
                 break
             rounds += 1
             problems = replacements(wanted - kept)
+        make_room(self.collector.sampler, until_sync=True)
         first = wanted * self.samples_per_prompt
         metrics = {}
         if self.limit:

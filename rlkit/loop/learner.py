@@ -126,6 +126,12 @@ class Learner:
             )
         return _summarised(logged) | corrected | dict(counts) | {"updates/made": self.policy.updates}, credited
 
+    def make_room(self) -> None:
+        """Leave the device to a sampler, as far as the config says."""
+        self.policy.make_room()
+        if self.critic is not None:
+            self.critic.make_room()
+
     def _update(self, batch: Batch, targets: Targets, passes: Passes, step: int) -> dict[str, float] | None:
         """One update of what learns in this step. None: it was not finite, and is left out; several in a row end the
         run."""

@@ -9,6 +9,7 @@ from rlkit.config import RunConfig
 from rlkit.data import Problem
 from rlkit.engine.passes import LOGPROBS
 from rlkit.errors import RlkitError
+from rlkit.generation import make_room
 from rlkit.generation.assemble import unscored
 from rlkit.generation.collector import draws
 from rlkit.interfaces.progress import Progress, unseen
@@ -36,6 +37,7 @@ class Sync:
         at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
         policy, sampler, step = self.learner.policy, self.gatherer.collector.sampler, self.learner.state.step
         self.progress("checking the sampler")
+        self._make_room()
         with policy.perturbed():
             sampler.sync(policy.weights(), step)
             self._check()
@@ -49,17 +51,25 @@ class Sync:
         with self.learner.time("sync"):
             if self.version != step:
                 self.progress("syncing weights")
+                self._make_room()
                 self.gatherer.collector.sampler.sync(self.learner.policy.weights(), step)
                 self.version = step
                 if step == 1 or due(step, self.config.sampling.check_every):
                     self._check()
+
+    def _make_room(self) -> None:
+        """The learner's device is the sampler's next, where they share one."""
+        if not getattr(self.gatherer.collector.sampler, "beside_training", False):
+            self.learner.make_room()
 
     def _check(self) -> None:
         """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
         step, params = self.learner.state.step, self.gatherer.params
         # The trainer's log-probs are of the whole distribution.
         params = replace(params, max_tokens=min(16, params.max_tokens), top_p=1.0, top_k=0)
-        rollout = unscored(self.gatherer.collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        collector = self.gatherer.collector
+        rollout = unscored(collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        make_room(collector.sampler, until_sync=False)
         found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
         if not found <= allowed:

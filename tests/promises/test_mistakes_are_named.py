@@ -32,7 +32,12 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "model.dtype=bfloat16"], ["zero_stage 0", "bfloat16", "engine.zero_stage: 1"]),
         (["-s", "sampling.top_p=0.9"], ["top_p below 1", "top_p: 1.0"]),
         (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
-        (["-s", "engine.overlap_comm=true"], ["engine.zero_stage 2 or 3"]),
+        (["-s", "engine.overlap_comm=true"], ["engine.overlap_comm needs engine.zero_stage 2 or 3"]),
+        (["-s", "engine.offload_states=true"], ["engine.offload_states needs engine.zero_stage 2 or 3"]),
+        (
+            ["-s", "engine.zero_stage=2", "-s", "engine.offload_states=true", "-s", "engine.offload_optimizer=true"],
+            ["set one or the other"],
+        ),
         (["-s", "batch.minibatches=3"], ["multiple of minibatches (3)"]),
         (["-s", "optimizer.betas=[2,3]"], ["'optimizer.betas.0'", "less than 1"]),
         (["--name", ".."], ["not the name of a folder"]),

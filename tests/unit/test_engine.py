@@ -155,6 +155,33 @@ def test_saving_memory_changes_nothing(
     assert found["metrics"][2] == pytest.approx(plain["metrics"][2], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("stage", "dtype", "ranks"),
+    [
+        (2, "bfloat16", 1),
+        (3, "bfloat16", 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(2, "float32", 1), (2, "bfloat16", 2), (3, "float32", 1), (3, "bfloat16", 2)]
+        ),
+    ],
+)
+def test_states_that_leave_while_the_sampler_works_change_nothing(
+    stage: int, dtype: str, ranks: int, models: dict[str, Path], two_ranks: TwoRanks, tmp_path: Path
+) -> None:
+    config = settings(models["tied"], model={"dtype": dtype}, engine={"zero_stage": stage}, optimizer={"lr": 1e-2})
+    job = ("make_room", config, SEED, tmp_path)
+    for found in [run(*job)] if ranks == 1 else two_ranks.run(*job):
+        for update in range(2):
+            held, stayed = found["left", True, update]
+            assert held > stayed, "nothing has moved"
+            assert found["left", False, update] == (held, held)
+        for what in ("weights", "resumed"):
+            for name, weight in found[what, False].items():
+                assert torch.equal(found[what, True][name], weight), (what, name)
+                assert torch.equal(found["resumed", True][name], found["weights", True][name]), name
+
+
 def test_zero_3_really_cuts_the_head(models: dict[str, Path]) -> None:
     policy = engine_of(settings(models["untied"], engine={"zero_stage": 3}))
     assert policy._module.head().weight.numel() == 0
