@@ -504,6 +504,22 @@ def wait_in_vain() -> str:
     return "it came"
 
 
+def miss_one(what: str) -> str:
+    """Rank 0 looks for the others at the start, and rank 1 is not there."""
+    from rlkit.engine import distributed
+
+    if distributed.rank():
+        return ""
+    distributed._store.delete_key(distributed._SAID)  # which another job may have left
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "JOINING_S", 0.3)
+        try:
+            distributed._everyone(what, "here")
+        except RlkitError as error:
+            return str(error)
+    return "it was there"
+
+
 def fail(errors: list[Exception]) -> tuple[int, str]:
     """Exit code and output of a command that raises on each rank what is its own, one rank after the other."""
     from click.testing import CliRunner

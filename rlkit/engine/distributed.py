@@ -94,7 +94,7 @@ def _everyone(what: str, said: str) -> list[str]:
                 missing = [rank for rank, key in enumerate(keys) if not _known(key)]
                 raise RlkitError(
                     f"{counted(len(missing), 'rank')} of {len(keys)} ({in_ranges(missing)}) did not come within "
-                    f"{JOINING_S / 60:.0f} minutes: they were not started, or have ended, or cannot reach "
+                    f"{JOINING_S / 60:.3g} minutes: they were not started, or have ended, or cannot reach "
                     f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
                 )
             time.sleep(POLL_S)

@@ -280,6 +280,11 @@ def test_a_rank_that_does_not_come_is_said_with_the_setting(two_ranks: TwoRanks)
     assert text.endswith("where it was merely slow, raise that. Go on with: this")
 
 
+def test_a_rank_that_is_not_there_at_the_start_is_named(two_ranks: TwoRanks) -> None:
+    text, _ = two_ranks.run("miss_one", "test")
+    assert text.startswith("1 rank of 2 (1) did not come within 0.005 minutes: they were not started, or have ended")
+
+
 def test_an_error_is_said_by_the_rank_that_has_it_first(two_ranks: TwoRanks) -> None:
     lost = LostRankError("another is gone")
     first, second = two_ranks.run("fail", [ConfigError("no such thing"), lost])
