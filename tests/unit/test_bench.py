@@ -21,6 +21,11 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
         ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, exact KL", "GRPO, KL by k3"}),
         ("packing.py", {"padded", "packed", "packed, prompts shared"}),
         ("scale.py", {"tokens", "samples", "vocabulary", "parameters", "ranks"}),
+        (
+            "growth.py",
+            {"collect", "assemble", "measure", "plan", "rows", "write"}
+            | {f"advantage, {name}" for name in ("grpo", "vimpo", "ppo")},
+        ),
     ],
 )
 def test_a_benchmark_runs_in_short(script: str, rows: set[str], tmp_path: Path) -> None:
