@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:a server is left out", "ignore:.* was held by another run"),
 ]
 
 GAP = 1e-4
