@@ -117,7 +117,9 @@ def test_names_import_nothing() -> None:
     assert {"vimpo", "grpo", "ppo"} <= set(registry.names("algorithms"))
 
 
-def test_a_config_model_that_says_nothing_of_unknown_options_refuses_them() -> None:
+def test_a_config_model_that_says_nothing_of_unknown_options_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+
     @registry.algorithm("test_registry_plain")
     def plain(config: Config) -> Config:
         return config
