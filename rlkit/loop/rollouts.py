@@ -60,7 +60,7 @@ def saved(taken: Taken) -> dict[str, Any]:
                 "text": one.text,
                 "truncated": one.completion.truncated,
                 "version": one.completion.version,
-                "result": asdict(replace(one.result, info={})),
+                "result": asdict(replace(one.result, info={}, token_values=_plain(one.result.token_values))),
                 # As in rollouts/: it may hold anything.
                 "info": json.dumps(one.result.info, default=str),
             }
@@ -76,6 +76,11 @@ def saved(taken: Taken) -> dict[str, Any]:
         "seconds": gathered.seconds,
         "metrics": gathered.metrics,
     }
+
+
+def _plain(values: Sequence[float] | None) -> list[float] | None:
+    """Among several ranks they travel as arrays."""
+    return None if values is None else list(values)
 
 
 def restored(found: Mapping[str, Any], problems: Sequence[Problem]) -> Taken:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,7 +35,8 @@ RESULTS = [
 ]
 
 
-def taken() -> Taken:
+def taken(ranks: int = 1) -> Taken:
+    """ranks: of several, each has what the others sampled as arrays."""
     torch.manual_seed(0)
     scored = [
         Scored(
@@ -47,17 +49,25 @@ def taken() -> Taken:
                 version=3,
             ),
             text=f"a text with \ud800 and é, {index}",
-            result=result,
+            result=replace(result),
         )
         for index, (problem, result, length) in enumerate(zip(PROBLEMS, RESULTS, [2, 5, 3], strict=True))
     ]
+    if ranks > 1:
+        for one in scored:
+            one.completion.tokens, one.completion.logprobs = (
+                array("i", one.completion.tokens),
+                array("f", one.completion.logprobs),
+            )
+        scored[0].result.token_values = array("f", RESULTS[0].token_values or [])
     rewards = [0.25, None, 1.0]
     gathered = Gathered(scored, rewards, [False, True, False], 2, {"sample": 1.5}, {"refill/rounds": 1.0})
     return Taken(5, gathered, Place(12, 3))
 
 
-def test_it_is_read_back_as_it_was(tmp_path: Path) -> None:
-    before = taken()
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_it_is_read_back_as_it_was(ranks: int, tmp_path: Path) -> None:
+    before = taken(ranks)
     torch.save({"ahead": saved(before)}, tmp_path / "state.pt")
     after = restored(torch.load(tmp_path / "state.pt", weights_only=True)["ahead"], PROBLEMS)
     assert (after.step, after.after) == (before.step, before.after)
@@ -65,12 +75,17 @@ def test_it_is_read_back_as_it_was(tmp_path: Path) -> None:
     for name in ("rewards", "replaced", "first", "seconds", "metrics"):
         assert getattr(one, name) == getattr(other, name)
     for a, b in zip(one.scored, other.scored, strict=True):
-        assert (a.key, a.completion, a.text) == (b.key, b.completion, b.text)
+        assert (a.key, a.text) == (b.key, b.text)
+        for name in ("truncated", "version"):
+            assert getattr(a.completion, name) == getattr(b.completion, name)
+        assert list(a.completion.tokens) == b.completion.tokens
+        assert b.completion.logprobs == pytest.approx(list(a.completion.logprobs), rel=1e-7)
         # Two rows of the data may share a prompt and not the gold.
         for name in ("id", "text", "tokens", "answer", "question"):
             assert getattr(a.problem, name) == getattr(b.problem, name)
-        for name in ("value", "status", "correct", "parts", "token_values"):
+        for name in ("value", "status", "correct", "parts"):
             assert getattr(a.result, name) == getattr(b.result, name)
+        assert b.result.token_values == (None if a.result.token_values is None else list(a.result.token_values))
         assert json.dumps(a.result.info, default=str) == json.dumps(b.result.info, default=str)
     first, second = (assemble(g.scored, g.rewards, replaced=g.replaced) for g in (one, other))
     for name in ("tokens", "mask", "reward", "clean_reward", "token_reward", "sampler_logprobs", "version", "group"):
