@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkit import config as configs
 from rlkit import distribution
-from rlkit.config import RunConfig
+from rlkit.config import PluginRef, RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
@@ -127,12 +127,13 @@ def build_loop(
     has opened, when it is over or cannot begin. `shows`: how much is seen of it; None: nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
+        from rlkit.assembly.fit import check_fit
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
         from rlkit.engine.profiling import Profiler
-        from rlkit.generation import build_sampler, resolve_sampler
+        from rlkit.generation import build_sampler, resolve_sampler, starts_slowly
         from rlkit.generation.collector import Collector
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
@@ -163,10 +164,14 @@ def build_loop(
 
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
+        check_fit(config, algorithm, inputs, distributed.world_size())
+        if distributed.main_rank() and shows in ("bar", "lines"):
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
+    if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
+        print(said, flush=True)
     sampler = build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
     folder = None
@@ -256,21 +261,27 @@ def _check_trackers(config: RunConfig) -> None:
             distribution.check_extra(f"tracker {tracker.kind}", tracker.kind)
 
 
-def plan(config: RunConfig, ranks: int = 1) -> str:
-    """The plan of a config. Embedded and local data are read; a hub data set is left for the run."""
+def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
+    """The plan of a config. Embedded and local data are read; a hub data set is left for the run. `gpu`: bytes of the
+    memory of the GPU that it is for; None: it is for this machine."""
     from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
     from rlkit.generation import resolve_sampler
 
+    if gpu is not None and config.model.dtype == "auto":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     config, algorithm = configs.resolve_with_algorithm(config)
     _check_trackers(config)
     inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         inputs = read_inputs(config)
         inputs.context(config)
-    sampler, why_sampler = resolve_sampler(config.sampler, config.model)
+    if gpu is not None and config.sampler.kind == "auto":
+        sampler, why_sampler = configs.resolve_ref("samplers", PluginRef(kind="vllm"), "sampler"), "there is a GPU"
+    else:
+        sampler, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler})
-    return make_plan(config, algorithm, why_sampler, inputs, ranks, columns())
+    return make_plan(config, algorithm, why_sampler, inputs, ranks, columns(), gpu)
 
 
 def summary(folder: Path) -> str:

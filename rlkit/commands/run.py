@@ -52,6 +52,12 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
+    "--gpu-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="With --dry-run: plan for GPUs with so much memory, which need not be here.",
+)
+@click.option(
     "--plain", is_flag=True, help="Lines alone, without a bar below them; so it is where there is no terminal."
 )
 @click.option("--quiet", is_flag=True, help="Warnings and the summary alone.")
@@ -69,6 +75,7 @@ def run(
     nproc: int,
     profile: int | None,
     dry_run: bool,
+    gpu_gib: float | None,
     plain: bool,
     quiet: bool,
 ) -> None:
@@ -96,8 +103,10 @@ def run(
     if noises:
         settings = _with_noise(settings, noises)
     runs.prepare_environment()
+    if gpu_gib is not None and not dry_run:
+        raise click.UsageError("--gpu-gib is for --dry-run alone: a run takes the GPU that is there")
     if dry_run:
-        click.echo(runs.plan(settings, nproc))
+        click.echo(runs.plan(settings, nproc, None if gpu_gib is None else int(gpu_gib * 2**30)))
         return
     if nproc > 1 and "RANK" not in os.environ:
         from rlkit.assembly.launch import launch

@@ -268,8 +268,9 @@ class RefillConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too. None: 2 where weights are
+    bfloat16, for which 1 keeps a whole float32 gradient on every rank, else 1."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (stages 1 to 3)."""
     offload_parameters: bool = False
@@ -398,14 +399,14 @@ class RunConfig(Section):
                 "loss speaks of. Set correction: {} to weigh them for that, or top_p: 1.0 and top_k: 0; evaluation has "
                 "settings of its own"
             )
-        if self.model.dtype == "bfloat16" and self.engine.zero_stage == 0:
+        if self.model.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "engine.zero_stage 0 with model.dtype bfloat16: DeepSpeed's first update is wrong there "
-                "(0.744 of the learning rate). Set engine.zero_stage: 1, or model.dtype: float32"
+                "(0.744 of the learning rate). Set engine.zero_stage: 2, or model.dtype: float32"
             )
-        if self.engine.offload_optimizer and self.engine.zero_stage == 0:
+        if self.engine.offload_optimizer and self.zero_stage == 0:
             raise ValueError("engine.offload_optimizer needs engine.zero_stage 1, 2 or 3")
-        if self.engine.offload_parameters and self.engine.zero_stage != 3:
+        if self.engine.offload_parameters and self.zero_stage != 3:
             raise ValueError("engine.offload_parameters needs engine.zero_stage: 3")
         return self
 
@@ -432,6 +433,13 @@ class RunConfig(Section):
         """Steps between checkpoints; 0: only at the end."""
         # A kill then costs a tenth of a run at most, and short runs are not slowed by saving.
         return max(10, self.steps // 10) if self.checkpoint.every is None else self.checkpoint.every
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's; of a config whose dtype is settled."""
+        if self.engine.zero_stage is None:
+            return 2 if self.model.dtype == "bfloat16" else 1
+        return self.engine.zero_stage
 
     @property
     def updates_per_step(self) -> int:

@@ -71,7 +71,7 @@ class Engine:
         self._temperature = config.sampling.temperature
         self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
-        self._stage = config.engine.zero_stage
+        self._stage = config.zero_stage
         if optimizer is None:
             module.requires_grad_(False)
             # ZeRO 1 and 2 cut optimizer state and gradients, of which a frozen model has none.
@@ -81,7 +81,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=None if optimizer is None else adamw(module, optimizer),
-                config=deepspeed_config(config, optimizer, self._stage),
+                config=deepspeed_config(config, optimizer, self._stage, _trained(module)),
                 dist_init_required=False,
             )
         if self._stage == 3 and isinstance(module, Policy) and module.form is not None:
@@ -427,6 +427,11 @@ class Engine:
         path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RlkitError(f"{folder} holds no {self.role}: the checkpoint is damaged; resume from another")
+
+
+def _trained(module: nn.Module) -> int:
+    """Numbers that learn; ZeRO-3 may hold them elsewhere."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
 
 
 def _weightless(rollout: Rollout) -> Rollout:
