@@ -6,6 +6,7 @@ processes of the pair and gives both results.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
@@ -342,6 +343,32 @@ def storages(policy: Any) -> set[int]:
     flat = zero.fp32_partitioned_groups_flat if policy._stage == 3 else zero.single_partition_of_fp32_groups
     held = [tensor for state in zero.optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor)]
     return {tensor.data_ptr() for tensor in [*flat, *held]}
+
+
+def held(config: RunConfig, seed: int, folder: Path) -> dict[str, float]:
+    """Bytes of the tensors that there are because of a policy: between its updates, at the peak of the second of two,
+    and in its checkpoint."""
+    from alive import Alive
+
+    from rlkit.engine.deepspeed import Engine
+    from rlkit.engine.models import load_policy
+
+    batch, targets = random_batch(seed, rows=30)
+    with Alive() as alive:
+        module = load_policy(config.model)
+        alive.watch(*module.parameters())
+        policy = Engine(module, config, optimizer=config.optimizer, total_updates=5)
+        policy.update(batch, targets, logprob_loss)
+        gc.collect()
+        stays, alive.peak = alive.now, alive.now
+        policy.update(batch, targets, logprob_loss)
+    policy.save(folder)
+    return {
+        "stays": stays,
+        "peak": alive.peak,
+        "saved": sum(file.stat().st_size for file in folder.rglob("*.pt")),
+        "trained": sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad),
+    }
 
 
 def follow(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:

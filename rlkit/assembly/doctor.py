@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Everything, in the order of the report. Loads no model and asks no server."""
-    checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler()]
+    checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler(), _triton()]
     checks += [_cores(), _memory(), _threads()]
     checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
     checks += [_serving(), _hub(), _wandb_key()]
@@ -184,6 +185,33 @@ def _compiler() -> Check:
         "any",
         None,
         "DeepSpeed's compiled parts will not build: apt install g++ (or conda install cxx-compiler)",
+    )
+
+
+def _triton() -> Check | None:
+    """Triton, by which vLLM computes on a GPU, compiles C against Python's headers while it runs."""
+    if _version("vllm") is None or _version("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    lacks = {
+        "C compiler": (compiler is None, "apt install gcc"),
+        "Python.h": (not headers.is_file(), f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-dev"),
+    }
+    missing = {name: mend for name, (gone, mend) in lacks.items() if gone}
+    if not missing:
+        return Check("C compiler", str(compiler), "any, and Python.h", True)
+    mends = " and ".join(missing.values())
+    return Check(
+        "C compiler",
+        f"no {' and no '.join(missing)}",
+        "any, and Python.h",
+        False,
+        f"vLLM cannot compute on the GPU: {mends}; or sample without it: -s sampler=transformers",
     )
 
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rlkit import ranks, registry
+from rlkit.assembly.fit import longest_row, memory_of, misfits
 from rlkit.config import (
     AverageReference,
     CopyReference,
@@ -17,9 +18,9 @@ from rlkit.config import (
     SamplingConfig,
 )
 from rlkit.engine import distributed
-from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
+from rlkit.engine.memory import Memory, checkpoint_bytes, checkpoints_kept
 from rlkit.engine.models import model_shape
-from rlkit.engine.passes import Passes, passes_of
+from rlkit.engine.passes import passes_of
 from rlkit.interfaces.learning import Algorithm
 from rlkit.wording import counted, excerpt, folded, one_line, quoted, size, thousands
 
@@ -37,12 +38,13 @@ def make_plan(
     inputs: Inputs | None,
     ranks: int,
     columns: int | None = None,
+    gpu: int | None = None,
 ) -> str:
     """The plan of a resolved config, as text. `inputs` is None where they have not been read (a dry run of a hub data
-    set). `columns`: of the terminal that it is for."""
+    set). `columns`: of the terminal that it is for. `gpu`: bytes of the GPU's memory; None: of one that is here, if
+    any."""
     held_out = inputs.held_out if inputs else None
-    prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
-    longest = prompt + config.sampling.max_tokens
+    longest = longest_row(config, inputs)
     batch, sampling = config.batch, config.sampling
     sequences = batch.prompts_per_step * batch.samples_per_prompt
     shape = model_shape(config.model)
@@ -75,7 +77,7 @@ def make_plan(
         f"{config.optimizer.warmup_updates} warm-up updates, weight decay {config.optimizer.weight_decay:g}, "
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": _engine(config, longest, ranks),
-        "memory": _memory(config, algorithm, longest, ranks, passes),
+        **_memory(config, memory_of(config, algorithm, inputs, ranks, gpu), ranks, gpu),
         "sampler": f"{config.sampler.kind} ({why_sampler})",
         "evaluation": _evaluation(config, held_out),
         "checkpoints": _checkpoints(config, algorithm),
@@ -208,7 +210,7 @@ def _engine(config: RunConfig, longest: int, ranks: int) -> str:
     budget = config.batch.tokens_per_microbatch
     alone = f" (a longer row goes alone, of up to {longest})" if longest > budget else ""
     return (
-        f"DeepSpeed ZeRO {config.engine.zero_stage}, {counted(ranks, 'rank')}{_placed(ranks)}, "
+        f"DeepSpeed ZeRO {config.zero_stage}{_why_stage(config)}, {counted(ranks, 'rank')}{_placed(ranks)}, "
         f"micro-batches of {budget} tokens{alone}, {os.environ.get('OMP_NUM_THREADS', '?')} thread(s) a rank"
     )
 
@@ -221,26 +223,34 @@ def _placed(count: int) -> str:
     return ", one on each GPU (--nproc for fewer)" if counts_gpus and count == len(ranks.visible_gpus()) else ""
 
 
-def _memory(config: RunConfig, algorithm: Algorithm, longest: int, ranks: int, passes: Passes) -> str:
-    """On each rank. Activations are not in it."""
-    memory = estimate(
-        config,
-        ranks,
-        longest=longest,
-        needs_reference=algorithm.needs.reference,
-        has_critic=algorithm.value_loss is not None,
-    )
+def _why_stage(config: RunConfig) -> str:
+    if config.engine.zero_stage is not None:
+        return ""
+    return " (with bfloat16, 1 keeps a whole float32 gradient on each rank)" if config.zero_stage == 2 else ""
+
+
+def _memory(config: RunConfig, memory: Memory | None, ranks: int, gpu: int | None) -> dict[str, str]:
+    """A table of what each rank needs of its device and of the host, and whether there is as much."""
     if memory is None:
-        return "not estimated"
-    parts = {"policy": memory.policy, "reference": memory.reference, "critic": memory.critic}
-    said = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in parts.items() if bytes_)
-    states = passes.states if passes.keeps else None
-    return (
-        f"about {size(memory.engines)} for weights, gradients and optimizer ({said}), up to "
-        f"{size(memory.head)} for logits, on each rank"
-        + (f"; {size(memory.host)} in host memory for the reference's average" if memory.host else "")
-        + (f"; up to {size(states)} in host memory for the reference's hidden states" if states else "")
+        return {"memory": "not estimated: the model's config is not on this machine"}
+    rows: list[tuple[str, ...]] = [("on each rank", "sampling", "training", "host")]
+    rows += [
+        (name, *(size(part) if part else "-" for part in (held.sampling, held.training, held.host)))
+        for name, held in memory.parts.items()
+    ]
+    rows.append(("together", size(memory.sampling), size(memory.training), size(memory.host) if memory.host else "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{wide}}" for cell, wide in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    wrong = misfits(config, memory, ranks, gpu)
+    lines.append(
+        "activations come on top" + ("; policy and critic do not learn at once" if "critic" in memory.parts else "")
     )
+    return {"memory": "\n".join(lines)} | ({"does not fit": "\n".join(wrong)} if wrong else {})
 
 
 def _checkpoints(config: RunConfig, algorithm: Algorithm) -> str:

@@ -13,7 +13,7 @@ from rlkit import config as configs
 from rlkit import distribution, ranks
 from rlkit.blame import place
 from rlkit.closing import closing
-from rlkit.config import RunConfig
+from rlkit.config import PluginRef, RunConfig
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
@@ -134,12 +134,13 @@ def build_loop(
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
         from rlkit.assembly.fetching import fetch
+        from rlkit.assembly.fit import check_fit
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
         from rlkit.engine.profiling import Profiler
-        from rlkit.generation import build_sampler, make_room, resolve_sampler
+        from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
         from rlkit.generation.collector import Collector
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
@@ -176,6 +177,8 @@ def build_loop(
 
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
+        check_fit(config, algorithm, inputs, distributed.world_size())
+        if distributed.main_rank() and shows in ("bar", "lines"):
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
@@ -183,6 +186,8 @@ def build_loop(
     elsewhere = config.sampler.kind == "vllm_server"
     sampler = build_sampler(config.sampler, config.model, context, config.seed) if elsewhere else None
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
+    if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
+        print(said, flush=True)
     sampler = sampler or build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
     ahead = config.schedule == "one_ahead"
@@ -289,21 +294,27 @@ def _check_trackers(config: RunConfig) -> None:
             distribution.check_extra(f"tracker {tracker.kind}", tracker.kind)
 
 
-def plan(config: RunConfig, ranks: int = 1) -> str:
-    """The plan of a config. Embedded and local data are read; a hub data set is left for the run."""
+def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
+    """The plan of a config. Embedded and local data are read; a hub data set is left for the run. `gpu`: bytes of the
+    memory of the GPU that it is for; None: it is for this machine."""
     from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
     from rlkit.generation import resolve_sampler
 
+    if gpu is not None and config.model.dtype == "auto":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     config, algorithm = configs.resolve_with_algorithm(config)
     _check_trackers(config)
     inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
         inputs = read_inputs(config)
         inputs.context(config)
-    sampler, why_sampler = resolve_sampler(config.sampler, config.model)
+    if gpu is not None and config.sampler.kind == "auto":
+        sampler, why_sampler = configs.resolve_ref("samplers", PluginRef(kind="vllm"), "sampler"), "there is a GPU"
+    else:
+        sampler, why_sampler = resolve_sampler(config.sampler, config.model)
     config = config.model_copy(update={"sampler": sampler})
-    return make_plan(config, algorithm, why_sampler, inputs, ranks, columns())
+    return make_plan(config, algorithm, why_sampler, inputs, ranks, columns(), gpu)
 
 
 def summary(folder: Path) -> str:

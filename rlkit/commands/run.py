@@ -61,6 +61,12 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
+    "--gpu-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="With --dry-run: plan for GPUs with so much memory, which need not be here.",
+)
+@click.option(
     "--plain", is_flag=True, help="Lines alone, without a bar below them; so it is where there is no terminal."
 )
 @click.option("--quiet", is_flag=True, help="Warnings and the summary alone.")
@@ -79,6 +85,7 @@ def run(
     nproc: int | None,
     profile: int | None,
     dry_run: bool,
+    gpu_gib: float | None,
     plain: bool,
     quiet: bool,
 ) -> None:
@@ -111,10 +118,12 @@ def run(
     if noises:
         settings = _with_noise(settings, noises)
     runs.prepare_environment()
+    if gpu_gib is not None and not dry_run:
+        raise click.UsageError("--gpu-gib is for --dry-run alone: a run takes the GPU that is there")
     here = ranks.world_size() if started else launch.ranks_here(nproc)
     if dry_run:
         if ranks.rank() == 0:
-            click.echo(runs.plan(settings, here))
+            click.echo(runs.plan(settings, here, None if gpu_gib is None else int(gpu_gib * 2**30)))
         return
     if here > 1 and not started:
         configs.resolve(settings)

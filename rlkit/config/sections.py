@@ -279,8 +279,9 @@ class RefillConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What ranks share out: 1 the optimizer's state, 2 gradients too, 3 parameters too. None: 2 where weights are
+    bfloat16, for which 1 keeps a whole float32 gradient on every rank, else 1."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (stages 1 to 3)."""
     offload_parameters: bool = False
@@ -422,23 +423,23 @@ class RunConfig(Section):
                 "loss speaks of. Set correction: {} to weigh them for that, or top_p: 1.0 and top_k: 0; evaluation has "
                 "settings of its own"
             )
-        if self.model.dtype == "bfloat16" and self.engine.zero_stage == 0:
+        if self.model.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "engine.zero_stage 0 with model.dtype bfloat16: DeepSpeed's first update is wrong there "
-                "(0.744 of the learning rate). Set engine.zero_stage: 1, or model.dtype: float32"
+                "(0.744 of the learning rate). Set engine.zero_stage: 2, or model.dtype: float32"
             )
-        if self.engine.offload_optimizer and self.engine.zero_stage == 0:
+        if self.engine.offload_optimizer and self.zero_stage == 0:
             raise ValueError("engine.offload_optimizer needs engine.zero_stage 1, 2 or 3")
-        if self.engine.offload_parameters and self.engine.zero_stage != 3:
+        if self.engine.offload_parameters and self.zero_stage != 3:
             raise ValueError("engine.offload_parameters needs engine.zero_stage: 3")
-        if self.engine.offload_states and self.engine.zero_stage < 2:
+        if self.engine.offload_states and self.zero_stage < 2:
             raise ValueError("engine.offload_states needs engine.zero_stage 2 or 3")
         if self.engine.offload_states and (self.engine.offload_optimizer or self.engine.offload_parameters):
             raise ValueError(
                 "engine.offload_states moves what engine.offload_optimizer and engine.offload_parameters keep in host "
                 "memory for good: set one or the other"
             )
-        if self.engine.overlap_comm and self.engine.zero_stage < 2:
+        if self.engine.overlap_comm and self.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self
 
@@ -470,6 +471,13 @@ class RunConfig(Section):
     def corrects(self) -> CorrectionConfig | None:
         """The correction in force; None: the tokens are not weighted."""
         return self.correction if isinstance(self.correction, CorrectionConfig) else None
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's; of a config whose dtype is settled."""
+        if self.engine.zero_stage is None:
+            return 2 if self.model.dtype == "bfloat16" else 1
+        return self.engine.zero_stage
 
     @property
     def updates_per_step(self) -> int:

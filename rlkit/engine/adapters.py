@@ -36,7 +36,7 @@ def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=0.0,
-        target_modules=[f"{prefix}.{name}" for name in _targets(model, config.targets)],
+        target_modules=[f"{prefix}.{name}" for name in targets(model, config.targets)],
         bias="none",
     )
     # The start is the same in every run and on every rank, whatever was drawn before.
@@ -46,7 +46,7 @@ def add_adapters(module: nn.Module, model: Any, config: LoraConfig) -> None:
         inject_adapter_in_model(settings, module, adapter_name=ADAPTER)
 
 
-def _targets(model: Any, wanted: list[str] | str) -> list[str]:
+def targets(model: Any, wanted: list[str] | str) -> list[str]:
     """Full names of the layers that get adapters."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embedding.weight

@@ -81,7 +81,7 @@ class Engine:
         self._temperature = config.sampling.temperature
         self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
-        self._stage = config.engine.zero_stage
+        self._stage = config.zero_stage
         self._dtype: str = config.model.dtype
         self._leaves = config.engine.offload_states and optimizer is not None
         self._away = False
@@ -95,7 +95,7 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=None if optimizer is None else adamw(module, optimizer),
-                config=deepspeed_config(config, optimizer, self._stage),
+                config=deepspeed_config(config, optimizer, self._stage, _trained(module)),
                 dist_init_required=False,
             )
         if self._stage == 3 and isinstance(module, Policy) and module.form is not None:
@@ -532,6 +532,11 @@ def _together(groups: Iterable[WeightGroup], size: int) -> Iterator[list[WeightG
         held += added
     if found:
         yield found
+
+
+def _trained(module: nn.Module) -> int:
+    """Numbers that learn; ZeRO-3 may hold them elsewhere."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
 
 
 def _weightless(rollout: Rollout) -> Rollout:

@@ -379,9 +379,26 @@ def sum_ranks(tensor: Tensor) -> Tensor:
     return total.cpu()
 
 
-def peak_memory_gib() -> float:
-    """This rank's peak: of GPU memory where there is a GPU, else of the process."""
+_seen = 0
+"""Bytes: the most that the GPU had in use when it was looked at, since the peak was last asked for."""
+
+
+def look_at_memory() -> None:
+    """Where a phase of a step has what it needs. What PyTorch has once taken it keeps, so that a phase's peak is seen
+    at its end too; but vLLM's memory is there only while it samples, and PyTorch does not count it."""
+    global _seen
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        free, total = torch.cuda.mem_get_info()
+        _seen = max(_seen, total - free)
+
+
+def peak_memory_gib() -> float:
+    """Of this rank's GPU, the most in use since this was last asked, whoever uses it; without a GPU, this process's
+    peak since it began."""
+    global _seen
+    if torch.cuda.is_available():
+        look_at_memory()
+        peak, _seen = _seen, 0
+        return peak / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from rlkit import hub
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
-from rlkit.engine.adapters import add_adapters
+from rlkit.engine.adapters import add_adapters, targets
 from rlkit.engine.modules import Critic, Policy
 from rlkit.errors import ConfigError
 
@@ -41,28 +42,61 @@ class Shape(NamedTuple):
     vocabulary: int
     width: int
     """Of the hidden states that its head reads."""
+    body: int
+    """Parameters without the head, unless that is the embedding too."""
+    kept: int
+    """Numbers that attention keeps of a token, keys and values of all layers, at most: a layer that looks at a window,
+    or has a state of its own, keeps fewer."""
 
 
 @functools.cache
-def _shape(path: str, trust_remote_code: bool) -> Shape | None:
+def _unloaded(path: str, trust_remote_code: bool) -> Any:
+    """The model without its weights; None where its config cannot be read from here."""
     _settle_hub(path)
     try:
         config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
     except OSError:
         return None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    head = model.get_output_embeddings()
-    return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        vocabulary=config.get_text_config().vocab_size,
-        width=0 if head is None else head.weight.shape[1],
-    )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def model_shape(config: ModelConfig) -> Shape | None:
     """None where its config cannot be read from here."""
-    return _shape(config.path, config.trust_remote_code)
+    model = _unloaded(config.path, config.trust_remote_code)
+    if model is None:
+        return None
+    settings, head = model.config.get_text_config(), model.get_output_embeddings()
+    return Shape(
+        parameters=_numbers(model),
+        vocabulary=settings.vocab_size,
+        width=0 if head is None else head.weight.shape[1],
+        body=_numbers(model.base_model),
+        kept=kept_of_a_token(settings),
+    )
+
+
+def adapter_parameters(config: ModelConfig) -> int:
+    """Of the adapters that `load_policy` would add; 0 without LoRA, and where the model's config cannot be read from
+    here. ConfigError for a target that is no linear layer."""
+    model = _unloaded(config.path, config.trust_remote_code)
+    if model is None or config.lora is None:
+        return 0
+    layers = (model.get_submodule(name) for name in targets(model, config.lora.targets))
+    return config.lora.rank * sum(sum(layer.weight.shape) for layer in layers)
+
+
+def kept_of_a_token(settings: Any) -> int:
+    """See `Shape.kept`; `settings` of transformers' text model."""
+    heads = getattr(settings, "num_attention_heads", None)
+    if not heads:  # recurrent throughout
+        return 0
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    return int(2 * settings.num_hidden_layers * (getattr(settings, "num_key_value_heads", None) or heads) * size)
+
+
+def _numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_policy(config: ModelConfig, like: Policy | None = None) -> Policy:

@@ -10,6 +10,9 @@ from torch import nn
 
 from rlkit.config import OptimizerConfig, RunConfig
 
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at once, by its own default. It makes room for as many, however few there are."""
+
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
     """Of the update with that number (from 0): linear warm-up, then the schedule, which would reach 0 at `total`."""
@@ -36,8 +39,13 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None, stage: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: RunConfig, optimizer: OptimizerConfig | None, stage: int, trained: int = BUCKET
+) -> dict[str, Any]:
+    """`trained`: numbers that learn."""
     zero: dict[str, Any] = {"stage": stage}
+    if optimizer is not None:
+        zero["reduce_bucket_size"] = min(BUCKET, trained)
     pin = torch.cuda.is_available()
     if config.engine.offload_optimizer and optimizer is not None:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}

@@ -57,6 +57,18 @@ def resolve_sampler(ref: PluginRef, model: ModelConfig) -> tuple[PluginRef, str]
     return resolve_ref("samplers", PluginRef(kind=kind), "sampler"), why
 
 
+def starts_slowly(ref: PluginRef) -> str | None:
+    """What to say before such a sampler is built, which is silent for long; None: it is not."""
+    import torch
+
+    if ref.kind != "vllm" or not torch.cuda.is_available() or ref.options.get("enforce_eager"):
+        return None
+    return (
+        "  vLLM compiles the model and captures CUDA graphs: a minute or two without a word "
+        "(-s sampler.enforce_eager=true does without, and samples more slowly)"
+    )
+
+
 def end_tokens(path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
     """The model's own end tokens: all that its generation config, its config and its tokenizer name.
 

@@ -170,6 +170,8 @@ class Collector:
         self.progress(phase, 0, len(mine))
         for done, (at, generated) in enumerate(self.sampler.generate(requests), 1):
             self.progress(phase, done, len(mine))
+            if done == 1:  # by now it has all the memory that it takes
+                distributed.look_at_memory()
             # A sampler need not know of stop texts.
             completion = stops.cut(generated) if stops else generated
             text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)

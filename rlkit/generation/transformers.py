@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -25,7 +26,10 @@ BLOCK = 256
 
 class TransformersConfig(Section):
     max_batch: Annotated[int, Field(ge=1)] = 256
-    """Rows generated at once: lower it where memory runs out."""
+    """Rows generated at once, at most."""
+    kv_gib: Annotated[float, Field(gt=0)] = 4.0
+    """Keys and values of rows generated at once, at their full length: as many rows as that holds, and at least one.
+    Lower it where memory runs out; more is quicker."""
 
 
 @sampler("transformers")
@@ -39,6 +43,8 @@ class _Transformers:
         from transformers import AutoModelForCausalLM
 
         from rlkit.engine.attention import heed_soft_cap
+        from rlkit.engine.memory import GROWN
+        from rlkit.engine.models import kept_of_a_token
         from rlkit.engine.weight_names import Intake
         from rlkit.generation.decoding import share_keys
 
@@ -54,6 +60,9 @@ class _Transformers:
         self._ends = end_tokens(path, model.trust_remote_code)
         self._stops = stops_of(model)
         self._max_batch = config.max_batch
+        kept = kept_of_a_token(self._model.config.get_text_config()) * self._model.dtype.itemsize
+        self._room = config.kv_gib * 2**30 / (GROWN * kept) if kept else math.inf
+        """Tokens whose keys and values may be in memory at once."""
         self._context = context
         self._version = 0
 
@@ -64,8 +73,15 @@ class _Transformers:
             alike.setdefault(request.params, []).append(i)
         for params, rows in alike.items():
             rows.sort(key=lambda i: len(requests[i].prompt_tokens))
-            for start in range(0, len(rows), self._max_batch):
-                yield from self._generate(requests, rows[start : start + self._max_batch], params)
+            while rows:
+                batch = self._fitting([len(requests[i].prompt_tokens) + params.max_tokens for i in rows])
+                yield from self._generate(requests, rows[:batch], params)
+                rows = rows[batch:]
+
+    def _fitting(self, lengths: list[int]) -> int:
+        """How many rows go together of those with these ascending lengths: all are padded to the longest."""
+        most = min(len(lengths), self._max_batch)
+        return next((n for n in range(most, 1, -1) if n * lengths[n - 1] <= self._room), 1)
 
     @torch.no_grad()
     def _generate(

@@ -256,6 +256,7 @@ class Learner:
         started = time.perf_counter()
         with profiling.phase(phase):
             yield
+        distributed.look_at_memory()
         self.timer[phase] += time.perf_counter() - started
 
     def utilisation(self) -> dict[str, float]:

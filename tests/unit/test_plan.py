@@ -14,6 +14,7 @@ from rlkit.assembly import run as runs
 from rlkit.assembly.inputs import read_inputs
 from rlkit.assembly.plan import make_plan
 from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept, estimate
+from rlkit.engine.models import model_shape
 from rlkit.errors import ConfigError
 from rlkit.evaluation.on_suites import run_evaluation
 from rlkit.evaluation.settings import load_settings
@@ -56,7 +57,12 @@ def test_the_plan_says_when_checkpoints_are_made_and_what_they_take() -> None:
     assert "at the end, about" in said
     config = configs.resolve(configs.load("embedded_xs"))
     plain = checkpoint_bytes(config, needs_reference=True, has_critic=False)
-    assert checkpoint_bytes(config, needs_reference=True, has_critic=True) == 2 * plain
+    shape = model_shape(config.model)
+    assert shape is not None
+    # Weights and two means; the policy's for `from_pretrained` too, and its head is its embedding.
+    assert plain == 16 * shape.parameters
+    critic = checkpoint_bytes(config, needs_reference=True, has_critic=True) - plain
+    assert critic == 12 * shape.body
 
 
 def test_what_ends_a_response_is_said(tmp_path: Path) -> None:
@@ -110,8 +116,11 @@ def test_logits_are_of_the_largest_microbatch_that_there_can_be(
     vocabulary = estimate(config, 1, longest=1, needs_reference=False, has_critic=False)
     assert memory is not None
     assert vocabulary is not None
-    assert memory.head / vocabulary.head * min(budget, prompts * 4) == tokens
-    assert vocabulary.head % peak_bytes(1, 1) == 0
+    shape = model_shape(config.model)
+    assert shape is not None
+    gradient = 4 * shape.vocabulary * shape.width
+    assert memory.head.training - gradient == peak_bytes(tokens, shape.vocabulary)
+    assert vocabulary.head.training - gradient == peak_bytes(min(budget, prompts * 4), shape.vocabulary)
 
 
 def test_rows_longer_than_a_microbatch_are_said() -> None:

@@ -151,9 +151,28 @@ def test_samples_do_not_depend_on_how_requests_are_cut_into_batches(folder: Path
     assert [c.tokens for c in whole] == [c.tokens for c in cut]
 
 
+def test_rows_go_together_as_far_as_their_keys_and_values_have_room(folder: Path) -> None:
+    sampler: Any = build("transformers", folder)
+    sampler._room = 100
+    assert sampler._fitting([10, 20, 30, 33, 40]) == 3, "four rows of 33 are 132 tokens"
+    assert sampler._fitting([50, 60]) == 1
+    assert sampler._fitting([400, 500]) == 1, "one goes even so"
+    sampler._max_batch = 2
+    assert sampler._fitting([10, 20, 30]) == 2
+
+
+def test_the_room_for_keys_and_values_is_of_the_model(folder: Path) -> None:
+    """What the cache holds of a token, and half as much again, into which it grows."""
+    sampler: Any = build("transformers", folder, kv_gib=1.0)
+    model = sampler._model
+    cache = model(torch.tensor([[5]]), use_cache=True).past_key_values
+    of_a_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert sampler._room * 1.5 * of_a_token == pytest.approx(2**30)
+
+
 def test_what_ends_early_is_handed_out_early(folder: Path) -> None:
     """Half of the rows end at their first token: they must come before the others are done."""
-    sampler = build("transformers", folder)
+    sampler: Any = build("transformers", folder)
     tokenizer = pieces_tokenizer()
     first = ask(sampler, [PROMPTS[0]] * 64, list(range(64)), max_tokens=1)
     said = {tokenizer.decode(c.tokens) for c in first[:40]} - {""}
@@ -184,7 +203,7 @@ def test_generate_leaves_gradients_on_between_completions(folder: Path) -> None:
 
 
 def test_a_sync_with_a_strange_weight_is_an_error(folder: Path) -> None:
-    sampler = build("transformers", folder)
+    sampler: Any = build("transformers", folder)
     with pytest.raises(RlkitError, match=r"has no weight 'model\.wrong'"):
         sampler.sync([("model.wrong", torch.zeros(2))], 1)
     with pytest.raises(RlkitError, match=r"'model\.norm\.weight' is \[2\], the sampler's is \[64\]"):
@@ -192,7 +211,7 @@ def test_a_sync_with_a_strange_weight_is_an_error(folder: Path) -> None:
 
 
 def test_diverged_weights_are_named_as_such(folder: Path, tmp_path: Path) -> None:
-    sampler = build("transformers", folder)
+    sampler: Any = build("transformers", folder)
     model = random_model(tmp_path, tied=True, seed=3)
     sampler.sync(((name, p * torch.nan) for name, p in model.named_parameters()), 1)
     with pytest.raises(RlkitError, match="logits are not finite"):

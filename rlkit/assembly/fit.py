@@ -1,0 +1,146 @@
+"""Whether a run's memory is there, before a model is loaded; where it is not, what to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rlkit.assembly.doctor import host_memory
+from rlkit.config import LoraConfig, RunConfig
+from rlkit.engine.memory import Memory, estimate, seen_gpu
+from rlkit.engine.models import model_shape
+from rlkit.engine.passes import passes_of
+from rlkit.errors import ConfigError
+from rlkit.interfaces.learning import Algorithm
+from rlkit.wording import size
+
+if TYPE_CHECKING:
+    from rlkit.assembly.inputs import Inputs
+
+
+def longest_row(config: RunConfig, inputs: Inputs | None) -> int:
+    """Tokens of the longest prompt with the longest response."""
+    prompt = max(len(p.tokens) for p in inputs.problems.problems) if inputs else config.data.max_prompt_tokens
+    return prompt + config.sampling.max_tokens
+
+
+def memory_of(
+    config: RunConfig, algorithm: Algorithm, inputs: Inputs | None, ranks: int, gpu: int | None = None
+) -> Memory | None:
+    """What each rank of a resolved config needs; see `estimate`."""
+    shape = model_shape(config.model)
+    passes = passes_of(algorithm, config, ranks, shape.width if shape else None)
+    return estimate(
+        config,
+        ranks,
+        longest=longest_row(config, inputs),
+        needs_reference=algorithm.needs.reference,
+        has_critic=algorithm.value_loss is not None,
+        states=passes.states or 0.0 if passes.keeps else 0.0,
+        gpu=gpu,
+    )
+
+
+def check_fit(config: RunConfig, algorithm: Algorithm, inputs: Inputs, ranks: int) -> None:
+    """ConfigError for a run that this machine has not the memory for, activations left aside."""
+    memory = memory_of(config, algorithm, inputs, ranks)
+    if memory is not None and (wrong := misfits(config, memory, ranks)):
+        raise ConfigError(f"{config.model.path} does not fit here: {'; and '.join(wrong)}")
+
+
+def misfits(config: RunConfig, memory: Memory, ranks: int, gpu: int | None = None) -> list[str]:
+    """Sentences on what there is not enough room for, each with what would mend it. `gpu`: bytes of the memory of a GPU
+    of another machine; None: this rank's counts, and this machine's, in which all is where there is no GPU."""
+    elsewhere = gpu is not None
+    gpu = seen_gpu() if gpu is None else gpu
+    here, host = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), host_memory()
+    if gpu is None:
+        least = here * (max(memory.sampling, memory.training) + memory.host)
+        if least <= host:
+            return []
+        return [
+            f"{_ranks(here)} would need {size(least)} ({_parts(memory)}), and this machine has {size(host)} of memory "
+            f"and no GPU: take a smaller model, or model.lora: {{rank: 16}}"
+        ]
+    wrong = [
+        f"{phase} needs {size(least)} on each GPU ({_parts(memory, phase)}), which has {size(gpu)}"
+        f"{_mends(config, memory, ranks, gpu)}"
+        for phase, least in (("sampling", memory.sampling), ("training", memory.training))
+        if least > gpu
+    ]
+    if config.sampler.kind == "vllm" and memory.sampler.sampling < memory.sampler.host:
+        wrong.append(
+            f"sampler.gpu_memory gives vLLM {size(memory.sampler.sampling)} of each GPU, and the model's weights alone "
+            f"take {size(memory.sampler.host)}: raise it, or share the model among GPUs with sampler.tensor_parallel"
+        )
+    if not elsewhere and here * memory.host > host:
+        parts = ", ".join(f"{name} {size(held.host)}" for name, held in memory.parts.items() if held.host)
+        wrong.append(
+            f"{_ranks(here)} would keep {size(here * memory.host)} in host memory ({parts} on each rank), and this "
+            f"machine has {size(host)}{_spares_host(config)}"
+        )
+    return wrong
+
+
+def _ranks(count: int) -> str:
+    return "the one rank" if count == 1 else f"{count} ranks"
+
+
+def _parts(memory: Memory, phase: str = "training") -> str:
+    return ", ".join(
+        f"{name} {size(getattr(held, phase))}" for name, held in memory.parts.items() if getattr(held, phase)
+    )
+
+
+def _mends(config: RunConfig, memory: Memory, ranks: int, gpu: int) -> str:
+    """Each of the changes that would do alone; of the rest, what makes it less."""
+    fits = [
+        said for said, changed in _changes(config, memory, ranks, gpu) if max(changed.sampling, changed.training) <= gpu
+    ]
+    if fits:
+        return ". Any of these makes it fit: " + ", or ".join(fits)
+    return (
+        ". No one setting makes it fit: take more GPUs (--nproc) with engine.zero_stage: 3, several of "
+        "engine.offload_optimizer: true, model.lora: {rank: 16} and a smaller sampler.gpu_memory, or a smaller model"
+    )
+
+
+def _changes(config: RunConfig, memory: Memory, ranks: int, gpu: int) -> Iterator[tuple[str, Memory]]:
+    """Settings as one writes them, and what the run needs with them."""
+
+    def with_(section: str, **changes: Any) -> Memory:
+        changed = getattr(config, section).model_copy(update=changes)
+        found = estimate(
+            config.model_copy(update={section: changed}),
+            ranks,
+            longest=config.data.max_prompt_tokens + config.sampling.max_tokens,
+            needs_reference="reference" in memory.parts,
+            has_critic="critic" in memory.parts,
+            gpu=gpu,
+        )
+        assert found is not None, "its size is known"
+        return found
+
+    if config.sampler.kind == "vllm" and memory.sampling > gpu >= memory.training:
+        share = int(100 * (gpu - memory.sampling + memory.sampler.sampling) / gpu) / 100
+        if share * gpu > memory.sampler.host:  # its weights alone
+            yield f"sampler.gpu_memory: {share:g}", with_("sampler", gpu_memory=share)
+    for stage in range(config.zero_stage + 1, 4):
+        if ranks > 1 or stage == 2:
+            yield f"engine.zero_stage: {stage}", with_("engine", zero_stage=stage)
+    if not config.engine.offload_optimizer and config.zero_stage:
+        yield "engine.offload_optimizer: true", with_("engine", offload_optimizer=True)
+    if config.model.lora is None:
+        yield "model.lora: {rank: 16}", with_("model", lora=LoraConfig())
+
+
+def _spares_host(config: RunConfig) -> str:
+    """What would take less of the host's memory."""
+    if config.engine.offload_optimizer or config.engine.offload_parameters:
+        return (
+            ": leave out engine.offload_optimizer and offload_parameters, and take model.lora: {rank: 16} or more GPUs"
+        )
+    if getattr(config.reference, "keep_on", "device") == "host":
+        return ": keep the reference's average on the device (reference.keep_on)"
+    return ": take fewer ranks on a machine, or a smaller model"
