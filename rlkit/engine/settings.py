@@ -64,3 +64,8 @@ def deepspeed_config(config: RunConfig, optimizer: OptimizerConfig | None, stage
             settings["communication_data_type"] = "fp32"
             zero["reduce_bucket_size"] = 2.5e8  # of the same bytes as DeepSpeed's own, which is of 2 bytes a number
     return settings
+
+
+def cut_settings(config: RunConfig) -> dict[str, Any] | None:
+    """With which models are loaded under ZeRO stage 3; None: they are loaded whole."""
+    return deepspeed_config(config, None, 3) if config.engine.zero_stage == 3 else None
