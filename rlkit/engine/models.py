@@ -12,7 +12,6 @@ from unittest import mock
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations import HfDeepSpeedConfig
 
 from rlkit import hub
 from rlkit.config import ModelConfig
@@ -114,6 +113,7 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path", cut
 def _cutting(settings: dict[str, Any]) -> Iterator[None]:
     """What `from_pretrained` makes within is cut by ZeRO-3."""
     from deepspeed.runtime.zero import partition_parameters
+    from transformers.integrations import HfDeepSpeedConfig
 
     distributed.init()
     wrap = partition_parameters.zero_wrapper_for_fp_tensor_constructor
