@@ -137,11 +137,16 @@ def broken_loss(kind: str, new: TokenStats, batch: Batch, targets: Targets) -> t
     return loss + zero.abs().sqrt(), metrics
 
 
-def engine_of(config: RunConfig, *, frozen: bool = False, critic: bool = False) -> Any:
+def engine_of(config: RunConfig, *, frozen: bool = False, critic: bool = False, whole: bool = False) -> Any:
+    """whole: loaded so, and cut by the engine, where ZeRO-3 is to cut it."""
+    from rlkit.engine import distributed
     from rlkit.engine.deepspeed import Engine
     from rlkit.engine.models import load_critic, load_policy
+    from rlkit.engine.settings import cut_settings
 
-    module = load_critic(config.model) if critic else load_policy(config.model)
+    distributed.init()
+    cut = None if whole else cut_settings(config)
+    module = load_critic(config.model, cut) if critic else load_policy(config.model, cut=cut)
     return Engine(module, config, optimizer=None if frozen else config.optimizer, total_updates=5)
 
 
@@ -307,6 +312,32 @@ def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]
         "resumed": dict(resumed.weights()),
         "metrics": [last, again],
     }
+
+
+def load(config: RunConfig, seed: int) -> dict[str, Any]:
+    """A policy's and a critic's weights as loaded, and what they say after two updates, where they are cut while they
+    are loaded, and where it is done after that; and how many numbers a rank holds once the module is there."""
+    from rlkit.engine.models import load_policy
+    from rlkit.engine.settings import cut_settings
+
+    batch, targets = random_batch(seed)
+    found: dict[str, Any] = {}
+    for whole in (True, False):
+        policy, critic = (engine_of(config, whole=whole, critic=critic) for critic in (False, True))
+        found["loaded", whole] = dict(policy.weights())
+        found["known", whole] = policy._module.form, policy._module.packs, policy.width, policy.identity
+        found["metrics", whole] = [
+            policy.update(batch, targets, logprob_loss)
+            | critic.update(batch, targets, value_loss, frozenset({"values"}))
+            for _ in range(2)
+        ]
+        found["learnt", whole] = dict(policy.weights())
+        found["values", whole] = critic.token_stats(batch.rollout, frozenset({"values"})).get("values")
+        module = load_policy(config.model, cut=None if whole else cut_settings(config))
+        found["held", whole] = sum(p.numel() for p in module.parameters())
+        found["buffers", whole] = dict(module.named_buffers())
+        found["frozen", whole] = engine_of(config, whole=whole, frozen=True).own_logprobs(batch.rollout)
+    return found
 
 
 def make_room(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:

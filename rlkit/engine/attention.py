@@ -179,7 +179,8 @@ def use_packing(model: Any, known: bool | None = None) -> bool:
     before = model.config._attn_implementation
     if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
         return False
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings().weight
+    vocabulary = getattr(embedding, "ds_shape", embedding.shape)[0]
     *others, last = (
         torch.arange(start, start + length) % vocabulary for start, length in ((1, 7), (5, 3), (4, 5), (2, 11))
     )
@@ -218,8 +219,9 @@ def _last_states(model: Any, prompts: Sequence[Tensor], responses: Sequence[Tens
 
 @torch.no_grad()
 def _states(model: Any, **inputs: Tensor) -> Tensor:
-    states: Tensor = model(**inputs, use_cache=False).last_hidden_state
-    return states
+    there = {n: value if n == "cu_seq_lens_q" else value.to(model.device) for n, value in inputs.items()}
+    states: Tensor = model(**there, use_cache=False).last_hidden_state
+    return states.cpu()
 
 
 AttentionInterface.register(NAME, packed_attention)

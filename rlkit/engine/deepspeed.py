@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rlkit.config import OptimizerConfig, RunConfig
 from rlkit.engine import distributed, offload
-from rlkit.engine.modules import Critic, Policy
+from rlkit.engine.modules import Critic, Policy, whole_shape
 from rlkit.engine.passes import LOGPROBS, REFERENCE
 from rlkit.engine.reference import Compared, Kept, Reference, check_reference
 from rlkit.engine.resharding import Layout, Saved, place
@@ -79,7 +79,7 @@ class Engine:
         self._total_updates = total_updates
         self._budget = config.batch.tokens_per_microbatch
         self._temperature = config.sampling.temperature
-        self._shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self._shapes = {name: list(whole_shape(parameter)) for name, parameter in module.named_parameters()}
         self._observed: frozenset[Stat] = frozenset({"entropy"}) if isinstance(module, Policy) else frozenset()
         self._stage = config.zero_stage
         self._dtype: str = config.model.dtype
@@ -98,6 +98,7 @@ class Engine:
                 config=deepspeed_config(config, optimizer, self._stage, _trained(module)),
                 dist_init_required=False,
             )
+        module.find_out()
         if self._stage == 3 and isinstance(module, Policy) and module.form is not None:
             for parameter in module.head_parameters:
                 deepspeed.zero.register_external_parameter(module, parameter)

@@ -37,15 +37,15 @@ def head_form(lm: Any, path: str) -> tuple[float, float | None] | None:
         read.append(inputs[0])
         said = torch.zeros(logits.shape).flatten()
         said[: len(_PROBES)] = _PROBES
-        return said.view(logits.shape)
+        return said.view(logits.shape).to(logits.device)
 
-    vocabulary = head.weight.shape[0]
+    vocabulary = getattr(head.weight, "ds_shape", head.weight.shape)[0]
     tokens = torch.arange(max(4, math.ceil(len(_PROBES) / vocabulary)))[None] % vocabulary
     if lm.base_model is lm:
         return None
     hooks = [head.register_forward_hook(speak), lm.base_model.register_forward_hook(watch)]
     try:
-        heard = lm(input_ids=tokens, use_cache=False).logits.flatten()[: len(_PROBES)].double()
+        heard = lm(input_ids=tokens.to(lm.device), use_cache=False).logits.flatten()[: len(_PROBES)].double().cpu()
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ from rlkit.engine.export import check_export
 from rlkit.engine.models import load_critic, load_policy
 from rlkit.engine.modules import Policy
 from rlkit.engine.reference import Reference, reference_of
+from rlkit.engine.settings import cut_settings
 from rlkit.interfaces.learning import Algorithm
 
 
@@ -22,26 +23,29 @@ def load_engines(
     could not be written as a model again."""
     updates = config.steps * config.updates_per_step
     learns = max(1, updates - algorithm.critic_warmup_steps * config.updates_per_step)
-    module = load_policy(config.model)
+    cut = cut_settings(config)
+    module = load_policy(config.model, cut=cut)
+    dropped = check_export(module, tokenizer)
+    policy = Engine(module, config, tokenizer, optimizer=config.optimizer, total_updates=learns)
     if distributed.main_rank():
         for said in _does_without(module):
             warnings.warn(f"{config.model.path}: {said}", stacklevel=2)
-    dropped = check_export(module, tokenizer)
     if dropped and distributed.main_rank():
         warnings.warn(
             f"{config.model.path}: its generation settings hold what transformers refuses to save: "
             f"{', '.join(dropped)}. The models of this run are written without; training does not read it",
             stacklevel=2,
         )
-    policy = Engine(module, config, tokenizer, optimizer=config.optimizer, total_updates=learns)
     reference = critic = None
     if algorithm.needs.reference:
         reference = reference_of(
-            policy, config, lambda: Engine(load_policy(config.model, like=module), config, tokenizer)
+            policy, config, lambda: Engine(load_policy(config.model, module, cut), config, tokenizer)
         )
     if algorithm.value_loss is not None:
         model = config.model.model_copy(update={"path": config.critic.path or config.model.path})
-        critic = Engine(load_critic(model), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates)
+        critic = Engine(
+            load_critic(model, cut), config, tokenizer, optimizer=config.critic.optimizer, total_updates=updates
+        )
     return policy, reference, critic
 
 

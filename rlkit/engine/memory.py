@@ -131,7 +131,7 @@ def estimate(
 def engine_bytes(config: RunConfig, ranks: int, trained: int, frozen: int = 0) -> Held:
     """What DeepSpeed holds of a model that learns, `trained` of its numbers and `frozen` not."""
     held = _learning(config, ranks, trained, frozen)
-    if getattr(config.engine, "offload_states", False):
+    if config.engine.offload_states:
         away = 12 * trained / ranks
         return replace(held, sampling=held.sampling - away, host=held.host + away)
     return held
@@ -209,6 +209,9 @@ def _sampler(config: RunConfig, shape: Shape, gpu: int | None, ranks: int, longe
     if config.sampler.kind == "vllm":
         there = weights + 2**30  # its keys and values, unless VLLM_CPU_KVCACHE_SPACE says otherwise
         return Held(there, there)
+    if config.sampler.kind == "vllm_server":
+        # Rank 0's copy, for a server that comes back: of all ranks together it is as much.
+        return Held(host=weights / ranks)
     return Held()
 
 

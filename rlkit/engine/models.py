@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from rlkit import hub
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
+from rlkit.engine import distributed
 from rlkit.engine.adapters import add_adapters, targets
 from rlkit.engine.modules import Critic, Policy
 from rlkit.errors import ConfigError
@@ -99,28 +101,29 @@ def _numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_policy(config: ModelConfig, like: Policy | None = None) -> Policy:
+def load_policy(config: ModelConfig, like: Policy | None = None, cut: dict[str, Any] | None = None) -> Policy:
     """A causal language model on the CPU, dropout off, with LoRA adapters where the config asks for them.
 
-    like: a policy loaded from the same model, whose findings are taken over. Raises ConfigError for what cannot be
-    loaded, and for adapters where there can be none.
+    like: a policy loaded from the same model, whose findings are taken over. cut: DeepSpeed's settings of ZeRO stage 3,
+    where each rank is to hold its shards alone, on its device, from the start: collective. Raises ConfigError for what
+    cannot be loaded, and for adapters where there can be none.
     """
-    policy = Policy(_pretrained(AutoModelForCausalLM, config), config.path, like)
+    policy = Policy(_pretrained(AutoModelForCausalLM, config, cut=cut), config.path, like)
     if config.lora is not None:
         add_adapters(policy, policy.lm, config.lora)
     return policy
 
 
-def load_critic(config: ModelConfig) -> Critic:
-    """The model's body with a scalar head that starts at 0. Raises as `load_policy`."""
-    critic = Critic(_pretrained(AutoModel, config, "critic.path"), config.path)
+def load_critic(config: ModelConfig, cut: dict[str, Any] | None = None) -> Critic:
+    """The model's body with a scalar head that starts at 0. As `load_policy`."""
+    critic = Critic(_pretrained(AutoModel, config, "critic.path", cut), config.path)
     if config.lora is not None:
         add_adapters(critic, critic.body, config.lora)
         critic.head.requires_grad_(True)  # adapters freeze all else
     return critic
 
 
-def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path") -> Any:
+def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path", cut: dict[str, Any] | None = None) -> Any:
     path = resolve(config.path)
     with _explained(config, setting):
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
@@ -128,12 +131,13 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path") -> 
             # With dropout the gradient's log-probs would be of another policy than the one that sampled.
             if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
                 setattr(settings, key, 0.0)
-        model = kind.from_pretrained(
-            path,
-            config=settings,
-            dtype=getattr(torch, config.settled().dtype),
-            trust_remote_code=config.trust_remote_code,
-        )
+        with nullcontext() if cut is None else _cutting(cut):
+            model = kind.from_pretrained(
+                path,
+                config=settings,
+                dtype=getattr(torch, config.settled().dtype),
+                trust_remote_code=config.trust_remote_code,
+            )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval()
@@ -142,6 +146,26 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path") -> 
 def on_hub(path: str) -> bool:
     """Whether a model of that name is looked for on the hub: it is no folder of this machine's."""
     return not path.startswith((".", "/", "~")) and not Path(resolve(path)).exists()
+
+
+@contextmanager
+def _cutting(settings: dict[str, Any]) -> Iterator[None]:
+    """What `from_pretrained` makes within is cut by ZeRO-3."""
+    from deepspeed.runtime.zero import partition_parameters
+    from transformers.integrations import HfDeepSpeedConfig
+
+    distributed.init()
+    wrap = partition_parameters.zero_wrapper_for_fp_tensor_constructor
+
+    def keep_dtype(make: Any, target_fp_dtype: torch.dtype, target_device: torch.device) -> Any:
+        """DeepSpeed would round to the weights' dtype whatever is made: rotary frequencies too, that transformers
+        keeps in float32."""
+        return wrap(make, None, target_device)
+
+    alive = HfDeepSpeedConfig(settings)  # transformers looks for it, for as long as it lives
+    with mock.patch.object(partition_parameters, "zero_wrapper_for_fp_tensor_constructor", keep_dtype):
+        yield
+    del alive
 
 
 def _settle_hub(path: str) -> None:

@@ -32,6 +32,17 @@ from rlkit.interfaces.names import Stat
 from rlkit.ops.head import Head, head_stats
 
 
+def is_cut(model: nn.Module) -> bool:
+    """ZeRO-3 has cut its weights into shards."""
+    return any(hasattr(parameter, "ds_shape") for parameter in model.parameters())
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """Whether it is cut or not."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
 class Policy(nn.Module):
     """A causal language model that says log-probs and their like of given tokens."""
 
@@ -42,13 +53,28 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.path = path
-        self.form: tuple[float, float | None] | None = head_form(lm, path) if like is None else like.form
+        self.form: tuple[float, float | None] | None = None
         """Of the head; None: it is not known, and what stands for hidden states below are the model's own logits."""
-        vocabulary, size = lm.get_output_embeddings().weight.shape
-        self.width: int = vocabulary if self.form is None else size
-        """Of what stands for hidden states."""
-        self.packs: bool = use_packing(lm.base_model, None if like is None else like.packs)
+        self.packs = False
         """Rows go behind each other, without padding."""
+        self._known = False
+        if like is not None:
+            self.form, self.packs = like.form, use_packing(lm.base_model, like.packs)
+            self._known = True
+        elif not is_cut(lm):
+            self.find_out()
+
+    def find_out(self) -> None:
+        """Try what the model does. One that ZeRO-3 has cut while it was loaded can be tried only within its engine."""
+        if not self._known:
+            self.form, self.packs = head_form(self.lm, self.path), use_packing(self.lm.base_model)
+            self._known = True
+
+    @property
+    def width(self) -> int:
+        """Of what stands for hidden states."""
+        vocabulary, size = whole_shape(self.lm.get_output_embeddings().weight)
+        return vocabulary if self.form is None else size
 
     def head(self, adapters: bool = True) -> Head:
         """The output head, with its adapters where it has any; its weights are empty outside forward under ZeRO-3."""
@@ -157,8 +183,17 @@ class Critic(nn.Module):
         super().__init__()
         self.body = body
         self.head = ValueHead(_width(body), body.dtype)
-        self.packs = use_packing(body)
+        self.packs = False
         self.path = path
+        self._known = False
+        if not is_cut(body):
+            self.find_out()
+
+    def find_out(self) -> None:
+        """As a policy's."""
+        if not self._known:
+            self.packs = use_packing(self.body)
+            self._known = True
 
     def forward(
         self,
@@ -200,5 +235,8 @@ def _hidden_states(body: Any, sequences: Mapping[str, Tensor | None]) -> Tensor:
 @torch.no_grad()
 def _width(body: Any) -> int:
     """Of the body's hidden states, which some project from `hidden_size` to another width."""
+    if is_cut(body):
+        settings = body.config.get_text_config()
+        return int(getattr(settings, "word_embed_proj_dim", settings.hidden_size))
     states: Tensor = body(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).last_hidden_state
     return states.shape[-1]

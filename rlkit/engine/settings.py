@@ -44,8 +44,6 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """`trained`: numbers that learn."""
     zero: dict[str, Any] = {"stage": stage}
-    if optimizer is not None:
-        zero["reduce_bucket_size"] = min(BUCKET, trained)
     pin = torch.cuda.is_available()
     if config.engine.offload_optimizer and optimizer is not None:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
@@ -65,10 +63,16 @@ def deepspeed_config(
         "steps_per_print": 2**62,
     }
     if optimizer is not None:
+        # Under bfloat16 of the same bytes as DeepSpeed's own, which is of 2 bytes a number.
+        zero["reduce_bucket_size"] = min(BUCKET // 2 if bf16 else BUCKET, trained)
         settings["gradient_clipping"] = optimizer.clip_norm
         if bf16:
             # Micro-batches and ranks add up in float32, else their number would show in the gradient.
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
             settings["communication_data_type"] = "fp32"
-            zero["reduce_bucket_size"] = 2.5e8  # of the same bytes as DeepSpeed's own, which is of 2 bytes a number
     return settings
+
+
+def cut_settings(config: RunConfig) -> dict[str, Any] | None:
+    """With which models are loaded under ZeRO stage 3; None: they are loaded whole."""
+    return deepspeed_config(config, None, 3) if config.zero_stage == 3 else None
