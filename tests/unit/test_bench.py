@@ -38,3 +38,16 @@ def test_a_benchmark_runs_in_short(script: str, rows: set[str], tmp_path: Path) 
     assert all(row["seconds"] > 0 for row in found["rows"] if "seconds" in row)
     assert found["about"]["threads"] >= 1
     assert ("name an environment with TRL by --trl-python" in made.stdout) == (script == "step.py")
+
+
+@pytest.mark.slow
+def test_both_schedules_are_timed_with_a_real_server(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    file = tmp_path / "found.json"
+    command = [sys.executable, str(BENCH / "schedules.py"), "embedded_xs", "--rounds", "1", "--steps", "4"]
+    made = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    found = json.loads(file.read_text())
+    assert all(len(found[name]["step_s"]) == 2 for name in ("synchronous", "one_ahead"))
+    assert all(found["synchronous"]["sample_s"]) and all(found["one_ahead"]["ahead_s"])
+    assert "synchronous takes" in made.stdout
