@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 
+from rlkit import config as configs
 from rlkit.records.folder import RunFolder
 
 SCHEDULES = ("synchronous", "one_ahead")
@@ -36,7 +37,7 @@ PHASES = ("step_s", "sample_s", "ahead_s", "measure_s", "update_s", "sync_s", "l
 @click.option("--json", "out", type=click.Path(path_type=Path))
 def main(preset: str, rounds: int, steps: int, algo: str, settings: tuple[str, ...], out: Path | None) -> None:
     found: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in SCHEDULES}
-    with tempfile.TemporaryDirectory() as folder, served() as url:
+    with tempfile.TemporaryDirectory() as folder, served(configs.load(preset, settings, algo).model.path) as url:
         for number in range(rounds):
             for schedule in SCHEDULES:
                 name = f"{schedule}-{number}"
@@ -66,12 +67,12 @@ def shown(values: list[float]) -> str:
 
 
 @contextmanager
-def served() -> Iterator[str]:
+def served(model: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([sys.executable, "-m", "rlkit", "serve", "embedded:s", "--port", str(port)])
+    server = subprocess.Popen([sys.executable, "-m", "rlkit", "serve", model, "--port", str(port)])
     try:
         while True:
             if server.poll() is not None:
