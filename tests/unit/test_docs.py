@@ -189,6 +189,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "page",
     [
         "getting-started.md",
+        "own-data.md",
         "around-the-algorithm.md",
         "reading-a-run.md",
         pytest.param("python.md", marks=pytest.mark.slow),
