@@ -524,7 +524,7 @@ def speed(item: Item) -> None:
 
 def budget(item: Item) -> None:
     """Out of memory ends in a sentence, and a smaller micro-batch works after it."""
-    shape, prompt, rows, response = (TINY, 4, 8, 28) if item.small else (LARGE, 96, 256, 4000)
+    shape, prompt, rows, response = (TINY, 4, 8, 28) if item.small else (LARGE, 96, 96, 4000)
     path = shaped(item, shape | ({} if item.small else {"num_hidden_layers": 8}))
     batch, targets = random_batch([response] * rows, prompt, shape["vocab_size"])
 

@@ -112,6 +112,7 @@ def test_an_item_begins_from_nothing_where_there_is_a_gpu(tool: ModuleType, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_of_it_runs_at_small_sizes(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     command = [sys.executable, str(TOOLS / "gpu_check.py"), "--size", "small", "--model", "embedded:xs"]
