@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ import deepspeed  # noqa: E402, F401  here, where many items can share it
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from rlkit import config as configs  # noqa: E402
-from rlkit.assembly.run import build_loop, train  # noqa: E402
+from rlkit.assembly.run import build_loop  # noqa: E402
 from rlkit.closing import closing  # noqa: E402
 from rlkit.config import RunConfig  # noqa: E402
 from rlkit.engine import distributed, flops, memory  # noqa: E402
@@ -268,10 +269,17 @@ def runs(item: Item) -> None:
 
     for dtype in ("float32", "bfloat16"):
         for algo in ("vimpo", "grpo", "ppo"):
-            seconds, folder = timed(lambda: train(config(algo, dtype, steps), quiet=True))  # noqa: B023
+            seconds, folder = timed(lambda: _trained(config(algo, dtype, steps)))  # noqa: B023
             _say_run(item, f"{algo}, {dtype}", folder, steps, seconds, dtype)
-        seconds, folder = timed(lambda: train(config("vimpo", dtype, steps + 1), quiet=True, resume=True))  # noqa: B023
+        seconds, folder = timed(lambda: _trained(config("vimpo", dtype, steps + 1), resume=True))  # noqa: B023
         _say_run(item, f"vimpo, {dtype}, resumed", folder, steps + 1, seconds, dtype)
+
+
+def _trained(config: RunConfig, resume: bool = False) -> Path:
+    """As `rlkit run` trains, but for the pictures."""
+    with closing() as stack:
+        _loop(config, stack, resume).train()
+    return config.folder
 
 
 def _say_run(item: Item, what: str, folder: Path, steps: int, seconds: float, dtype: str) -> None:
@@ -615,10 +623,10 @@ def model(item: Item) -> None:
         )
 
 
-def _loop(config: RunConfig, stack: Any) -> Loop:
+def _loop(config: RunConfig, stack: ExitStack, resume: bool = False) -> Loop:
     resolved, algorithm = configs.resolve_with_algorithm(config)
     distributed.init()
-    return build_loop(resolved, algorithm, stack, resume=False)
+    return build_loop(resolved, algorithm, stack, resume=resume)
 
 
 def vllm(item: Item) -> None:
