@@ -102,7 +102,7 @@ def test_a_run_is_what_its_steps_by_hand_make(straight: RunFolder, tmp_path: Pat
             rollout = assemble(here.scored, here.rewards, compares_groups=True, replaced=here.replaced)
             assert rollout.version.unique().tolist() == [max(step - 2, 0)]
             for one, row in zip(here.scored, rows_of(straight, step), strict=True):
-                assert one.completion.tokens == row["tokens"]
+                assert list(one.completion.tokens) == row["tokens"]
             learner.learn(rollout, learner.measure(rollout, step), step)
             learner.state.step = step
             sync(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class Engine:
         self.asked: list[Any] = []
         self.forgets = True
         self.room = True
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
 
     def sleep(self, level: int) -> None:
         self.asked.append(level)
@@ -45,7 +47,6 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
     model = torch.nn.Module()
     model.load_weights = lambda weights: [name for name, _ in weights]  # type: ignore[assignment]
     monkeypatch.setattr(made, "_model", lambda: model)
-    monkeypatch.setattr(made, "_made_of_others", lambda model: set())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
     return made
