@@ -106,11 +106,14 @@ def _causal(
     narrow = window is not None and window < length
     if softcap is None and sinks is None:
         mask = _mask(length, window, query.device) if narrow else None
+        if shared and query.is_cuda and (mask is not None or query.dtype == torch.float32):
+            # Flash alone shares heads there, and it takes neither: the kernel that is left holds all scores at once.
+            key, value, shared = *_repeated(query, key, value), False
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared
         )
     if shared:
-        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        key, value = _repeated(query, key, value)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -155,6 +158,12 @@ def _varlen(
     )
     assert isinstance(out, Tensor)
     return out.transpose(0, 1)[None]
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values once for each head that shares them."""
+    times = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
 
 
 @functools.lru_cache(maxsize=64)

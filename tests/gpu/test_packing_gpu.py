@@ -32,3 +32,18 @@ def test_packed_is_alone(window: int | None, key_heads: int, width: int) -> None
         assert half is not None
         assert exact is not None
         assert (half.double() - exact).norm() <= 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("window", [None, 1000])
+def test_float32_with_shared_heads_holds_no_table_of_scores(window: int | None) -> None:
+    length = 8192
+    placed = {
+        name: part.cuda() if name != "cu_seq_lens_q" else part
+        for name, part in pack([torch.arange(1)], [torch.arange(length - 1)]).items()
+    }
+    del placed["input_ids"], placed["position_ids"]
+    query, key, value = (torch.randn(1, heads, length, 64, device="cuda") for heads in (8, 2, 2))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    packed_attention(None, query, key, value, None, sliding_window=window, **placed)
+    assert torch.cuda.max_memory_allocated() - before < 4 * 8 * length**2 / 2
