@@ -139,7 +139,7 @@ def samples_without_value(metrics: Metrics) -> Warning | None:
         "hardest), what is learnt leans towards the others.",
         tries=(
             "`rlkit verify RUN --reward NAME`, which scores the responses again and shows where it fails",
-            "for timeout, which a reward that asks a server says: a longer timeout_s of its own, or fewer `scoring.workers`",
+            "for timeout (of rewards that ask a server): a longer timeout_s of theirs, or fewer `scoring.workers`",
             "for bad_gold: `rlkit data check FILE --reward NAME`, which finds golds that no answer can match",
         ),
     )
