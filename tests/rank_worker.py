@@ -608,7 +608,7 @@ def two_conversations(count: int) -> dict[str, Any]:
     from rlkit.engine import distributed
 
     rank, heard = distributed.rank(), []
-    group = distributed.another_group()
+    group = distributed.another_group(5)
 
     def speak() -> None:
         with distributed.speaking_through(group):

@@ -114,9 +114,10 @@ def _changes(config: RunConfig, memory: Memory, ranks: int, gpu: int) -> Iterato
         found = estimate(
             config.model_copy(update={section: changed}),
             ranks,
-            longest=config.data.max_prompt_tokens + config.sampling.max_tokens,
+            longest=memory.longest,
             needs_reference="reference" in memory.parts,
             has_critic="critic" in memory.parts,
+            states=memory.states,
             gpu=gpu,
         )
         assert found is not None, "its size is known"

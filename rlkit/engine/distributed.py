@@ -175,7 +175,7 @@ def main_rank() -> bool:
     return rank() == 0
 
 
-def another_group(timeout_minutes: float = 60) -> dist.ProcessGroup | None:
+def another_group(timeout_minutes: float) -> dist.ProcessGroup | None:
     """A group of all ranks for a thread of its own, over the CPU: two threads that spoke through one group would take
     each other's messages. Collective. None: there is one rank, which needs none."""
     if world_size() == 1:

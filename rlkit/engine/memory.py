@@ -51,6 +51,8 @@ class Memory:
     """The head's logits and what is made of them, as many as are in memory at once, and its gradient."""
     states: float = 0.0
     """In host memory: the reference's hidden states of a rollout."""
+    longest: int = 0
+    """Tokens of the longest row that it is reckoned for."""
 
     @property
     def parts(self) -> dict[str, Held]:
@@ -125,6 +127,7 @@ def estimate(
         sampler=_sampler(config, shape, gpu, ranks, longest),
         head=Held(training=logits),
         states=states,
+        longest=longest,
     )
 
 

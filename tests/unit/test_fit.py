@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,11 @@ def test_ranks_do_not_share_what_each_must_hold(qwen: dict[str, Path]) -> None:
     assert one.reference == eight.reference
     assert one.critic.sampling > eight.critic.sampling > 2 * 0.5 * GB
     assert one.engines < one.policy.training + one.critic.training + one.reference.training
+
+
+def test_what_would_mend_it_is_reckoned_for_the_same_rows(qwen: dict[str, Path]) -> None:
+    config, memory = made(qwen["0.6B"], "sampler=transformers")
+    short = replace(memory, longest=100, states=7.0)
+    tried = [changed for _, changed in fit._changes(config, short, 1, CARD)]
+    assert len(tried) == 2  # the optimizer on the host, and LoRA
+    assert {(changed.longest, changed.states) for changed in tried} == {(100, 7.0)}
