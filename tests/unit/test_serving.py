@@ -141,6 +141,14 @@ def test_weights_over_gloo_arrive_as_they_were(buffer: int, monkeypatch: pytest.
             assert torch.equal(tensor, sent[name])
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Which servers this process would have become: a test must not end as one, with code 0."""
+    found: list[Any] = []
+    monkeypatch.setattr(command.os, "execve", lambda *given: found.append(given))
+    return found
+
+
 def options(**changed: Any) -> dict[str, Any]:
     given = {"host": "127.0.0.1", "port": 8000, "tensor_parallel": 1, "data_parallel": 1} | changed
     words = command.arguments(ModelConfig(path="embedded:xs", dtype="float32"), **given)
@@ -161,7 +169,9 @@ def test_what_vllm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "gpu7"])
-def test_an_address_that_others_reach_wants_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_others_reach_wants_a_key(
+    host: str, monkeypatch: pytest.MonkeyPatch, started: list[Any]
+) -> None:
     done = CliRunner().invoke(main, ["serve", "embedded:xs", "--host", host])
     assert done.exit_code == 2
     assert f"--host {host} can be reached from other machines" in done.output
@@ -170,20 +180,22 @@ def test_an_address_that_others_reach_wants_a_key(host: str, monkeypatch: pytest
     done = CliRunner().invoke(main, ["serve", "embedded:xs", "--host", host, "--api-key-env", "NO_KEY_HERE"])
     assert done.exit_code == 2
     assert "NO_KEY_HERE, which is not set" in done.output
+    assert started == []
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_that_is_taken(started: list[Any]) -> None:
     with serving(lambda number, body: 200) as there:
         port = there.url.rpartition(":")[2]
         done = CliRunner().invoke(main, ["serve", "embedded:xs", "--port", port])
     assert done.exit_code == 2
     assert f"127.0.0.1:{port} cannot be listened on (Address already in use): take another --port" in done.output
+    assert started == []
 
 
-def test_the_key_goes_by_the_environment_and_not_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_goes_by_the_environment_and_not_by_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, started: list[Any]
+) -> None:
     monkeypatch.setenv("MINE", "sesame-1234")
-    started: list[Any] = []
-    monkeypatch.setattr(command.os, "execve", lambda *given: started.append(given))
     port = free_port()
     words = ["serve", "embedded:xs", "--host", "0.0.0.0", "--api-key-env", "MINE", "--port", str(port)]
     CliRunner().invoke(main, [*words, "--", "--max-model-len", "99"])
