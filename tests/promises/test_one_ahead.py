@@ -140,6 +140,15 @@ def test_what_it_logs_of_age_and_of_weights(straight: RunFolder) -> None:
         assert "time/sample_s" not in row
 
 
+def test_nothing_is_sampled_for_a_step_after_the_last(straight: RunFolder) -> None:
+    states = [
+        torch.load(straight.checkpoints / f"step-{step:08d}" / "state.pt", weights_only=True)["ahead"]
+        for step in (STEPS - 1, STEPS)
+    ]
+    assert states[0]["step"] == STEPS
+    assert states[1] is None
+
+
 def test_the_ratio_is_to_the_weights_that_sampled(tmp_path: Path) -> None:
     """With one update a rollout it is 1 to those that the learner began with, which would say nothing."""
     run = trained(tmp_path, "one", "grpo", "steps=3", "eval.every=0")
