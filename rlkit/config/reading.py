@@ -70,7 +70,10 @@ def _read(source: str) -> tuple[str, str]:
         raise ConfigError(
             f"no config {source!r}: neither a file (looked in {Path.cwd()}) nor a preset{nearest(source, shipped)}"
         )
-    return path.read_text(), str(path)
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}") from error
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _token_rewards(scored: Sequence[Scored], rewards: Sequence[float | None]) ->
     rows = []
     for one, reward in zip(scored, rewards, strict=True):
         row = torch.zeros(len(one.completion.tokens))
-        if reward is not None:
+        if reward is not None and len(row):
             if one.result.token_values is not None:
                 row += _tensor(one.result.token_values, torch.float32)
             row[-1] += reward - float(row.sum())
