@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rlkit.api.comparing import Comparison, compare
     from rlkit.api.run import Run
     from rlkit.api.sweeping import Sweep, sweep
-    from rlkit.api.training import train
+    from rlkit.api.training import replay, train
     from rlkit.interfaces.declarations import Needs
     from rlkit.interfaces.learning import (
         Advantage,
@@ -34,7 +34,7 @@ _HOME = {
     **dict.fromkeys(("Comparison", "compare"), "rlkit.api.comparing"),
     "Run": "rlkit.api.run",
     **dict.fromkeys(("Sweep", "sweep"), "rlkit.api.sweeping"),
-    "train": "rlkit.api.training",
+    **dict.fromkeys(("replay", "train"), "rlkit.api.training"),
 }
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "compare",
     "loss",
     "noise",
+    "replay",
     "reward",
     "sampler",
     "suite",

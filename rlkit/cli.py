@@ -24,6 +24,7 @@ from rlkit.commands import (
     model,
     new,
     plugins,
+    replay,
     report,
     run,
     serve,
@@ -118,6 +119,7 @@ def main(debug: bool) -> None:
 
 for command in (
     run.run,
+    replay.replay,
     init.init,
     new.new,
     plugins.list_plugins,

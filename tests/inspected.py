@@ -76,6 +76,7 @@ def write(
     folder.log_rollout(
         step, rollout, prompts=[prompts[n] for n in number], answers=["4"] * len(samples),
         texts=[s.text for s in samples], results=[s.result for s in samples],
+        rewards=[s.result.value if s.noisy is None else s.noisy for s in samples],
         stats=TokenStats(values=padded([s.value for s in samples], width)) if values else None,
     )  # fmt: skip
     if credit:

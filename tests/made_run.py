@@ -66,6 +66,7 @@ def log_responses(folder: RunFolder, step: int, responses: Sequence[str]) -> Non
         answers=[f"gold {row}" for row in range(count)],
         texts=responses,
         results=results,
+        rewards=[0.0, *[result.value for result in results[1:]]],
     )
 
 

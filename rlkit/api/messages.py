@@ -36,6 +36,7 @@ _SAID: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"-s '?steps=(\d+)'?", r"steps=\1"),
     (r"-s '(?P<quoted>[\w.@]+)=(?P<text>[^']+)'|-s (?P<bare>[\w.@]+)=(?P<word>[^\s'`]*[^\s'`,.;:)])", _setting),
     (r"--tune ([\w.]+)=([\w.,-]+)", r'tune={"\1": [\2]}'),
+    (r"--steps (\d+)-(\d+)", r"steps=(\1, \2)"),
     (r"--noise (\S+?)(:?)(?=\s|$)", r'noise="\1"\2'),
     (r"--suite\b", "suites="),
     (r"--metric\b", "metrics="),

@@ -302,7 +302,8 @@ class Run:
 
     def _state(self) -> str:
         config = self.config
-        return f"{config['algo']['kind']}, {self.step} of {counted(config['steps'], 'step')}"
+        replayed = f", replayed from {config['replay']['run']}" if config.get("replay") else ""
+        return f"{config['algo']['kind']}, {self.step} of {counted(config['steps'], 'step')}{replayed}"
 
     def _repr_html_(self) -> str:
         from rlkit import report

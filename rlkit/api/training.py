@@ -1,4 +1,4 @@
-"""rlkit.train: a run started from Python."""
+"""rlkit.train and rlkit.replay: a run started from Python."""
 
 from __future__ import annotations
 
@@ -112,6 +112,57 @@ def train(
                     print(f"{run.folder} has done its {run.steps} steps: it is taken as it is")
                 return run
         return trained(wanted, resume=resume, quiet=quiet, profile=profile)
+
+
+def replay(
+    run: str | PathLike[str],
+    *,
+    algo: str | None = None,
+    steps: tuple[int, int] | None = None,
+    name: str | None = None,
+    out: str | PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    plugins: Sequence[str | PathLike[str]] = (),
+    quiet: bool = False,
+) -> Run:
+    """Train from the samples that a run has stored, without sampling: what `rlkit replay` does.
+
+    With the run's own settings, the same updates bit for bit; with another algorithm, what that makes of the same
+    samples, which are off-policy for it.
+
+    Args:
+        run: its folder.
+        algo: another algorithm; None: the run's own.
+        steps: the first and the last of its steps to learn from, as in (1, 20); None: all.
+        name: of the new run's folder; None: RUN-replayed-ALGO.
+        out: the folder of all runs; None: that of `run`.
+        settings: what is to be different, as in `{"optimizer.lr": 1e-5}`; what decides samples cannot be.
+        plugins: Python files or modules to import first.
+        quiet: print nothing.
+
+    Returns:
+        The new `Run`.
+
+    Raises:
+        ConfigError: for settings that cannot be, and steps of which the run has stored no samples.
+        RlkitError: for what goes wrong later.
+        KeyboardInterrupt: as `rlkit.train`.
+
+    Example:
+        >>> rlkit.replay("runs/vimpo-s-seed0", algo="grpo", settings={"correction": {}})
+    """
+    from rlkit.assembly import replaying
+
+    with speaking_python():
+        given = written({"name": name, "out": out, **(settings or {})})
+        said = None if steps is None else f"{steps[0]}-{steps[1]}"
+        made = replaying.settings(Path(run), said, algo, given)
+        more = [os.fspath(each) for each in plugins]
+        config = configs.load(RunFolder(Path(run)).config_file, [*made, *given], algo)
+        wanted = config.model_copy(
+            update={"plugins": [*config.plugins, *(each for each in more if each not in config.plugins)]}
+        )
+        return trained(wanted, resume=False, quiet=quiet)
 
 
 def _config(

@@ -34,15 +34,15 @@ AHEAD = "one ahead: the next rollout is sampled beside the updates, with weights
 def make_plan(
     config: RunConfig,
     algorithm: Algorithm,
-    why_sampler: str,
+    why_sampler: str | None,
     inputs: Inputs | None,
     ranks: int,
     columns: int | None = None,
     gpu: int | None = None,
 ) -> str:
     """The plan of a resolved config, as text. `inputs` is None where they have not been read (a dry run of a hub data
-    set). `columns`: of the terminal that it is for. `gpu`: bytes of the GPU's memory; None: of one that is here, if
-    any."""
+    set), `why_sampler` where nothing is sampled. `columns`: of the terminal that it is for. `gpu`: bytes of the GPU's
+    memory; None: of one that is here, if any."""
     held_out = inputs.held_out if inputs else None
     longest = longest_row(config, inputs)
     batch, sampling = config.batch, config.sampling
@@ -50,6 +50,7 @@ def make_plan(
     shape = model_shape(config.model)
     passes = passes_of(algorithm, config, ranks, shape.width if shape else None)
     rows = {
+        **_replay(config),
         "algorithm": _algorithm(config.algo),
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, inputs),
@@ -66,7 +67,7 @@ def make_plan(
         **({"end tokens": _end_tokens(inputs)} if inputs else {}),
         **({"stop texts": quoted(sampling.stop)} if sampling.stop else {}),
         **_refill(config),
-        **({"schedule": AHEAD} if config.schedule == "one_ahead" else {}),
+        **({"schedule": AHEAD} if config.schedule == "one_ahead" and config.replay is None else {}),
         "updates": f"{counted(batch.minibatches, 'minibatch', 'es')} x {counted(batch.epochs, 'epoch')} = "
         f"{config.updates_per_step} a step of {sequences // batch.minibatches} sequences; "
         f"{counted(config.steps, 'step')} = {counted(config.steps * config.updates_per_step, 'update')}",
@@ -78,7 +79,7 @@ def make_plan(
         f"clip norm {config.optimizer.clip_norm:g}",
         "engine": _engine(config, longest, ranks),
         **_memory(config, memory_of(config, algorithm, inputs, ranks, gpu), ranks, gpu),
-        "sampler": f"{config.sampler.kind} ({why_sampler})",
+        "sampler": _sampler(config, why_sampler),
         "evaluation": _evaluation(config, held_out),
         "checkpoints": _checkpoints(config, algorithm),
         "folder": str(config.folder),
@@ -113,6 +114,19 @@ def _end_tokens(inputs: Inputs) -> str:
     # Not decoded: a tokenizer may decode a special token to nothing.
     named = (f"{one_line(str(inputs.tokenizer.convert_ids_to_tokens(end)))} ({end})" for end in inputs.end_tokens)
     return ", ".join(named) or "none"
+
+
+def _replay(config: RunConfig) -> dict[str, str]:
+    """Nothing for a run that samples what it learns from."""
+    if config.replay is None:
+        return {}
+    return {"replay": f"the samples of {config.replay.run}, steps {config.replay.first} to {config.steps}"}
+
+
+def _sampler(config: RunConfig, why: str | None) -> str:
+    if why is None:
+        return "none: nothing is sampled"
+    return f"{config.sampler.kind} ({why}{', for evaluation alone' if config.replay else ''})"
 
 
 def _refill(config: RunConfig) -> dict[str, str]:

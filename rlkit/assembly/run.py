@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from rlkit.evaluation.in_training import Benchmark
     from rlkit.evaluation.suites import OpenSuite
     from rlkit.generation.collector import Collector
+    from rlkit.interfaces.generation import Sampler
     from rlkit.interfaces.learning import Algorithm
+    from rlkit.interfaces.rewards import RewardResult, SampleKey
     from rlkit.loop.base import Loop
     from rlkit.records.folder import RunFolder
     from rlkit.tracking.console import Console
@@ -137,8 +139,10 @@ def build_loop(
         from rlkit.assembly.fit import check_fit
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
+        from rlkit.assembly.replaying import check_prompts, source_of
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
+        from rlkit.engine.models import model_shape
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
         from rlkit.generation.collector import Collector
@@ -147,12 +151,15 @@ def build_loop(
         from rlkit.loop.learner import Learner
         from rlkit.loop.log import Log
         from rlkit.loop.one_ahead import OneAheadLoop
+        from rlkit.loop.replayed import ReplayedLoop
         from rlkit.loop.state import RunState
+        from rlkit.loop.sync import Sync
         from rlkit.loop.synchronous import SynchronousLoop
         from rlkit.records.folder import RunFolder
         from rlkit.scoring import Scorer, WeightedReward
-        from rlkit.scoring.noise import build_noises, check_noise
+        from rlkit.scoring.noise import apply_noise, build_noises, check_noise
 
+        source = source_of(config)
         if resume:
             began = RunFolder.open(config.folder).read_config().algo.kind
             if began != config.algo.kind:
@@ -172,44 +179,84 @@ def build_loop(
             if distributed.main_rank():
                 _say_what_was_edited(config)
         tokenizer = inputs.tokenizer
-        sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
-        config = config.model_copy(update={"sampler": sampler_ref})
+        samples, why_sampler = True, None
+        if source is not None:
+            check_prompts(source, config, inputs.problems.problems)
+            samples = inputs.held_out is not None or bool(config.eval.suites)
+        if samples:
+            sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
+            config = config.model_copy(update={"sampler": sampler_ref})
 
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
         check_fit(config, algorithm, inputs, distributed.world_size())
         if distributed.main_rank() and shows in ("bar", "lines"):
-            print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
+            then = f", then the sampler ({config.sampler.kind})" if samples else ""
+            print(f"loading {config.model.path}{then}", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
+
+    def sampler_of() -> Sampler:
+        made = build_sampler(config.sampler, config.model, context, config.seed)
+        stack.callback(made.close)
+        return made
+
     # What is wrong with servers is said before a model is loaded; any other sampler takes what the trainer leaves.
-    elsewhere = config.sampler.kind == "vllm_server"
-    sampler = build_sampler(config.sampler, config.model, context, config.seed) if elsewhere else None
-    policy, reference, critic = load_engines(config, algorithm, tokenizer)
-    if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
-        print(said, flush=True)
-    sampler = sampler or build_sampler(config.sampler, config.model, context, config.seed)
-    stack.callback(sampler.close)
-    ahead = config.schedule == "one_ahead"
+    elsewhere = samples and config.sampler.kind == "vllm_server"
+    sampler = sampler_of() if elsewhere else None
+    # Schedules end where those of a replayed run would have ended.
+    planned = config if source is None else config.model_copy(update={"steps": source.config.steps})
+    policy, reference, critic = load_engines(planned, algorithm, tokenizer)
+    if samples and sampler is None:
+        if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
+            print(said, flush=True)
+        sampler = sampler_of()
+    ahead = config.schedule == "one_ahead" and source is None
     if ahead and not getattr(sampler, "beside_training", False):
         raise configs.beside_refused(config.sampler.kind)
-    make_room(sampler, until_sync=True)
+    if sampler is not None:
+        make_room(sampler, until_sync=True)
     folder = None
     if distributed.main_rank():
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
     scorer.log_to(RunFolder(config.folder).rewards_log)
     console = _console(config, folder, shows) if folder and shows else None
     progress = console.phase if console else unseen
-    collector = Collector(sampler, scorer, tokenizer, config.seed, progress)
+    collector = Collector(sampler, scorer, tokenizer, config.seed, progress) if sampler is not None else None
     trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
-    refill = config.batch.refill
     learner = Learner(config, algorithm, policy, reference, critic, RunState(), progress)
-    loop = (OneAheadLoop if ahead else SynchronousLoop)(
-        config=config,
-        learner=learner,
-        gatherer=Gatherer(
+    problems = inputs.problems.problems
+    parts: dict[str, Any] = {
+        "config": config,
+        "learner": learner,
+        "sync": Sync(config, learner, collector, inputs.sampling, problems, progress) if collector else None,
+        "benchmarks": _benchmarks(config, collector, inputs, suites) if collector else [],
+        "log": Log(config, folder, trackers, inputs.digests),
+        "profiler": Profiler(profile if folder else 0, RunFolder(config.folder).profile),
+        "progress": progress,
+        "problems": problems,
+    }
+    loop: Loop
+    if source is not None:
+
+        def disturb(keys: Sequence[SampleKey], results: Sequence[RewardResult]) -> list[float | None]:
+            return apply_noise(noises, config.seed, keys, results, scorer.range)
+
+        shape = model_shape(config.model)
+        loop = ReplayedLoop(
+            **parts,
+            source=source.folder,
+            disturb=disturb if config.noise != source.config.noise else None,
+            vocabulary=shape.vocabulary if shape else None,
+        )
+        if source.checkpoint is not None and not resume:
+            loop.begin(source.checkpoint)
+    else:
+        assert collector is not None
+        refill = config.batch.refill
+        gatherer = Gatherer(
             collector=collector,
             noises=noises,
             samples_per_prompt=config.batch.samples_per_prompt,
@@ -217,13 +264,8 @@ def build_loop(
             keep=learner.calls.keep_group,
             leaves_out_truncated=algorithm.leaves_out_truncated,
             limit=refill.limit if refill is not None else 0,
-        ),
-        problems=inputs.problems.problems,
-        benchmarks=_benchmarks(config, collector, inputs, suites),
-        log=Log(config, folder, trackers, inputs.digests),
-        profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
-        progress=progress,
-    )
+        )
+        loop = (OneAheadLoop if ahead else SynchronousLoop)(**parts, gatherer=gatherer)
     if resume:
         loop.resume()
     if console:
@@ -299,11 +341,13 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
     memory of the GPU that it is for; None: it is for this machine."""
     from rlkit.assembly.inputs import read_inputs
     from rlkit.assembly.plan import make_plan
+    from rlkit.assembly.replaying import source_of
     from rlkit.generation import resolve_sampler
 
     if gpu is not None and config.model.dtype == "auto":
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     config, algorithm = configs.resolve_with_algorithm(config)
+    source_of(config)
     _check_trackers(config)
     inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):

@@ -55,6 +55,7 @@ def examine(read: Read, horizon: Mapping[str, int]) -> Examination:
         "library and plugin versions": _versions(read.runs),
         "prompts and golds of the data": _data(read.runs),
         "prompts at each seed": _prompts(read.runs),
+        "who sampled": _replays(read.runs),
         "groups drawn": _replaced(read.runs),
         "steps": _steps(read.runs, horizon),
         "seeds": _seeds(read, horizon),
@@ -118,7 +119,8 @@ def _settings(read: Read) -> Iterator[Finding]:
         for setting in differing_settings(runs):
             key = setting.key
             named = is_own(key) and all(f"{short_key(key)}=" in arm for arm in setting.values)
-            if setting.own or key in tuned or named:
+            # Of replays more is said than that they are some.
+            if setting.own or key in tuned or named or key.partition(".")[0] == "replay":
                 continue
             values = "; ".join(f"{arm}: {value}" for arm, value in setting.values.items())
             untuned = key.startswith("optimizer.")
@@ -356,6 +358,29 @@ def _prompts(runs: Sequence[Run]) -> Iterator[Finding]:
                         "their differences are not paired: they hold the luck of the prompts, too",
                     )
                     break
+
+
+def _replays(runs: Sequence[Run]) -> Iterator[Finding]:
+    for condition, group in _by_condition(runs):
+        of = {run.name: run.replayed for run in group if run.replayed is not None}
+        said = "; ".join(f"{name} learnt from those of {source}" for name, source in of.items())
+        if 0 < len(of) < len(group):
+            yield Finding(
+                "unfair",
+                "Some arms learnt from samples of another run",
+                f"{condition_name(condition)}: {said}",
+                "they are off-policy there, unless algorithm and settings are those of the run that sampled, and "
+                "on-policy in that run. A difference is of what is made of these samples, not of what each algorithm "
+                "reaches with its own; and the seconds of a replay are without sampling",
+            )
+        elif of and len({run.arm for run in group}) > 1:
+            yield Finding(
+                "note",
+                "All arms learnt from stored samples",
+                f"{condition_name(condition)}: {said}",
+                "a difference is of what is made of these samples, and the settings of the run that sampled have an "
+                "advantage: with them alone the samples are on-policy",
+            )
 
 
 def _first_draw(run: Run, step: int, cache: dict[Path, list[str]]) -> list[str]:

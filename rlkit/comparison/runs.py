@@ -26,7 +26,7 @@ class Run:
     name: str
     folder: Path
     arm: str
-    """The algorithm, and its settings where several arms share it."""
+    """The algorithm, whether it replays, and its settings where several arms share that."""
     condition: str
     """The noise, and other settings that all arms of a comparison share."""
     seed: int
@@ -48,6 +48,12 @@ class Run:
     def rollouts(self) -> Mapping[int, Path]:
         """Step -> the file of its samples, for the steps whose samples were kept."""
         return step_files(RunFolder(self.folder).rollouts)
+
+    @property
+    def replayed(self) -> str | None:
+        """The run whose samples it learnt from; None: it has sampled itself."""
+        replay = self.config.get("replay")
+        return Path(replay["run"]).name if replay else None
 
     @property
     def steps(self) -> int:
@@ -133,7 +139,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         name=folder.resolve().name,
         folder=folder,
-        arm=str(config["algo"]["kind"]),
+        arm=f"{config['algo']['kind']}{' replayed' if config.get('replay') else ''}",
         condition=noise_label(config.get("noise") or []),
         seed=int(config.get("seed", 0)),
         config=config,
@@ -172,7 +178,7 @@ IRRELEVANT = ("name", "out", "seed", "noise", "plugins", "trackers", "checkpoint
 def _by_algorithm(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.config["algo"]["kind"]].append(run)
+        groups[run.arm].append(run)
     return list(groups.values())
 
 
@@ -188,7 +194,7 @@ def _named(runs: Sequence[Run], relevant: Any) -> list[Run]:
         return [replace(run, arm=run.name) for run in runs]
     settings = [{key: each.get(key) for key in differing} for each in flat]
     return [
-        replace(run, arm=" ".join([run.config["algo"]["kind"], *settings_label(each, settings)]))
+        replace(run, arm=" ".join([run.arm, *settings_label(each, settings)]))
         for run, each in zip(runs, settings, strict=True)
     ]
 

@@ -24,8 +24,8 @@ class Answered:
     """Characters after those shown."""
     clean_reward: float | None
     """None: the reward function gave none."""
-    reward: float
-    """What the loss saw."""
+    reward: float | None
+    """What the loss saw; None: nothing, since noise took it away or the function gave none."""
     status: str
     truncated: bool
 

@@ -56,6 +56,8 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
         "noise": _resolved_list("noise", config.noise, "noise"),
         "trackers": _resolved_list("trackers", config.trackers, "trackers"),
     }
+    if config.replay is not None:
+        changes["replay"] = config.replay.model_copy(update={"run": config.replay.run.resolve()})
     if config.advantage is not None:
         changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
     if config.loss is not None:
@@ -92,7 +94,8 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
         )
     if resolved.schedule == "one_ahead":
-        if resolved.sampler.kind in IN_PROCESS:
+        # A replay's sampler evaluates alone, between steps.
+        if resolved.sampler.kind in IN_PROCESS and resolved.replay is None:
             raise beside_refused(resolved.sampler.kind)
         if resolved.correction is None:
             resolved = resolved.model_copy(update={"correction": CorrectionConfig()})

@@ -358,6 +358,16 @@ class CheckpointConfig(Section):
     """Newest checkpoints that stay on disk."""
 
 
+class ReplayConfig(Section):
+    """Learn from the stored rollouts of another run, in place of sampling."""
+
+    run: Path
+    """Folder of the run that sampled them; what concerns its samples must be set as it was there."""
+    first: Positive = 1
+    """Step to begin with, the last one being `steps`; after the first, from that run's checkpoint of the step
+    before."""
+
+
 class RunConfig(Section):
     name: str | None = None
     """Folder of the run under `out`; None: algorithm, model and seed."""
@@ -399,6 +409,8 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    replay: ReplayConfig | None = None
+    """Learn from the stored rollouts of another run, in place of sampling: `rlkit replay`. None: it samples."""
     trackers: list[Ref] = []
     """Besides the console and the files, which are always written: wandb, tensorboard, or a plugin's."""
     plugins: list[str] = []
@@ -439,6 +451,8 @@ class RunConfig(Section):
                 "engine.offload_states moves what engine.offload_optimizer and engine.offload_parameters keep in host "
                 "memory for good: set one or the other"
             )
+        if self.replay is not None and self.replay.first > self.steps:
+            raise ValueError(f"replay.first ({self.replay.first}) comes after the last step, steps ({self.steps})")
         if self.engine.overlap_comm and self.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self

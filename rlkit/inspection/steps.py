@@ -186,6 +186,8 @@ def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], s
         notes=[],
     )
     step.notes = [damage] if damage else _notes(step, credited, len(rows))
+    if config.replay is not None:
+        step.notes.append(f"{step.run} replays: its responses are those that {config.replay.run.name} has sampled")
     return step
 
 

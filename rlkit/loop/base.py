@@ -39,14 +39,14 @@ from rlkit.records.folder import RunFolder
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Loop(ABC):
     """One run. Every rank has one, and all are called alike."""
 
     config: RunConfig
     learner: Learner
-    gatherer: Gatherer
-    problems: Sequence[Problem]
+    sync: Sync | None
+    """None: nothing is sampled, for training or for evaluation."""
     benchmarks: Sequence[Benchmark]
     """Measured before, during and after training, on clean rewards."""
     log: Log
@@ -54,7 +54,6 @@ class Loop(ABC):
     progress: Progress = unseen
 
     def __post_init__(self) -> None:
-        self.sync = Sync(self.config, self.learner, self.gatherer, self.problems, self.progress)
         self._saved: int | None = None
 
     @abstractmethod
@@ -84,7 +83,7 @@ class Loop(ABC):
     def train(self) -> None:
         """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
         with interruptible() as interrupt:
-            self.sync.prove()
+            self._prove()
             if not self._evaluated():
                 self._evaluate()
             while not self.finished and not distributed.any_rank(interrupt.asked):
@@ -104,9 +103,13 @@ class Loop(ABC):
         """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
         if self._evaluated():
             return False
-        self.sync.prove()
+        self._prove()
         self._evaluate()
         return True
+
+    def _prove(self) -> None:
+        if self.sync is not None:
+            self.sync.prove()
 
     def _one_step(self) -> tuple[Rollout, Credited, dict[str, float]]:
         """Learn from the step's samples. What it returns is all there is to write of it."""
@@ -120,7 +123,7 @@ class Loop(ABC):
         gathered = taken.gathered
         rollout = self._assembled(gathered.scored, gathered.rewards, gathered.replaced)
         old = learner.measure(rollout, step)
-        self.log.rollout(step, rollout, gathered.scored, old)
+        self.log.rollout(step, rollout, gathered, old)
         metrics = self._described(gathered, rollout)
         try:
             learnt, credited = learner.learn(rollout, old, step)
@@ -133,9 +136,7 @@ class Loop(ABC):
         if old.logprobs is not None:
             # Of the whole rollout, at the weights that it began with; later updates move away from them.
             metrics |= gap(old.logprobs, rollout)
-        if self.config.sampling.truncated or bool((rollout.version < step - 1).any()):
-            # Of two distributions that are meant to differ: it would say nothing of the sampler.
-            metrics = {name: value for name, value in metrics.items() if not name.startswith("sampler/gap_")}
+        metrics = self._without_gap(metrics, rollout, step)
         metrics |= self._scheduled(taken, rollout)
         metrics |= {f"time/{phase}_s": spent for phase, spent in learner.timer.items()}
         metrics["time/step_s"] = time.perf_counter() - started
@@ -143,6 +144,13 @@ class Loop(ABC):
         metrics |= learner.utilisation()
         metrics["memory/peak_gib"] = distributed.peak_memory_gib()
         return rollout, credited, metrics
+
+    def _without_gap(self, metrics: dict[str, float], rollout: Rollout, step: int) -> dict[str, float]:
+        """The metrics without the sampler's gap, where it is of two distributions that are meant to differ: it would
+        say nothing of the sampler."""
+        if not self.config.sampling.truncated and not bool((rollout.version < step - 1).any()):
+            return metrics
+        return {name: value for name, value in metrics.items() if not name.startswith("sampler/gap_")}
 
     def _kept(self, take: Callable[[], T]) -> T:
         """What `take` gives. Where that fails nothing was learnt from it: when what failed is mended, the run can go on
@@ -160,7 +168,7 @@ class Loop(ABC):
         if any(gathered.replaced):
             rollout = self._assembled(scored, rewards)
         metrics = describe(scored, rollout) | gathered.metrics
-        if self.gatherer.noises:
+        if self.config.noise:
             metrics["reward/disturbed"] = disturbed([s.result for s in scored], rewards)
         return metrics
 
@@ -184,7 +192,7 @@ class Loop(ABC):
         return self.log.has_evaluation(step)
 
     def _evaluate(self) -> None:
-        if not self.benchmarks:
+        if self.sync is None or not self.benchmarks:
             return
         self._settle()
         started = time.perf_counter()
@@ -192,7 +200,7 @@ class Loop(ABC):
         metrics: dict[str, float] = {}
         for benchmark in self.benchmarks:
             metrics |= evaluate(
-                benchmark.collector, benchmark.problems, self.config.eval, self.gatherer.params, benchmark.name
+                benchmark.collector, benchmark.problems, self.config.eval, self.sync.params, benchmark.name
             )
         metrics["time/eval_s"] = time.perf_counter() - started
         self.log.metrics(self.state.step, metrics)
@@ -236,3 +244,12 @@ class Loop(ABC):
     def _engines(self) -> dict[str, Engine]:
         critic = self.learner.critic
         return {"policy": self.learner.policy} | ({"critic": critic} if critic is not None else {})
+
+
+@dataclass(kw_only=True)
+class SamplingLoop(Loop):
+    """A run that samples what it learns from."""
+
+    sync: Sync
+    gatherer: Gatherer
+    problems: Sequence[Problem]

@@ -10,6 +10,7 @@ from rlkit.config import RunConfig
 from rlkit.engine import distributed
 from rlkit.generation.collector import Scored
 from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.loop.dynamic_sampling import Gathered
 from rlkit.loop.learner import Credited
 from rlkit.records.folder import RunFolder
 from rlkit.tracking import Tracker
@@ -27,7 +28,7 @@ class Log:
     goes_on_from: int | None = None
     """The step that a resumed run goes on from, until what was written of later ones is cut off."""
 
-    def rollout(self, step: int, rollout: Rollout, scored: Sequence[Scored], old: TokenStats) -> None:
+    def rollout(self, step: int, rollout: Rollout, gathered: Gathered, old: TokenStats) -> None:
         """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
         if self.folder is None:
             return
@@ -35,6 +36,7 @@ class Log:
             # Not before: a resume that fails leaves the run as it was.
             self.folder.cut_after(self.goes_on_from, self.config, self.digests)
             self.goes_on_from = None
+        scored = gathered.scored
         self.folder.log_rollout(
             step,
             rollout,
@@ -42,6 +44,8 @@ class Log:
             answers=[s.problem.answer for s in scored],
             texts=[s.text for s in scored],
             results=[s.result for s in scored],
+            rewards=gathered.rewards,
+            replaced=gathered.replaced,
             stats=old,
         )
         each = self.config.batch.samples_per_prompt

@@ -19,13 +19,13 @@ from typing import Any
 from rlkit.engine import distributed
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.progress import Progress
-from rlkit.loop.base import Loop
+from rlkit.loop.base import SamplingLoop
 from rlkit.loop.flight import Flight
 from rlkit.loop.rollouts import Taken, restored, saved, take
 from rlkit.loop.state import Place
 
 
-class OneAheadLoop(Loop):
+class OneAheadLoop(SamplingLoop):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._group = distributed.another_group(self.config.engine.timeout_minutes)

@@ -1,10 +1,12 @@
-"""A run's rollouts, in the order that its seed decides; and one as a checkpoint keeps it until it is learnt from."""
+"""A run's rollouts, in the order that its seed decides; one as a checkpoint keeps it until it is learnt from; and one
+read again from where the run has logged it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
 from rlkit.loop.state import Place
+from rlkit.records.samples import LEARNT_FROM, read
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,53 @@ def _plain(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else list(values)
 
 
+def stored(file: Path, step: int, after: Place, first: int, problems: Sequence[Problem]) -> Taken:
+    """A step's samples from its file in a run's rollouts/, as the run has learnt from them; `first`: how many are of
+    the first draw. RlkitError for a file that cannot be read, and for prompts that the data lack, or that are other
+    tokens now."""
+    table = read(file, LEARNT_FROM, optional=["token_values"])
+    tokens, logprobs = (table[name].combine_chunks() for name in ("tokens", "sampler_logprobs"))
+    rows = table.drop_columns(["tokens", "sampler_logprobs"]).to_pylist()
+    read_as = {problem.id: problem.tokens for problem in problems}
+    if any(read_as.get(row["prompt_id"], row["prompt_tokens"]) != row["prompt_tokens"] for row in rows):
+        raise RlkitError(
+            f"{file}: its prompts are other tokens than they are to the model of this run: samples can only be learnt "
+            "from by a model with the tokenizer of the one that gave them (model.path)"
+        )
+    found = {
+        "step": step,
+        "after": asdict(after),
+        "samples": [
+            {
+                "key": {name: row[name] for name in ("prompt_id", "rollout_step", "occurrence", "index")},
+                "answer": row["answer"],
+                "text": row["response"],
+                "truncated": row["truncated"],
+                "version": row["version"],
+                "result": {
+                    "value": row["clean_reward"],
+                    "status": row["status"],
+                    "correct": row["correct"],
+                    "parts": dict(row["parts"]),
+                    "token_values": row.get("token_values"),
+                },
+                "info": row["info"],
+            }
+            for row in rows
+        ],
+        "lengths": torch.tensor([len(row) for row in tokens]),
+        "tokens": torch.tensor(tokens.flatten().to_numpy()),
+        "logprobs": torch.tensor(logprobs.flatten().to_numpy()),
+        "rewards": [row["reward"] for row in rows],
+        "replaced": [row["replaced"] for row in rows],
+        "first": first,
+        # What was spent on them, and what sampling alone knows.
+        "seconds": {},
+        "metrics": {},
+    }
+    return restored(found, problems)
+
+
 def restored(found: Mapping[str, Any], problems: Sequence[Problem]) -> Taken:
     """What `saved` wrote. RlkitError where the data lack a prompt of it."""
     prompts = {problem.id: problem for problem in problems}
@@ -93,8 +143,8 @@ def restored(found: Mapping[str, Any], problems: Sequence[Problem]) -> Taken:
         key = SampleKey(**one["key"])
         if key.prompt_id not in prompts:
             raise RlkitError(
-                f"the checkpoint holds samples for step {key.rollout_step} to a prompt that the data lack: resume the "
-                "run with the data that it was sampled with"
+                f"there are samples for step {key.rollout_step} to a prompt that the data lack: go on with the data "
+                "that they were sampled with"
             )
         completion = Completion(
             tokens=drawn.tolist(), logprobs=said.tolist(), truncated=one["truncated"], version=one["version"]

@@ -11,9 +11,9 @@ from rlkit.engine.passes import LOGPROBS
 from rlkit.errors import RlkitError
 from rlkit.generation import make_room
 from rlkit.generation.assemble import unscored
-from rlkit.generation.collector import draws
+from rlkit.generation.collector import Collector, draws
+from rlkit.interfaces.generation import SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
-from rlkit.loop.dynamic_sampling import Gatherer
 from rlkit.loop.learner import Learner, gap
 
 GAP_ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
@@ -26,7 +26,9 @@ class Sync:
 
     config: RunConfig
     learner: Learner
-    gatherer: Gatherer
+    collector: Collector
+    params: SamplingParams
+    """Of training."""
     problems: Sequence[Problem]
     progress: Progress = unseen
     version: int | None = field(default=None, init=False)
@@ -35,7 +37,7 @@ class Sync:
     def prove(self) -> None:
         """Before anything is learnt: send weights that differ in every tensor, then the true ones. After one update
         at a small learning rate a sampler that took nothing over would agree as well as one that took all."""
-        policy, sampler, step = self.learner.policy, self.gatherer.collector.sampler, self.learner.state.step
+        policy, sampler, step = self.learner.policy, self.collector.sampler, self.learner.state.step
         self.progress("checking the sampler")
         self._make_room()
         with policy.perturbed():
@@ -52,24 +54,23 @@ class Sync:
             if self.version != step:
                 self.progress("syncing weights")
                 self._make_room()
-                self.gatherer.collector.sampler.sync(self.learner.policy.weights(), step)
+                self.collector.sampler.sync(self.learner.policy.weights(), step)
                 self.version = step
                 if step == 1 or due(step, self.config.sampling.check_every):
                     self._check()
 
     def _make_room(self) -> None:
         """The learner's device is the sampler's next, where they share one."""
-        if not getattr(self.gatherer.collector.sampler, "beside_training", False):
+        if not getattr(self.collector.sampler, "beside_training", False):
             self.learner.make_room()
 
     def _check(self) -> None:
         """Hold the sampler's log-probs against the trainer's: stale or partial weights are silent otherwise."""
-        step, params = self.learner.state.step, self.gatherer.params
+        step, params = self.learner.state.step, self.params
         # The trainer's log-probs are of the whole distribution.
         params = replace(params, max_tokens=min(16, params.max_tokens), top_p=1.0, top_k=0)
-        collector = self.gatherer.collector
-        rollout = unscored(collector.sample(draws(self.problems[:8], 1, step), params, "check"))
-        make_room(collector.sampler, until_sync=False)
+        rollout = unscored(self.collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        make_room(self.collector.sampler, until_sync=False)
         found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
         if not found <= allowed:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import partial
 
 from rlkit.interfaces.learning import Rollout
-from rlkit.loop.base import Loop
+from rlkit.loop.base import SamplingLoop
 from rlkit.loop.rollouts import Taken, take
 
 
-class SynchronousLoop(Loop):
+class SynchronousLoop(SamplingLoop):
     def _taken(self, step: int) -> Taken:
         self.sync.newest()
         return self._kept(

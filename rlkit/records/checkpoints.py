@@ -20,6 +20,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def complete(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; none where there is no such folder."""
     if not folder.is_dir():

@@ -270,15 +270,20 @@ class RunFolder:
         answers: Sequence[str],
         texts: Sequence[str],
         results: Sequence[RewardResult],
+        rewards: Sequence[float | None] | None = None,
+        replaced: Sequence[bool] | None = None,
         stats: TokenStats | None = None,
     ) -> None:
         """Write every sample of the step: the B prompts, gold answers, responses, and what they earned.
 
-        Of `stats` the first DIAGNOSED samples keep what was computed, token by token; the others have null.
+        `rewards`: the values after noise, before they are rounded for the loss; None: the clean ones. `replaced`:
+        samples of groups that dynamic sampling has drawn anew; None: none. Of `stats` the first DIAGNOSED samples keep
+        what was computed, token by token; the others have null. What a replay reads of it is in samples.LEARNT_FROM.
         """
         count = len(rollout.keys)
         if not len(texts) == len(results) == count:
             raise ValueError(f"{count} samples, but {len(texts)} texts and {len(results)} results")
+        clean = [result.value for result in results]
         columns = {
             "prompt_id": pa.array([key.prompt_id for key in rollout.keys], pa.string()),
             "rollout_step": pa.array([key.rollout_step for key in rollout.keys], pa.int32()),
@@ -292,13 +297,14 @@ class RunFolder:
             "prompt": pa.array(prompts, pa.string()),
             "answer": pa.array(answers, pa.string()),
             "response": pa.array(texts, pa.string()),
-            "reward": pa.array(rollout.reward.numpy(), pa.float32()),
-            "clean_reward": pa.array(rollout.clean_reward.numpy(), pa.float32()),
+            "reward": pa.array(clean if rewards is None else rewards, pa.float64()),
+            "clean_reward": pa.array(clean, pa.float64()),
             "status": pa.array([result.status for result in results], pa.string()),
             "correct": pa.array([result.correct for result in results], pa.bool_()),
-            "parts": pa.array([list(r.parts.items()) for r in results], pa.map_(pa.string(), pa.float32())),
+            "parts": pa.array([list(r.parts.items()) for r in results], pa.map_(pa.string(), pa.float64())),
             "info": pa.array([json.dumps(result.info, default=str) for result in results], pa.string()),
             "valid": pa.array(rollout.valid.numpy(), pa.bool_()),
+            "replaced": pa.array(replaced or [False] * count, pa.bool_()),
             "truncated": pa.array(rollout.truncated.numpy(), pa.bool_()),
             "version": pa.array(rollout.version.numpy(), pa.int32()),
             "last_version": pa.array(_or(rollout.last_version, rollout.version).numpy(), pa.int32()),
@@ -310,6 +316,8 @@ class RunFolder:
             columns[name] = pa.array([*ragged.to_pylist(), *[None] * (count - len(first))], pa.list_(pa.float32()))
         if rollout.token_reward is not None:
             columns["token_reward"] = _ragged(rollout.token_reward, rollout.length, pa.float32())
+            shares = [None if r.token_values is None else np.asarray(r.token_values, np.float32) for r in results]
+            columns["token_values"] = pa.array(shares, pa.list_(pa.float32()))
         replace(self.rollout_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
 
     def log_credit(self, step: int, rollout: Rollout, parts: Sequence[tuple[Sequence[int], Targets]]) -> None:

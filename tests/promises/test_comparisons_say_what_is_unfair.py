@@ -216,3 +216,20 @@ def test_a_run_that_has_not_ended_is_a_seed_that_is_missing(tmp_path: Path) -> N
     found = compare([*whole, cut, third]).fairness
     assert "seeds" not in found.same
     assert "grpo lacks seeds" in {finding.title for finding in found.findings}
+
+
+def test_arms_that_replay_another_s_samples(tmp_path: Path) -> None:
+    source = write_run(tmp_path / "vimpo", "vimpo")
+    replay = {"settings": {"replay": {"run": str(source), "first": 1}}}
+    replays = [write_run(tmp_path / algo, algo, **replay) for algo in ("grpo", "ppo")]
+    beside, alone = compare([source, *replays]), compare(replays)
+    assert [*beside.arms] == ["vimpo", "grpo replayed", "ppo replayed"]
+    found = next(each for each in beside.fairness.findings if "samples of another run" in each.title)
+    assert found.level == "unfair"
+    assert found.detail == "no noise: grpo learnt from those of vimpo; ppo learnt from those of vimpo"
+    assert "who sampled" not in beside.fairness.same
+    note = next(each for each in alone.fairness.findings if "learnt from stored samples" in each.title)
+    assert note.level == "note"
+    assert not [
+        each for each in (*beside.fairness.findings, *alone.fairness.findings) if each.title.startswith("replay.")
+    ]

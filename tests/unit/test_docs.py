@@ -201,6 +201,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "troubleshooting.md",
         "evaluation.md",
         "sweeps.md",
+        pytest.param("replaying.md", marks=pytest.mark.slow),
         "writing-a-reward.md",
         "writing-an-algorithm.md",
         "checking-a-plugin.md",

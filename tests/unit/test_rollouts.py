@@ -20,8 +20,9 @@ from rlkit.generation.collector import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered
-from rlkit.loop.rollouts import Taken, restored, saved, take
+from rlkit.loop.rollouts import Taken, restored, saved, stored, take
 from rlkit.loop.state import Place
+from rlkit.records.folder import RunFolder
 
 PROBLEMS = [
     Problem("p0", "1+1=", [4, 5], "2", {"level": 1}, question="1+1="),
@@ -61,7 +62,7 @@ def taken(ranks: int = 1) -> Taken:
             )
         scored[0].result.token_values = array("f", RESULTS[0].token_values or [])
     rewards = [0.25, None, 1.0]
-    gathered = Gathered(scored, rewards, [False, True, False], 2, {"sample": 1.5}, {"refill/rounds": 1.0})
+    gathered = Gathered(scored, rewards, [False, True, False], 2, {"sample": 1.5}, dict(METRICS))
     return Taken(5, gathered, Place(12, 3))
 
 
@@ -70,6 +71,39 @@ def test_it_is_read_back_as_it_was(ranks: int, tmp_path: Path) -> None:
     before = taken(ranks)
     torch.save({"ahead": saved(before)}, tmp_path / "state.pt")
     after = restored(torch.load(tmp_path / "state.pt", weights_only=True)["ahead"], PROBLEMS)
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_it_is_read_back_from_where_it_was_logged(ranks: int, tmp_path: Path) -> None:
+    before = taken(ranks)
+    for one in before.gathered.scored:
+        object.__setattr__(one, "text", one.text.replace("\ud800", ""))
+    # Neither is what it is in 32 bits.
+    before.gathered.rewards[:] = [0.1, None, 1 / 3]
+    before.gathered.scored[0].result.parts = {"right": 0.7}
+    folder = RunFolder(tmp_path)
+    folder.rollouts.mkdir()
+    scored, rewards, replaced = (getattr(before.gathered, name) for name in ("scored", "rewards", "replaced"))
+    folder.log_rollout(
+        5,
+        assemble(scored, rewards, compares_groups=True, leaves_out_truncated=True, replaced=replaced),
+        prompts=[one.problem.text for one in scored],
+        answers=[one.problem.answer for one in scored],
+        texts=[one.text for one in scored],
+        results=[one.result for one in scored],
+        rewards=rewards,
+        replaced=replaced,
+    )
+    after = stored(folder.rollout_file(5), 5, before.after, 2, PROBLEMS)
+    assert (after.gathered.seconds, after.gathered.metrics) == ({}, {})
+    assert_same(before, replace(after, gathered=replace(after.gathered, seconds={"sample": 1.5}, metrics=METRICS)))
+
+
+METRICS = {"refill/rounds": 1.0}
+
+
+def assert_same(before: Taken, after: Taken) -> None:
     assert (after.step, after.after) == (before.step, before.after)
     one, other = before.gathered, after.gathered
     for name in ("rewards", "replaced", "first", "seconds", "metrics"):
@@ -117,5 +151,5 @@ def test_samples_of_other_weights_than_the_sampler_was_given_are_refused() -> No
 
 def test_data_without_its_prompts_are_refused() -> None:
     found = saved(taken())
-    with pytest.raises(RlkitError, match="samples for step 5 to a prompt that the data lack: resume the run with the"):
+    with pytest.raises(RlkitError, match="samples for step 5 to a prompt that the data lack: go on with the"):
         restored(found, PROBLEMS[:1])

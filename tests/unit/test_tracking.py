@@ -79,7 +79,13 @@ def random_rollout(rows: int = 6, longest: int = 9) -> tuple[Rollout, list[str],
 def write(folder: RunFolder, step: int, rollout: Rollout, texts: list[str], *rest: Any) -> None:
     prompts, answers = [["1+1="] * len(texts), ["2"] * len(texts)]
     results, stats = [*rest, None][:2]
-    folder.log_rollout(step, rollout, prompts=prompts, answers=answers, texts=texts, results=results, stats=stats)
+    said = {"prompts": prompts, "answers": answers, "texts": texts, "results": results, "stats": stats}
+    folder.log_rollout(step, rollout, rewards=noisy(rollout, results), **said)
+
+
+def noisy(rollout: Rollout, results: list[RewardResult]) -> list[float | None]:
+    pairs = zip(rollout.reward.tolist(), results, strict=True)
+    return [None if result.value is None else reward for reward, result in pairs]
 
 
 def test_a_folder_that_holds_a_run_is_refused(folder: RunFolder, config: RunConfig) -> None:
@@ -196,8 +202,9 @@ def test_every_sample_of_a_step_reads_back(folder: RunFolder) -> None:
         assert row["tokens"] == rollout.tokens[number, :length].tolist()
         assert row["mask"] == rollout.mask[number, :length].tolist()
         assert row["sampler_logprobs"] == rollout.sampler_logprobs[number, :length].tolist()
-        assert row["reward"] == rollout.reward[number].item()
-        assert row["clean_reward"] == rollout.clean_reward[number].item()
+        assert row["reward"] == noisy(rollout, results)[number]
+        assert row["clean_reward"] == results[number].value
+        assert row["replaced"] is False
         assert row["version"] == row["last_version"] == 11
         assert row["turns"] == [[0, len(row["tokens"])]]
         assert row["truncated"] == rollout.truncated[number].item()
