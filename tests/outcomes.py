@@ -8,22 +8,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from fuzzed import BASE
+
 import rlkit
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import last_step
 
 
 def outcome(config: dict[str, Any]) -> str:
-    """ "ran" or "refused"; whatever else it raised is raised, a refusal that names no key too."""
+    """Ran, refused, or stopped: a verifier that has no verdict on these data shows it when it sees them. Whatever else
+    it raises is raised, a refusal that names no key too."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             rlkit.train({**config, "out": folder, "name": "fuzzed"}, quiet=True)
-        except ConfigError as error:
-            if _names_a_key(str(error), config):
-                return "refused"
-            raise
+        except RlkitError as error:
+            if not _names_a_key(str(error), config):
+                raise
+            return "refused" if isinstance(error, ConfigError) else "stopped"
         run = RunFolder.open(Path(folder) / "fuzzed")
         assert last_step(run.read_metrics()) == 2
         assert run.report.is_file()
@@ -31,8 +34,8 @@ def outcome(config: dict[str, Any]) -> str:
 
 
 def _names_a_key(said: str, config: dict[str, Any]) -> bool:
-    """By its whole name, its last or its section's."""
-    names = {name for key, _ in leaves(config) for name in (key, *key.split("."))}
+    """One that is not of `BASE`: by its whole name, its last or its section's."""
+    names = {name for each in leaves(config) if each not in leaves(BASE) for name in (each[0], *each[0].split("."))}
     return any(re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", said) for name in names)
 
 

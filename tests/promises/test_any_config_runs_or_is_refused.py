@@ -1,5 +1,5 @@
-"""Whatever is set beside what: two steps of the small model are made, or a sentence names the key. `tools/fuzz.py` tries
-a thousand, this a few."""
+"""Whatever is set beside what: two steps of the small model are made, or a sentence names the key. `tools/fuzz.py`
+tries a thousand, this a few."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ def test_a_refusal_that_names_no_key_is_a_fault(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("rlkit.train", refuse)
     with pytest.raises(ConfigError, match="this cannot be"):
-        outcome(BASE)
+        outcome(BASE | {"seed": 7})
