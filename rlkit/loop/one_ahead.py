@@ -12,11 +12,13 @@ after step k, which take some hundred times its room on disk, and a sampler and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
 
 from rlkit.engine import distributed
+from rlkit.errors import DroppedError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.progress import Progress
 from rlkit.loop.base import Loop
@@ -38,9 +40,9 @@ class OneAheadLoop(Loop):
         self._sampler_free: float | None = None
         """Since when; None: it has not worked yet."""
 
-    def train(self) -> None:
+    def train(self) -> int:
         try:
-            super().train()
+            return super().train()
         except Exception:
             if self._flight is not None:
                 self._flight.give_up()
@@ -73,7 +75,7 @@ class OneAheadLoop(Loop):
 
         if self._sampler_free is not None:
             self._sampler_waited += time.perf_counter() - self._sampler_free
-        self._flight = Flight(fly, self._group)
+        self._flight = Flight(fly, self._group, lambda: self.interrupt.late)
 
     def _settle(self) -> None:
         flight, self._flight = self._flight, None
@@ -87,7 +89,9 @@ class OneAheadLoop(Loop):
     def _ahead(self) -> dict[str, Any] | None:
         step = self.state.step + 1
         if self._held is None or self._held.step != step:
-            self._settle()
+            # Where there is no time for it, a resume samples it with the weights that it has.
+            with contextlib.suppress(DroppedError):
+                self._settle()
         return saved(self._held) if self._held is not None and self._held.step == step else None
 
     def _scheduled(self, taken: Taken, rollout: Rollout) -> dict[str, float]:
