@@ -32,7 +32,8 @@ BESIDE = Path(__file__).parent / "bench" / "beside.py"
 STEPS = 8
 SMALL = [
     f"steps={STEPS}", "checkpoint.every=3", "batch.prompts_per_step=4", "batch.samples_per_prompt=4",
-    "eval.problems=4", "eval.every=4", "optimizer.lr=1e-3", "noise=[{kind: group_flip, prob: 0.25}]",
+    "eval.problems=4", "eval.every=4", "optimizer.lr=3e-4",
+    "noise=[{kind: group_flip, prob: 0.25}, {kind: flip, prob: 0.2}]",
 ]  # fmt: skip
 AHEAD = ["schedule=one_ahead", "sampler=beside", f"plugins=[{BESIDE}]"]
 KILLS_OF_A_RUN = 3
@@ -153,7 +154,8 @@ def disturbed(kind: Kind, number: int, kills: int, straight: Path, out: Path, se
         process = Process(arguments, out / f"{number:03d}.log", f"{os.getpid()}-{number}")
         if len(made) == kills:
             code = process.process.wait(LIMIT_S)
-            ended = "" if code == 0 else f"exit code {code}: {process.log}"
+            done = code == 0 or (code == 2 and "steps already: nothing to resume" in process.log.read_text()[-500:])
+            ended = "" if done else f"exit code {code}: {process.log}"
             for each in made:
                 each.outcome = ended or differences(run, straight)
             return made
@@ -164,7 +166,7 @@ def disturbed(kind: Kind, number: int, kills: int, straight: Path, out: Path, se
             time.sleep(0.01)
         time.sleep(draw.random() * (0.5 if wanted else 8.0))
         if process.process.poll() is not None:
-            if process.process.returncode:
+            if process.process.returncode not in (0, 2):
                 kill = Kill(name, "none", in_hand(run), time.monotonic() - process.started, process.process.returncode)
                 kill.outcome = f"exit code {kill.code} of itself: {process.log}"
                 return [*made, kill]
@@ -227,6 +229,8 @@ def soak(kills: int, seed: int, jobs: int, out: Path) -> list[Kill]:
     straight = {}
     for kind in {kind.name: kind for kind, _ in plan}.values():
         straight[kind.name] = out / f"straight {kind.name}".replace(",", "").replace(" ", "-")
+        if (straight[kind.name] / "report.html").is_file():
+            continue
         process = Process(started(kind, straight[kind.name]), out / f"{kind.algo}.log", f"{os.getpid()}-straight")
         if process.process.wait(LIMIT_S) or process.gone(10):
             raise SystemExit(f"the straight run of {kind.name} failed: {process.log.read_text()[-2000:]}")
@@ -255,7 +259,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--out", type=Path, help="folder of the runs; where it is not given, they are removed")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the runs, whose straight ones serve again; else they are removed"
+    )
     parser.add_argument("--json", type=Path, help="file of the table")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -109,9 +109,12 @@ class Loop(ABC):
                 rollout, credited, metrics = self._one_step()
             step = self.state.step
             self.log.metrics(step, metrics)
-            if self.finished or due(step, self.config.checkpoint_every):
-                self.save()
-            self.log.credit(step, rollout, credited)
+            try:
+                self.log.credit(step, rollout, credited)
+            finally:
+                # Whatever became of that, and after it: a resume makes only later steps.
+                if self.finished or due(step, self.config.checkpoint_every):
+                    self.save()
             self.log.mirror(step, metrics)
             # A resume makes an evaluation that is missing.
             if (self.finished or due(step, self.config.eval.every)) and not self._asked_to_end():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -58,9 +59,7 @@ class Interrupt:
                     self._drop_at = time.monotonic() + self.grace_s - max(self.grace_s / 2, 2 * self.save_s)
                     reminder.start()
                 if distributed.main_rank():
-                    # It may have come in the middle of a print, which then takes no other.
-                    with contextlib.suppress(RuntimeError):
-                        print(self._said(), flush=True)
+                    _say(self._said())
             if self._droppable and self.late:
                 raise DroppedError
 
@@ -100,3 +99,11 @@ class Interrupt:
             return "\nending after this step; once more to end at once"
         within = f", or without it where it takes longer: {self.grace_s:g} s are left" if self.grace_s else ""
         return f"\ntold to end ({signal.Signals(self.by).name}): ending after this step{within}"
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except RuntimeError:  # the signal came in the middle of a print, which takes no other
+        with contextlib.suppress(OSError):
+            os.write(1, f"{text}\n".encode())
