@@ -93,6 +93,7 @@ class Loop(ABC):
             try:
                 self._steps()
             except DroppedError:
+                self.interrupt.settle()
                 # Of the step in hand nothing was learnt: all is as it was after the one before.
                 make_room(self.gatherer.collector.sampler, until_sync=True)
             by = max(distributed.gather_objects(self.interrupt.by))

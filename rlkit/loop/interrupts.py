@@ -90,6 +90,11 @@ class Interrupt:
         finally:
             self._droppable = False
 
+    def settle(self) -> None:
+        """What was in hand is dropped: from now on nothing is."""
+        # The signal may have come while `droppable` was being left.
+        self._droppable = False
+
     def _remind(self, over: threading.Event) -> None:
         while not over.wait(max(REMINDED_S, self._drop_at - time.monotonic())):
             signal.pthread_kill(threading.main_thread().ident or 0, self.by)

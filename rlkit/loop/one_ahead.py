@@ -42,7 +42,12 @@ class OneAheadLoop(Loop):
 
     def train(self) -> int:
         try:
-            return super().train()
+            by = super().train()
+            if self._flight is not None:
+                # Of the step after one that was dropped: the sampler is closed next.
+                with contextlib.suppress(DroppedError):
+                    self._flight.wait(self.progress)
+            return by
         except Exception:
             if self._flight is not None:
                 self._flight.give_up()

@@ -26,6 +26,7 @@ from rlkit.interfaces.generation import Completion, Request
 from rlkit.loop.learner import Learner
 from rlkit.records.folder import RunFolder
 
+BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
 STEPS = 3
 SMALL = [
     "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4", "eval.every=2", f"steps={STEPS}",
@@ -50,9 +51,9 @@ def checkpoints(run: RunFolder) -> list[str]:
 def assert_equal(run: RunFolder, straight: RunFolder) -> None:
     def said(of: RunFolder) -> Any:
         machine = {"time", "throughput", "memory"}
-        metrics = [{k: v for k, v in row.items() if k.partition("/")[0] not in machine} for row in of.read_metrics()]
+        rows = [{k: v for k, v in row.items() if k.partition("/")[0] not in machine} for row in of.read_metrics()]
         rollouts = [pq.read_table(of.rollout_file(step)).to_pylist() for step in range(1, STEPS + 1)]
-        return metrics, rollouts, of.metrics_file.read_text().count("\n")
+        return rows, rollouts, of.metrics_file.read_text().count("\n")
 
     assert said(run) == said(straight)
     one, other = (load_file(of.checkpoints / f"step-{STEPS:08d}/hf/model.safetensors") for of in (run, straight))
@@ -118,6 +119,33 @@ def test_what_was_measured_when_it_is_late_is_dropped_and_what_has_begun_to_lear
     assert checkpoints(run) == ["step-00000001" if phase == "measure" else "step-00000002"]
     resumed(run)
     assert_equal(run, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["measure", "learn"])
+def test_one_ahead_a_late_run_ends_saved_and_goes_on(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that was measured keeps its samples, and is made again as it was; the rollout in flight may be lost."""
+    ahead = ["schedule=one_ahead", "sampler=beside", f"plugins=[{BESIDE}]"]
+    usual = getattr(Learner, phase)
+
+    def slow(self: Learner, *given: Any) -> Any:
+        if given[-1] == 2:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        return usual(self, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, phase, slow)
+        with pytest.raises(StoppedError):
+            trained(tmp_path, "r", "checkpoint.grace_s=0.2", *ahead)
+    run = RunFolder.open(tmp_path / "r")
+    assert checkpoints(run) == ["step-00000001" if phase == "measure" else "step-00000002"]
+    resumed(run)
+    if phase == "measure":
+        assert_equal(run, trained(tmp_path, "straight", *ahead))
+    assert run.metrics_file.read_text().count('"reward/mean"') == STEPS
 
 
 def test_told_in_its_last_evaluation_it_makes_it(

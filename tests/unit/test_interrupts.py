@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -156,6 +157,7 @@ def test_what_cannot_be_shown_ends_nothing() -> None:
 
 RANK = """#!/bin/sh
 trap 'echo TERM >> $HEARD.$RANK; sleep 0.$RANK; exit 143' TERM
+trap 'echo INT >> $HEARD.$RANK; sleep 0.$RANK; exit 130' INT
 trap 'echo HUP >> $HEARD.$RANK; sleep 0.$RANK; exit 129' HUP
 echo $$ > $HEARD.$RANK
 while :; do sleep 0.05; done
@@ -176,12 +178,15 @@ def wait_for(there: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def parent_of_two(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[Path]]]:
+def parent_of_two(
+    folder: Path, attach: str = "", stdin: int | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[Path]]]:
     rank, heard = folder / "rank", [folder / "heard.0", folder / "heard.1"]
     rank.write_text(RANK)
     rank.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(rank)],
+        [sys.executable, "-c", attach + PARENT, str(rank)],
+        stdin=stdin,
         env={**os.environ, "HEARD": str(folder / "heard")},
         stderr=subprocess.PIPE,
         text=True,
@@ -204,6 +209,17 @@ def test_what_starts_ranks_passes_signals_on_and_waits_for_all(number: int, told
         assert [file.read_text().split()[1:] for file in heard] == [[told], [told]]
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_an_interrupt_from_the_terminal_reaches_each_rank_once(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    attach = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY)"
+    with parent_of_two(tmp_path, attach, theirs) as (process, heard):
+        os.write(ours, b"\x03")
+        assert process.wait(20) == 130
+        assert [file.read_text().split()[1:] for file in heard] == [["INT"], ["INT"]]
+    os.close(ours)
+    os.close(theirs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody is told when its parent ends")
