@@ -99,7 +99,8 @@ def test_what_is_sampled_when_it_is_late_is_dropped_and_made_again(
     assert_equal(run, straight)
 
 
-@pytest.mark.parametrize("phase", ["measure", pytest.param("learn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["measure", "learn"])
 def test_what_was_measured_when_it_is_late_is_dropped_and_what_has_begun_to_learn_is_not(
     phase: str, straight: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
