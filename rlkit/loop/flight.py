@@ -12,6 +12,7 @@ import torch
 
 from rlkit.engine import distributed
 from rlkit.errors import DroppedError
+from rlkit.generation.collector import PHASES
 from rlkit.interfaces.progress import Progress
 from rlkit.loop.rollouts import Taken
 
@@ -73,6 +74,7 @@ class Flight:
     def _progress(self, phase: str, done: int = 0, total: int = 0) -> None:
         if self._given_up:
             raise _GivenUpError
-        if self._late():
+        # Where it is sampled alone, as the collector is prepared for: else other ranks would wait for this one.
+        if phase == PHASES["train"] and self._late():
             raise DroppedError
         self._at = (phase, done, total)
