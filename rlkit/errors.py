@@ -5,9 +5,25 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import signal
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+EXIT_CODES = {
+    0: "done",
+    1: "something failed; an interrupt twice ends a run so too",
+    2: "refused before it began: settings, data, the command itself; or there is nothing to do",
+    3: "stopped by a health check of the config",
+    4: "stalled: the stacks of all ranks are on disk",
+    128 + signal.SIGHUP: "ended by SIGHUP, its terminal gone, with all saved",
+    128 + signal.SIGINT: "ended by SIGINT, an interrupt, with all saved",
+    128 + signal.SIGTERM: "ended by SIGTERM, as a cluster sends it, with all saved",
+}
+"""What the command line says of how it ended, and so what a script may go by: see docs/exit-codes.md."""
+TOLD_TO_END = {code - 128 for code in EXIT_CODES if code > 128}
+"""Numbers of the signals that ask for an end with all saved."""
 
 
 class RlkitError(Exception):
@@ -32,6 +48,20 @@ class SettingsError(ConfigError):
 
 class TokensUnknownError(ConfigError):
     """A reward reads the tokens of responses of which only the text is known."""
+
+
+class StoppedError(RlkitError):
+    """A signal has ended what was to go on, and all that was done is saved in `folder`. `by`: its number."""
+
+    def __init__(self, said: str, folder: Path, by: int) -> None:
+        super().__init__(said)
+        self.folder = folder
+        self.exit_code = 128 + by
+
+
+class DroppedError(BaseException):
+    """The step in hand is dropped, since the run must end sooner: what is saved is the step before. No Exception, since
+    it passes through plugins' code."""
 
 
 class NotFiniteError(RlkitError):

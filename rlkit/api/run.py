@@ -13,6 +13,7 @@ from rlkit import config as configs
 from rlkit.api.frames import frame, frame_of
 from rlkit.api.messages import speaking_python
 from rlkit.config import RunConfig
+from rlkit.errors import StoppedError
 from rlkit.records import tables
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import last_step
@@ -328,16 +329,14 @@ def trained(config: RunConfig, *, resume: bool, quiet: bool, profile: int = 0) -
     """Train, and return the run. KeyboardInterrupt where an interrupt has ended it before its last step."""
     from rlkit.assembly import run as runs
 
-    run = Run(runs.train(config, resume=resume, quiet=quiet, profile=profile))
-    from rlkit.engine import distributed
-
-    # The main rank writes the files, and only it can tell; all must stop, or none.
-    if distributed.any_rank(distributed.main_rank() and not run.finished):
+    try:
+        return Run(runs.train(config, resume=resume, quiet=quiet, profile=profile))
+    except StoppedError as stopped:
+        run = Run(stopped.folder)
         raise KeyboardInterrupt(
             f"stopped after step {run.step} of {run.steps}, and all of it is saved: "
             f"rlkit.Run({str(run.folder)!r}).resume() goes on"
-        )
-    return run
+        ) from None
 
 
 def written(settings: Mapping[str, Any]) -> list[str]:

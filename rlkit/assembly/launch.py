@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 
 from rlkit import ranks as started
-from rlkit.errors import ConfigError
+from rlkit.errors import TOLD_TO_END, ConfigError
+from rlkit.parent import end_with
 from rlkit.wording import counted
 
 
@@ -30,8 +33,8 @@ def launch(nproc: int, arguments: list[str]) -> int:
     """Run `rlkit ARGUMENTS` in `nproc` processes that find each other, and wait for them.
 
     Returns the exit code of the first that failed (the others are then ended), or 0; one that a signal has killed is
-    named. An interrupt from the
-    terminal reaches the ranks by itself, and they end the run cleanly; so it is ignored here.
+    named. A signal that asks for an end is passed on, and the ranks end the run cleanly. So they do where this process
+    is killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,46 +45,65 @@ def launch(nproc: int, arguments: list[str]) -> int:
         "MASTER_PORT": str(port),
         started.STARTER: started.NPROC,
     }
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "rlkit", *arguments],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            preexec_fn=_default_signals,
-        )
-        for rank in range(nproc)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
+    heard: list[int] = []
 
-    def pass_on(signum: int, frame: object) -> None:
+    def pass_on(number: int, _: object) -> None:
+        heard.append(number)
+        if number == signal.SIGINT and _in_the_foreground():
+            return  # the terminal has told the ranks, too
         for rank in ranks:
-            rank.terminate()
+            if heard.count(signal.SIGINT) > 1:
+                rank.kill()
+            else:  # who interrupts all processes of a job has told the ranks, and twice would end them at once
+                rank.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    # Under nohup, which has the end of the terminal ignored, that stays so.
+    caught = [s for s in TOLD_TO_END if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, pass_on) for s in caught}
     try:
-        return _wait(ranks)
+        for rank in range(nproc):
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "rlkit", *arguments],
+                    env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),
+                )
+            )
+        code = _wait(ranks, heard)
+        # By which they were told may be another.
+        return 128 + heard[0] if heard and code - 128 in TOLD_TO_END else code
     finally:
-        for rank in ranks:
-            rank.kill()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for each in ranks:
+            each.kill()
+            each.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _in_the_foreground() -> bool:
+    """Whether the terminal sends its interrupts to this process and those that it has started."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], heard: Sequence[int]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code < 0:
-                print(f"rlkit: {_killed(rank, -code)}", file=sys.stderr, flush=True)
+                if not heard:
+                    print(f"rlkit: {_killed(rank, -code)}", file=sys.stderr, flush=True)
                 return 128 - code
-        if failed := [code for code in codes if code]:
+        failed = [code for code in codes if code]
+        # Those that were told to end all do, each in its time.
+        if any(code - 128 not in TOLD_TO_END for code in failed):
             return failed[0]
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return failed[0] if failed else 0
         time.sleep(0.1)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from rlkit import distribution, ranks
 from rlkit.blame import place
 from rlkit.closing import closing
 from rlkit.config import PluginRef, RunConfig
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, RlkitError, StoppedError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
 from rlkit.tracking.terminal import Shows, columns, usual
@@ -63,7 +65,8 @@ def train(
     the last evaluation, the report, the picture. `quiet` leaves the console out; else `shows` says how much is
     seen of the run while it goes, by itself lines, with a bar on a terminal. `profile`: so many steps, after the
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
-    cannot be, before a model is loaded, and for a resume with nothing left to do; RlkitError for what goes wrong later.
+    cannot be, before a model is loaded, and for a resume with nothing left to do; StoppedError where a signal has ended
+    it before its last step, with all saved; RlkitError for what goes wrong later.
     """
     ranks.adopt()
     prepare_environment()
@@ -79,6 +82,7 @@ def train(
 
         distributed.init(settings.engine.timeout_minutes)
     made: list[str] = []
+    ended_by = 0
     then = _going_on(settings.folder) if distributed.world_size() > 1 else ""
     with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
@@ -89,13 +93,18 @@ def train(
         else:
             if resume and distributed.main_rank() and talks:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
-            loop.train()
+            ended_by = loop.train()
             if talks and (said := loop.profiler.said()):
                 print(f"  {said}", flush=True)
     if distributed.main_rank():
         _draw(settings.folder)
         if made and talks:
             print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
+    if ended_by:
+        # None may be gone before the main rank has drawn: launchers end the others then.
+        distributed.barrier()
+        name = signal.Signals(ended_by).name
+        raise StoppedError(f"{settings.folder} was ended by {name}, and all of it is saved", settings.folder, ended_by)
     return settings.folder
 
 
@@ -148,6 +157,7 @@ def build_loop(
         from rlkit.generation.collector import Collector
         from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
+        from rlkit.loop.interrupts import Interrupt
         from rlkit.loop.learner import Learner
         from rlkit.loop.log import Log
         from rlkit.loop.one_ahead import OneAheadLoop
@@ -222,7 +232,11 @@ def build_loop(
     scorer.log_to(RunFolder(config.folder).rewards_log)
     console = _console(config, folder, shows) if folder and shows else None
     progress = console.phase if console else unseen
-    collector = Collector(sampler, scorer, tokenizer, config.seed, progress) if sampler is not None else None
+    interrupt = Interrupt(config.checkpoint.grace_s)
+    # Ranks that share a model sample step by step together: none of them may leave alone.
+    alone = elsewhere or config.sampler.options.get("tensor_parallel", 1) == 1
+    droppable = interrupt.droppable if alone else nullcontext
+    collector = Collector(sampler, scorer, tokenizer, config.seed, progress, droppable) if sampler is not None else None
     trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
@@ -235,6 +249,7 @@ def build_loop(
         "benchmarks": _benchmarks(config, collector, inputs, suites) if collector else [],
         "log": Log(config, folder, trackers, inputs.digests),
         "profiler": Profiler(profile if folder else 0, RunFolder(config.folder).profile),
+        "interrupt": interrupt,
         "progress": progress,
         "problems": problems,
     }

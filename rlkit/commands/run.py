@@ -24,7 +24,8 @@ from rlkit.commands.options import (
     set_option,
     short_options,
 )
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, StoppedError
+from rlkit.tracking.terminal import outlive_terminal
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
@@ -125,13 +126,20 @@ def run(
         if ranks.rank() == 0:
             click.echo(runs.plan(settings, here, None if gpu_gib is None else int(gpu_gib * 2**30)))
         return
+    outlive_terminal()
     if here > 1 and not started:
         configs.resolve(settings)
         sys.exit(launch.launch(here, _without_nproc(sys.argv[1:])))
     shows: Shows | None = "warnings" if quiet else "lines" if plain else None
-    folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
+    ended = 0
+    try:
+        folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
+    except StoppedError as stopped:
+        folder, ended = stopped.folder, stopped.exit_code
     if ranks.rank() == 0:
         click.echo(runs.summary(folder))
+    if ended:
+        sys.exit(ended)
 
 
 def _meet(nproc: int | None, quiet: bool) -> None:

@@ -12,7 +12,8 @@ from rlkit.commands.compare import show
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import joined, plugins_option, short_options
 from rlkit.config import RunConfig
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, RlkitError, StoppedError
+from rlkit.tracking.terminal import outlive_terminal
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
@@ -124,12 +125,13 @@ def sweep(
         folder = folder.resolve()
         if not dry_run:
             sweeps.check_free(folder, spec)
+    outlive_terminal()
     outcome = sweeps.sweep(spec, folder, jobs=jobs, dry_run=dry_run)
     if dry_run:
         return
     again = f"rlkit sweep --resume {folder}" + (f" --jobs {jobs}" if jobs > 1 else "")
     if outcome.interrupted:
-        raise RlkitError(f"interrupted; go on with: {again}")
+        raise StoppedError(f"interrupted; go on with: {again}", folder, outcome.interrupted)
     failures = []
     if outcome.scored:
         from rlkit.sweeps.wandb_sweep import log_comparison

@@ -356,6 +356,9 @@ class CheckpointConfig(Section):
     """Steps; 0: only at the end. None: a tenth of the run, and at least 10 steps."""
     keep: Positive = 2
     """Newest checkpoints that stay on disk."""
+    grace_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds from SIGTERM or SIGHUP until the process is killed: half of them, and twice what a checkpoint took, are
+    kept for saving, and a step that takes longer than the rest is dropped while it samples. None: no limit."""
 
 
 class ReplayConfig(Section):

@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Self
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from rlkit.data import Problem
 from rlkit.engine import distributed, profiling
+from rlkit.errors import DroppedError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
@@ -112,6 +114,8 @@ class Collector:
     tokenizer: Decoder
     seed: int
     progress: Progress = unseen
+    droppable: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within, DroppedError may be raised at any place: nothing else on this rank is to be lost by it."""
 
     def collect(
         self,
@@ -129,7 +133,7 @@ class Collector:
         lenient: samples without a value are for the caller to count, however many there are; without it they end the
         run past `scoring.max_no_value` (see `Scorer.finish`). unscored: completions that exist already, of this rank:
         they are scored with the others, stay on this rank, and come first. each: called with every new completion of
-        this rank as it ends.
+        this rank as it ends. Raises DroppedError on every rank where one has dropped its share.
         """
         started = time.perf_counter()
         shares = deal(wanted, distributed.world_size())
@@ -138,12 +142,19 @@ class Collector:
         for one in unscored:
             self.scorer.submit(one.sample)
             sampled.append(one.compact())
+        dropped = False
         with profiling.phase("sample"):
-            for one in self._sample(mine, params, purpose):
-                self.scorer.submit(one.sample)
-                if each is not None:
-                    each(one)
-                sampled.append(one.compact())
+            try:
+                with self.droppable():
+                    for one in self._sample(mine, params, purpose):
+                        self.scorer.submit(one.sample)
+                        if each is not None:
+                            each(one)
+                        sampled.append(one.compact())
+            except DroppedError:
+                dropped = True
+        if distributed.any_rank(dropped):
+            raise DroppedError
         between = time.perf_counter()
         with profiling.phase("score"):
             results = self._results(lenient)

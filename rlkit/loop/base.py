@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from rlkit.config import RunConfig
@@ -20,15 +20,16 @@ from rlkit.data import Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.profiling import Profiler
-from rlkit.errors import NotFiniteError, RlkitError
+from rlkit.errors import DroppedError, NotFiniteError, RlkitError
 from rlkit.evaluation.in_training import Benchmark, evaluate
+from rlkit.generation import make_room
 from rlkit.generation.assemble import assemble
 from rlkit.generation.collector import Scored
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.describe import describe, disturbed
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
-from rlkit.loop.interrupts import interruptible
+from rlkit.loop.interrupts import Interrupt
 from rlkit.loop.learner import Credited, Learner, gap
 from rlkit.loop.log import Log
 from rlkit.loop.rollouts import Taken
@@ -51,6 +52,7 @@ class Loop(ABC):
     """Measured before, during and after training, on clean rewards."""
     log: Log
     profiler: Profiler
+    interrupt: Interrupt = field(default_factory=Interrupt)
     progress: Progress = unseen
 
     def __post_init__(self) -> None:
@@ -80,24 +82,48 @@ class Loop(ABC):
     def finished(self) -> bool:
         return self.state.step >= self.config.steps
 
-    def train(self) -> None:
-        """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
-        with interruptible() as interrupt:
-            self._prove()
-            if not self._evaluated():
-                self._evaluate()
-            while not self.finished and not distributed.any_rank(interrupt.asked):
-                with self.profiler.watch(self.state.step + 1):
-                    rollout, credited, metrics = self._one_step()
-                step = self.state.step
-                self.log.metrics(step, metrics)
+    def train(self) -> int:
+        """Run the steps that are left. A signal ends it after the step in hand, or without it where that would take too
+        long, with all of it saved.
+
+        Returns the signal's number; 0: nothing is left to do.
+        """
+        with self.interrupt.listening():
+            try:
+                self._steps()
+            except DroppedError:
+                self.interrupt.settle()
+                # Of the step in hand nothing was learnt: all is as it was after the one before.
+                if self.sync is not None:
+                    make_room(self.sync.collector.sampler, until_sync=True)
+            by = max(distributed.gather_objects(self.interrupt.by))
+            if by and self._saved != self.state.step:
+                self.save()
+            return by if not (self.finished and self._evaluated()) else 0
+
+    def _steps(self) -> None:
+        self._prove()
+        if not self._evaluated():
+            self._evaluate()
+        while not self.finished and not self._asked_to_end():
+            with self.profiler.watch(self.state.step + 1):
+                rollout, credited, metrics = self._one_step()
+            step = self.state.step
+            self.log.metrics(step, metrics)
+            try:
+                self.log.credit(step, rollout, credited)
+            finally:
+                # Whatever became of that, and after it: a resume makes only later steps.
                 if self.finished or due(step, self.config.checkpoint_every):
                     self.save()
-                self.log.credit(step, rollout, credited)
-                self.log.mirror(step, metrics)
-                if self.finished or due(step, self.config.eval.every):
-                    self._evaluate()
-            self._save_what_is_done()
+            self.log.mirror(step, metrics)
+            # A resume makes an evaluation that is missing.
+            if (self.finished or due(step, self.config.eval.every)) and not self._asked_to_end():
+                self._evaluate()
+
+    def _asked_to_end(self) -> bool:
+        """On every rank, if one was asked. Collective."""
+        return distributed.any_rank(bool(self.interrupt.by))
 
     def complete(self) -> bool:
         """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
@@ -125,6 +151,8 @@ class Loop(ABC):
         old = learner.measure(rollout, step)
         self.log.rollout(step, rollout, gathered, old)
         metrics = self._described(gathered, rollout)
+        if distributed.any_rank(self.interrupt.late):
+            raise DroppedError
         try:
             learnt, credited = learner.learn(rollout, old, step)
         except NotFiniteError:
@@ -210,6 +238,7 @@ class Loop(ABC):
         """A checkpoint of everything the next step depends on."""
         state = replace(self.state, ahead=self._ahead())
         self.progress("saving")
+        started = time.monotonic()
         checkpoint.save(
             RunFolder(self.config.folder).checkpoints,
             state.step,
@@ -218,6 +247,7 @@ class Loop(ABC):
             keep=self.config.checkpoint.keep,
             reference=self.learner.reference,
         )
+        self.interrupt.save_s = time.monotonic() - started
         self._saved = state.step
 
     def _save_what_is_done(self) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlkit.engine import distributed
+from rlkit.errors import DroppedError
+from rlkit.generation.collector import PHASES
 from rlkit.interfaces.progress import Progress
 from rlkit.loop.rollouts import Taken
 
@@ -25,13 +27,16 @@ class _GivenUpError(Exception):
 class Flight:
     """Begins when it is made. What is raised within is raised by `wait`."""
 
-    def __init__(self, take: Callable[[Progress], Taken], group: ProcessGroup | None) -> None:
+    def __init__(
+        self, take: Callable[[Progress], Taken], group: ProcessGroup | None, late: Callable[[], bool] = lambda: False
+    ) -> None:
         """`take` samples and scores; what it says of its progress is shown where somebody waits for it. `group`: what
-        it speaks with the other ranks through."""
+        it speaks with the other ranks through. `late`: whether it is to be dropped (DroppedError)."""
         self.ended = math.nan
         """When it was there, on time.perf_counter()'s clock."""
         self._take = take
         self._group = group
+        self._late = late
         self._device = distributed.device()
         self._at: tuple[str, int, int] = ("sampling", 0, 0)
         self._given_up = False
@@ -69,4 +74,7 @@ class Flight:
     def _progress(self, phase: str, done: int = 0, total: int = 0) -> None:
         if self._given_up:
             raise _GivenUpError
+        # Where it is sampled alone, as the collector is prepared for: else other ranks would wait for this one.
+        if phase == PHASES["train"] and self._late():
+            raise DroppedError
         self._at = (phase, done, total)

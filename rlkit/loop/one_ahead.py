@@ -12,11 +12,13 @@ after step k, which take some hundred times its room on disk, and a sampler and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
 
 from rlkit.engine import distributed
+from rlkit.errors import DroppedError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.progress import Progress
 from rlkit.loop.base import SamplingLoop
@@ -38,9 +40,14 @@ class OneAheadLoop(SamplingLoop):
         self._sampler_free: float | None = None
         """Since when; None: it has not worked yet."""
 
-    def train(self) -> None:
+    def train(self) -> int:
         try:
-            super().train()
+            by = super().train()
+            if self._flight is not None:
+                # Of the step after one that was dropped: the sampler is closed next.
+                with contextlib.suppress(DroppedError):
+                    self._flight.wait(self.progress)
+            return by
         except Exception:
             if self._flight is not None:
                 self._flight.give_up()
@@ -73,7 +80,7 @@ class OneAheadLoop(SamplingLoop):
 
         if self._sampler_free is not None:
             self._sampler_waited += time.perf_counter() - self._sampler_free
-        self._flight = Flight(fly, self._group)
+        self._flight = Flight(fly, self._group, lambda: self.interrupt.late)
 
     def _settle(self) -> None:
         flight, self._flight = self._flight, None
@@ -87,7 +94,9 @@ class OneAheadLoop(SamplingLoop):
     def _ahead(self) -> dict[str, Any] | None:
         step = self.state.step + 1
         if self._held is None or self._held.step != step:
-            self._settle()
+            # Where there is no time for it, a resume samples it with the weights that it has.
+            with contextlib.suppress(DroppedError):
+                self._settle()
         return saved(self._held) if self._held is not None and self._held.step == step else None
 
     def _scheduled(self, taken: Taken, rollout: Rollout) -> dict[str, float]:

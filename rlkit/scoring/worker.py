@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import json
 import os
@@ -25,13 +24,13 @@ from rlkit import registry
 from rlkit.errors import RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
+from rlkit.parent import end_with
 from rlkit.scoring.checks import call, checked, named, one_each, tail
 
 OUT_OF_MEMORY = 77
 """Exit code."""
 LONGEST_REPLY = 64 * 2**20
 _HEADER = struct.Struct("!Q")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def unframe(inbox: bytearray) -> Any:
 def main() -> None:
     """Entry of the process: `argv` holds the socket's file descriptor and the parent's process id."""
     link = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_parent(int(sys.argv[2]))
+    end_with(int(sys.argv[2]), signal.SIGKILL)
     inbox = bytearray()
     setup = json.loads(_receive(link, inbox))
     _limit(resource.RLIMIT_AS, int(setup["memory_gib"] * 2**30))
@@ -233,10 +232,3 @@ def _limit(what: int, amount: int) -> None:
     hard = resource.getrlimit(what)[1]
     amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
     resource.setrlimit(what, (amount, amount))
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)

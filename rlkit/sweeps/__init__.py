@@ -41,7 +41,8 @@ class Outcome:
     folder: Path
     failed: Sequence[str]
     """Names of the runs that died, of tuning and scored."""
-    interrupted: bool
+    interrupted: int
+    """The number of the signal that has ended it; 0: none has."""
     scored: int = 0
     """Scored runs that are done."""
 
@@ -81,7 +82,7 @@ def sweep(
     _check_names(planned)
     terminal.print(plan(spec, arms, len(trials), planned, jobs, folder), markup=False)
     if dry_run:
-        return Outcome(folder=folder, failed=[], interrupted=False)
+        return Outcome(folder=folder, failed=[], interrupted=0)
     with alone(folder) as lock:
         place = SweepFolder(folder, runs)
         _begin(place, spec)
@@ -89,8 +90,8 @@ def sweep(
         chosen: dict[Arm, Mapping[str, Any]] = {arm: {} for arm in arms}
         failed: list[str] = []
         if trials:
-            if not _make("tuning", [job for _, job in trials], jobs, terminal, lock):
-                return Outcome(folder=folder, failed=[], interrupted=True)
+            if by := _make("tuning", [job for _, job in trials], jobs, terminal, lock):
+                return Outcome(folder=folder, failed=[], interrupted=by)
             failed += [job.name for _, job in trials if job.error is not None]
             tuned = [_tuning(spec, arm, [job for each, job in trials if each == arm]) for arm in arms]
             _check_choice(place, tuned)
@@ -99,10 +100,10 @@ def sweep(
             chosen = {arm: result.chosen for arm, result in zip(arms, tuned, strict=True) if result.chosen is not None}
             failed += [specs.run_name(arm, seed) for seed, arm in scored if arm not in chosen]
         final = [_job(spec, arm, seed, chosen[arm], folder, "runs") for seed, arm in scored if arm in chosen]
-        going = _make("runs", final, jobs, terminal, lock)
+        by = _make("runs", final, jobs, terminal, lock)
         failed += [job.name for job in final if job.error is not None]
         done = sum(job.done for job in final)
-        return Outcome(folder=folder, failed=failed, interrupted=not going, scored=done)
+        return Outcome(folder=folder, failed=failed, interrupted=by, scored=done)
 
 
 def _check_names(jobs: Sequence[Job]) -> None:
@@ -183,8 +184,8 @@ def _job(spec: SweepConfig, arm: Arm, seed: int, tried: Mapping[str, Any], folde
     )
 
 
-def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock: int) -> bool:
-    """Returns False where it was interrupted."""
+def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock: int) -> int:
+    """Returns the number of the signal that has ended it; 0: none has."""
 
     def estimate(job: Job, left: float) -> str:
         from rlkit.engine.memory import checkpoint_bytes, checkpoints_kept

@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rlkit.config import RunConfig
-from rlkit.errors import ConfigError
+from rlkit.errors import TOLD_TO_END, ConfigError
+from rlkit.parent import end_with
 from rlkit.ranks import visible_gpus
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
@@ -136,35 +138,35 @@ def alone(sweep: Path) -> Iterator[int]:
 
 def run_all(
     jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None], say: Callable[[str], None], lock: int
-) -> bool:
+) -> int:
     """Make every job that is not done. `watch` is called a few times a second with those that run, `say`
     with what people should know.
 
-    A job that dies gets its `error`, and the others go on. An interrupt, or the end of the terminal, lets the runs end
-    after the step in hand; a second ends them at once. Returns False where it was interrupted.
+    A job that dies gets its `error`, and the others go on. A signal that asks for an end lets the runs end after the
+    step in hand, as they do where this process is killed; a second interrupt ends them at once. Returns the number of
+    the signal; 0: none came.
     """
     waiting = [job for job in jobs if not job.done]
     free = shares(at_once)
     running: dict[Job, tuple[subprocess.Popen[bytes], Share]] = {}
     with _interrupts() as asked, _ended(running):
-        passed_on = 0
+        told = killed = False
         while running or (waiting and not asked):
             while free and waiting and not asked:
                 share, job = free.pop(0), waiting.pop(0)
                 running[job] = (_start(job, share, lock), share)
             time.sleep(POLL_S)
-            if len(asked) > passed_on:
-                passed_on = len(asked)
-                say(
-                    "ending the runs after the step in hand, and saving them; once more to end them at once"
-                    if passed_on == 1
-                    else "ending the runs at once"
-                )
+            if asked and not told:
+                told = True
+                say("ending the runs after the step in hand, and saving them; an interrupt more ends them at once")
                 for process, _ in running.values():
-                    if passed_on == 1:
-                        process.terminate()
-                    else:  # its ranks too
-                        os.killpg(process.pid, signal.SIGKILL)
+                    process.terminate()
+            # Others than interrupts come more than once, from a cluster, and mean the same each time.
+            if asked[1:].count(signal.SIGINT) and not killed:
+                killed = True
+                say("ending the runs at once")
+                for process, _ in running.values():
+                    os.killpg(process.pid, signal.SIGKILL)  # its ranks too
             for job in list(running):
                 job.look()
                 process, share = running[job]
@@ -175,7 +177,7 @@ def run_all(
                     if not job.done and not asked:
                         job.error = _last_words(job, process.returncode)
             watch(list(running))
-        return not asked
+        return asked[0] if asked else 0
 
 
 @contextlib.contextmanager
@@ -212,6 +214,7 @@ def _start(job: Job, share: Share, lock: int) -> subprocess.Popen[bytes]:
             pass_fds=[lock],
             # An interrupt from the terminal is passed on once, not once by the terminal and once from here.
             start_new_session=True,
+            preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),
         )
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(ProcessLookupError):
@@ -223,8 +226,7 @@ def _start(job: Job, share: Share, lock: int) -> subprocess.Popen[bytes]:
 def _interrupts() -> Iterator[list[int]]:
     asked: list[int] = []
     # Under nohup, which has the end of the terminal ignored, that stays so.
-    hung_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    caught = (signal.SIGINT, signal.SIGTERM, *hung_up)
+    caught = [s for s in TOLD_TO_END if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
     before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in caught}
     try:
         yield asked

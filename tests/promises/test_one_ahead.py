@@ -26,7 +26,7 @@ from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import CorrectionConfig
 from rlkit.data import Cursor
-from rlkit.errors import ConfigError, NotFiniteError, RlkitError
+from rlkit.errors import ConfigError, NotFiniteError, RlkitError, StoppedError
 from rlkit.evaluation.in_training import evaluate
 from rlkit.generation.assemble import assemble
 from rlkit.loop.log import Log
@@ -206,7 +206,10 @@ def test_resumed_after_an_interrupt_it_is_the_straight_run(
 
     with monkeypatch.context() as patched:
         patched.setattr(Log, "metrics", interrupted)
-        run = trained(tmp_path, "interrupted", "grpo", *REFILL)
+        with pytest.raises(StoppedError) as stopped:
+            trained(tmp_path, "interrupted", "grpo", *REFILL)
+    assert stopped.value.exit_code == 130
+    run = RunFolder.open(tmp_path / "interrupted")
     assert [place.name for place in run.checkpoints.iterdir()] == ["step-00000003"]
     state = torch.load(run.checkpoints / "step-00000003" / "state.pt", weights_only=True)
     assert state["ahead"]["step"] == 4

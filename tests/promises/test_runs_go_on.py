@@ -1,4 +1,4 @@
-"""A run that is interrupted, or killed, goes on as if nothing had happened."""
+"""A run that is interrupted, or whose reward breaks, goes on from there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from rlkit.records.folder import RunFolder
 
@@ -36,50 +32,12 @@ def run(*arguments: str) -> str:
     return said
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "hf" / "model.safetensors")
-
-
-def samples(folder: Path, step: int) -> Any:
-    return pq.read_table(folder / "rollouts" / f"step-{step:06d}.parquet").to_pydict()
-
-
-def untimed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [
-        {name: value for name, value in row.items() if name.partition("/")[0] not in {"time", "throughput", "memory"}}
-        for row in rows
-    ]
-
-
-@pytest.mark.parametrize("algo", ["vimpo", "ppo"])
-def test_resume_equals_a_straight_run(algo: str, tmp_path: Path) -> None:
-    common = ["embedded_xs", "--algo", algo, *SMALL, "--out", str(tmp_path), "-s", "checkpoint.every=2"]
-    common += ["--noise", "flip:0.25"]
-    run(*common, "--name", "straight", "-s", "steps=4")
-    run(*common, "--name", "halves", "-s", "steps=4")
-    # As a kill after step 3 would have left it: a checkpoint of step 2, and traces of a step that is done again.
-    halves = tmp_path / "halves"
-    for child in (halves / "checkpoints" / "step-00000004").rglob("*"):
-        if child.is_file():
-            child.unlink()
-    (halves / "checkpoints" / "step-00000004").rename(halves / "checkpoints" / ".step-00000004")
-    run("--resume", str(halves))
-
-    straight = tmp_path / "straight"
-    for name, weight in weights(straight).items():
-        assert torch.equal(weight, weights(halves)[name]), name
-    for step in (1, 2, 3, 4):
-        assert samples(straight, step) == samples(halves, step)
-    assert untimed(RunFolder.open(straight).read_metrics()) == untimed(RunFolder.open(halves).read_metrics())
-
-
 def test_a_first_interrupt_saves_what_is_done(tmp_path: Path) -> None:
     process = start("embedded_xs", *SMALL, "--out", str(tmp_path), "--name", "r", "-s", "steps=500")
     wait_for_step(process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    assert process.returncode == 130, said
     assert "ending after this step" in said
     done = int(RunFolder.open(tmp_path / "r").read_metrics()[-1]["step"])
     assert 0 < done < 500

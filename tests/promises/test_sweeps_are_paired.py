@@ -168,7 +168,7 @@ def test_an_interrupted_sweep_saves_its_runs_and_goes_on(tmp_path: Path) -> None
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert f"interrupted; go on with: rlkit sweep --resume {tmp_path / 'cut'}" in said
     done = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert 3 <= done < 400

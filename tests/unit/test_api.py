@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -25,7 +26,7 @@ from rlkit.api.messages import in_python, speaking_python
 from rlkit.api.run import trained
 from rlkit.comparison import compare
 from rlkit.comparison import write as write_comparison
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, RlkitError, StoppedError
 from rlkit.sweeps import spec as specs
 from rlkit.sweeps.sweep_folder import SweepFolder, SweepRun, Trial, Tuning
 
@@ -177,10 +178,14 @@ def test_resume_under_other_settings_is_refused(run: rlkit.Run) -> None:
 
 
 def test_an_interrupt_is_one(run: rlkit.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop ends the step in hand and returns; who called must stop all the same."""
+    """The loop ends the step in hand and all is saved; who called must stop all the same."""
     short = make_run(tmp_path / "run", healthy(2)).path
     (short / "config.yaml").write_text((short / "config.yaml").read_text().replace("steps: 2", "steps: 5"))
-    monkeypatch.setattr("rlkit.assembly.run.train", lambda *_, **__: short)
+
+    def stopped(*_: Any, **__: Any) -> Path:
+        raise StoppedError("ended by SIGINT", short, signal.SIGINT)
+
+    monkeypatch.setattr("rlkit.assembly.run.train", stopped)
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2 of 5, .*rlkit\.Run\('.*run'\)\.resume\(\) goes"):
         trained(configs.load("embedded_xs"), resume=False, quiet=True)
 
@@ -370,7 +375,7 @@ def test_a_sweep_s_arguments_make_its_arms_and_its_cell_can_be_run_again(
         for run in place.runs:
             if not place.run_folder(run).exists():
                 make_run(place.run_folder(run), healthy(12))
-        return sweeps.Outcome(folder=folder, failed=died, interrupted=False, scored=len(arms))
+        return sweeps.Outcome(folder=folder, failed=died, interrupted=0, scored=len(arms))
 
     monkeypatch.setattr(sweeps, "sweep", made)
     given: dict[str, Any] = {"algos": {"grpo": {"algo.kl_coef": 0.01}}, "base": "embedded_xs", "lr": [1e-4, 2e-4]}

@@ -194,6 +194,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "reading-a-run.md",
         pytest.param("python.md", marks=pytest.mark.slow),
         "configuration.md",
+        "exit-codes.md",
         "from-trl.md",
         "from-verl.md",
         "from-openrlhf.md",

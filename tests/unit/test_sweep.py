@@ -416,7 +416,7 @@ def test_a_run_that_is_killed_is_said_to_be_and_quotes_no_earlier_one(
     one = job(tmp_path)
     one.log.write_text("the error of the time before\n")
     with alone(tmp_path) as lock:
-        assert run_all([one], 1, lambda _: None, print, lock)
+        assert run_all([one], 1, lambda _: None, print, lock) == 0
     assert one.error == "step 3\n(killed by SIGKILL)"
 
 
@@ -448,7 +448,7 @@ def test_runs_that_died_are_named_even_where_the_others_cannot_be_compared(
         place.write_plan()
         (run / "config.yaml").write_text("algo: {kind: grpo}\n")
         (run / "metrics.jsonl").write_text("damaged\n{}\n")
-        return sweeps.Outcome(folder=place.path, failed=["ppo-seed0"], interrupted=False, scored=1)
+        return sweeps.Outcome(folder=place.path, failed=["ppo-seed0"], interrupted=0, scored=1)
 
     monkeypatch.setattr(sweeps, "sweep", sweep)
     result = CliRunner().invoke(main, ["sweep", "--algos", "grpo,ppo", "--out", str(tmp_path)])

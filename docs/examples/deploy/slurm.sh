@@ -15,8 +15,8 @@ set -euo pipefail
 source "${RLKIT_ENV:-.venv}/bin/activate"
 export OMP_NUM_THREADS=1
 
-# torchrun gives a run that is told to stop 30 s for the step in hand: with longer steps it goes on from its last
-# checkpoint, which `checkpoint.every` makes more frequent.
+# torchrun gives a run that is told to stop 30 s for the step in hand. Where steps are longer, `checkpoint.grace_s=30` has
+# it drop the step and save the one before.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
