@@ -42,6 +42,12 @@ class LostRankError(RlkitError):
     """Another rank of the run has ended, or does not come."""
 
 
+class StalledError(LostRankError):
+    """No sign of life has come for longer than the run waits."""
+
+    exit_code = 4
+
+
 class PluginError(RlkitError):
     """A plugin's code raised, or did not give what its contract asks for. What it raised is the cause."""
 

@@ -81,6 +81,7 @@ def train(
     with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
             settings = settings.model_copy(update={"out": folder.parent, "name": folder.name})
+        _hold(settings.folder, stack)
         loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
@@ -95,6 +96,25 @@ def train(
         if made and talks:
             print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
     return settings.folder
+
+
+def _hold(folder: Path, stack: ExitStack) -> None:
+    """Have the folder for this run alone, until the stack is closed. Collective. ConfigError where another has it."""
+    from rlkit.engine import distributed
+    from rlkit.records.lock import alone, remove_unused
+
+    refused = None
+    if distributed.main_rank():
+        otherwise = "Wait for it to end, or end that process; a run beside it needs another --name"
+        made = not folder.exists()
+        try:
+            stack.enter_context(alone(folder, "run", otherwise))
+            if made:
+                stack.callback(remove_unused, folder)
+        except ConfigError as error:
+            refused = str(error)
+    if said := distributed.gather_objects(refused)[0]:
+        raise ConfigError(said)
 
 
 def _complete(loop: Loop, config: RunConfig) -> list[str]:
@@ -142,11 +162,11 @@ def build_loop(
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
         from rlkit.generation.collector import Collector
-        from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.learner import Learner
         from rlkit.loop.log import Log
         from rlkit.loop.one_ahead import OneAheadLoop
+        from rlkit.loop.stalls import Watch
         from rlkit.loop.state import RunState
         from rlkit.loop.synchronous import SynchronousLoop
         from rlkit.records.folder import RunFolder
@@ -180,14 +200,20 @@ def build_loop(
         check_fit(config, algorithm, inputs, distributed.world_size())
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
+    talks = distributed.main_rank() and shows in ("bar", "lines")
+    watch = Watch(RunFolder(config.folder), _going_on(config.folder), _say if talks else None)
+    stack.callback(watch.close)
+    watch("loading the model")
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
     # What is wrong with servers is said before a model is loaded; any other sampler takes what the trainer leaves.
     elsewhere = config.sampler.kind == "vllm_server"
     sampler = build_sampler(config.sampler, config.model, context, config.seed) if elsewhere else None
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
-    if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
+    if talks and (said := starts_slowly(config.sampler)):
         print(said, flush=True)
+    watch.limit_minutes = config.engine.timeout_minutes  # not before: a download may take hours, and gives no sign
+    watch(f"starting the sampler ({config.sampler.kind})")
     sampler = sampler or build_sampler(config.sampler, config.model, context, config.seed)
     stack.callback(sampler.close)
     ahead = config.schedule == "one_ahead"
@@ -199,13 +225,14 @@ def build_loop(
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
     scorer.log_to(RunFolder(config.folder).rewards_log)
     console = _console(config, folder, shows) if folder and shows else None
-    progress = console.phase if console else unseen
-    collector = Collector(sampler, scorer, tokenizer, config.seed, progress)
+    if console:
+        watch.shown, watch.before_end = console.phase, console.close
+    collector = Collector(sampler, scorer, tokenizer, config.seed, watch)
     trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
     refill = config.batch.refill
-    learner = Learner(config, algorithm, policy, reference, critic, RunState(), progress)
+    learner = Learner(config, algorithm, policy, reference, critic, RunState(), watch)
     loop = (OneAheadLoop if ahead else SynchronousLoop)(
         config=config,
         learner=learner,
@@ -222,13 +249,18 @@ def build_loop(
         benchmarks=_benchmarks(config, collector, inputs, suites),
         log=Log(config, folder, trackers, inputs.digests),
         profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
-        progress=progress,
+        progress=watch,
     )
     if resume:
         loop.resume()
     if console:
         console.begin(loop.state.step)
+    stack.callback(watch, "closing")
     return loop
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 def _say_what_was_edited(config: RunConfig) -> None:

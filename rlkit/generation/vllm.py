@@ -24,6 +24,7 @@ from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_inv
 from rlkit.generation.stops import stops_of
 from rlkit.importing import importing
 from rlkit.interfaces.generation import Completion, Request, Sampler
+from rlkit.interfaces.progress import alive
 from rlkit.registry import sampler
 
 
@@ -170,6 +171,7 @@ class _VLLM:
                 while waiting:
                     with _refused(self._path):
                         outputs = engine.step()
+                    alive()
                     for output in outputs:
                         index, result = int(output.request_id), output.outputs[0]
                         end = None
