@@ -242,6 +242,14 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def raise_everywhere(failure: RlkitError | None) -> None:
+    """Raise on every rank what has gone wrong on one, the first's of several: else the others would wait for it, or all
+    would save what is done but that one. `failure`: this rank's. Collective."""
+    for of, error in enumerate(gather_objects(failure)):
+        if error is not None:
+            raise failure if of == rank() and failure is not None else error
+
+
 @waiting("the other ranks")
 def gather_objects_on_main(item: T) -> list[T] | None:
     """Every rank's item, in rank order, on the main rank; None on the others. For what only files and people need."""

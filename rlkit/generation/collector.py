@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rlkit.data import Problem
 from rlkit.engine import distributed, profiling
+from rlkit.errors import RlkitError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
@@ -124,7 +125,7 @@ class Collector:
         each: Callable[[Sampled], None] | None = None,
     ) -> tuple[list[Scored], dict[str, float]]:
         """All of `wanted`, in that order, on every rank; and the seconds that sampling took on this rank, and the
-        scoring that was not done by then.
+        scoring that was not done by then. What the sampler raises on one rank is raised on all.
 
         lenient: samples without a value are for the caller to count, however many there are; without it they end the
         run past `scoring.max_no_value` (see `Scorer.finish`). unscored: completions that exist already, of this rank:
@@ -138,13 +139,18 @@ class Collector:
         for one in unscored:
             self.scorer.submit(one.sample)
             sampled.append(one.compact())
+        failure = None
         with profiling.phase("sample"):
-            for one in self._sample(mine, params, purpose):
-                self.scorer.submit(one.sample)
-                if each is not None:
-                    each(one)
-                sampled.append(one.compact())
+            try:
+                for one in self._sample(mine, params, purpose):
+                    self.scorer.submit(one.sample)
+                    if each is not None:
+                        each(one)
+                    sampled.append(one.compact())
+            except RlkitError as error:
+                failure = error
         between = time.perf_counter()
+        distributed.raise_everywhere(failure)
         with profiling.phase("score"):
             results = self._results(lenient)
         scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, results, strict=True)]
