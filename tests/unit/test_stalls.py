@@ -70,11 +70,16 @@ def stuck():
     print("begun", flush=True)
     threading.Lock().acquire() and threading.Event().wait()
 
+def repeats():
+    print("begun", flush=True)
+    while True:
+        watch("sampling", 3, 8)
+        time.sleep(0.02)
+
 def lives(seconds):
     print("begun", flush=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        watch("sampling", 3, 8)  # said again and again: no sign of life
         alive()
         time.sleep(0.02)
     watch.close()
@@ -117,7 +122,7 @@ def test_a_rank_that_waits_for_ever_ends_all_with_their_stacks(tmp_path: Path) -
 
 
 def test_a_rank_that_does_not_answer_is_named_and_a_folder_that_is_full_hides_nothing(tmp_path: Path) -> None:
-    alone = rank(1, 2, tmp_path / "x", "stuck()", grace=0.2)
+    alone = rank(1, 2, tmp_path / "x", "repeats()", grace=0.2)  # what is said again and again is no sign of life
     assert "no answer from rank 0: stopped, stuck or ended, or the machine is gone" in alone.communicate(timeout=60)[1]
     assert alone.returncode == 4
     (tmp_path / "y").write_text("no folder")
@@ -143,9 +148,7 @@ def test_what_lives_and_what_was_stopped_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_every_phase_of_a_run_gives_signs_of_life_and_none_while_it_only_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_phase_of_a_run_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int]] = []
     told = Watch.__call__
 
