@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rlkit import reward
 from rlkit.errors import ConfigError
 from rlkit.http import Endpoint, Failure, checked_url
+from rlkit.interfaces.progress import alive
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class LocalModel:
         todo = sorted((i for i, result in enumerate(results) if result is None), key=lambda i: len(tokens[i]))
         for at in range(0, len(todo), self._config.batch_size):
             batch = todo[at : at + self._config.batch_size]
+            alive()
             for i, score in zip(batch, self._scores([tokens[i] for i in batch]), strict=True):
                 results[i] = _result(score)
         return [result for result in results if result is not None]

@@ -68,8 +68,18 @@ class NotFiniteError(RlkitError):
     """A loss or a gradient that is not finite. The step was not made."""
 
 
+class StaleWeightsError(RlkitError):
+    """The sampler does not compute what the trainer does with its weights. All ranks raise it alike."""
+
+
 class LostRankError(RlkitError):
     """Another rank of the run has ended, or does not come."""
+
+
+class StalledError(LostRankError):
+    """No sign of life has come for longer than the run waits."""
+
+    exit_code = 4
 
 
 class PluginError(RlkitError):

@@ -545,21 +545,21 @@ def take_turns(hosts: list[str], file: Path) -> None:
         distributed.first_ranks_first(write)
 
 
-def wait_in_vain() -> str:
-    """Rank 0 waits for rank 1, which does not come."""
+def wait_in_vain() -> tuple[str, int]:
+    """Rank 0 waits for rank 1, which does not come: what it says, and its exit code."""
     import datetime
 
     from rlkit.engine import distributed
 
     group = torch.distributed.new_group(timeout=datetime.timedelta(seconds=0.5))
     if distributed.rank():
-        return ""
+        return "", 0
     try:
         with distributed.losing_ranks("go on with: this"):
             torch.distributed.all_reduce(torch.ones(1), group=group)
     except RlkitError as error:
-        return str(error)
-    return "it came"
+        return str(error), error.exit_code
+    return "it came", 0
 
 
 def miss_one(what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -114,6 +115,16 @@ class Served:
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def kill_engine(self) -> None:
+        """Only the process that computes, not the one that answers."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            pid = int(folder.name)
+            with contextlib.suppress(OSError):
+                if os.getsid(pid) == self._process.pid and b"EngineCore" in (folder / "cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+                    return
+        raise AssertionError("it has no engine")
 
     def close(self) -> None:
         """As an operator would."""

@@ -87,6 +87,7 @@ def train(
     with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
             settings = settings.model_copy(update={"out": folder.parent, "name": folder.name})
+        _hold(settings.folder, stack)
         loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
@@ -106,6 +107,25 @@ def train(
         name = signal.Signals(ended_by).name
         raise StoppedError(f"{settings.folder} was ended by {name}, and all of it is saved", settings.folder, ended_by)
     return settings.folder
+
+
+def _hold(folder: Path, stack: ExitStack) -> None:
+    """Have the folder for this run alone, until the stack is closed. Collective. ConfigError where another has it."""
+    from rlkit.engine import distributed
+    from rlkit.records.lock import alone, remove_unused
+
+    refused = None
+    if distributed.main_rank():
+        otherwise = "Wait for it to end, or end that process; a run beside it needs another --name"
+        made = not folder.exists()
+        try:
+            stack.enter_context(alone(folder, "run", otherwise))
+            if made:
+                stack.callback(remove_unused, folder)
+        except ConfigError as error:
+            refused = str(error)
+    if said := distributed.gather_objects(refused)[0]:
+        raise ConfigError(said)
 
 
 def _complete(loop: Loop, config: RunConfig) -> list[str]:
@@ -155,13 +175,13 @@ def build_loop(
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
         from rlkit.generation.collector import Collector
-        from rlkit.interfaces.progress import unseen
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.interrupts import Interrupt
         from rlkit.loop.learner import Learner
         from rlkit.loop.log import Log
         from rlkit.loop.one_ahead import OneAheadLoop
         from rlkit.loop.replayed import ReplayedLoop
+        from rlkit.loop.stalls import Watch
         from rlkit.loop.state import RunState
         from rlkit.loop.sync import Sync
         from rlkit.loop.synchronous import SynchronousLoop
@@ -203,6 +223,10 @@ def build_loop(
         if distributed.main_rank() and shows in ("bar", "lines"):
             then = f", then the sampler ({config.sampler.kind})" if samples else ""
             print(f"loading {config.model.path}{then}", flush=True)
+    talks = distributed.main_rank() and shows in ("bar", "lines")
+    watch = Watch(RunFolder(config.folder), _going_on(config.folder), _say if talks else None)
+    stack.callback(watch.close)
+    watch("loading the model")
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
 
@@ -217,9 +241,11 @@ def build_loop(
     # Schedules end where those of a replayed run would have ended.
     planned = config if source is None else config.model_copy(update={"steps": source.config.steps})
     policy, reference, critic = load_engines(planned, algorithm, tokenizer)
+    watch.limit_minutes = config.engine.timeout_minutes  # not before: a download may take hours, and gives no sign
     if samples and sampler is None:
-        if distributed.main_rank() and shows in ("bar", "lines") and (said := starts_slowly(config.sampler)):
+        if talks and (said := starts_slowly(config.sampler)):
             print(said, flush=True)
+        watch(f"starting the sampler ({config.sampler.kind})")
         sampler = sampler_of()
     ahead = config.schedule == "one_ahead" and source is None
     if ahead and not getattr(sampler, "beside_training", False):
@@ -231,26 +257,27 @@ def build_loop(
         folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
     scorer.log_to(RunFolder(config.folder).rewards_log)
     console = _console(config, folder, shows) if folder and shows else None
-    progress = console.phase if console else unseen
+    if console:
+        watch.shown, watch.before_end = console.phase, console.close
     interrupt = Interrupt(config.checkpoint.grace_s)
     # Ranks that share a model sample step by step together: none of them may leave alone.
     alone = elsewhere or config.sampler.options.get("tensor_parallel", 1) == 1
     droppable = interrupt.droppable if alone else nullcontext
-    collector = Collector(sampler, scorer, tokenizer, config.seed, progress, droppable) if sampler is not None else None
+    collector = Collector(sampler, scorer, tokenizer, config.seed, watch, droppable) if sampler is not None else None
     trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
-    learner = Learner(config, algorithm, policy, reference, critic, RunState(), progress)
+    learner = Learner(config, algorithm, policy, reference, critic, RunState(), watch)
     problems = inputs.problems.problems
     parts: dict[str, Any] = {
         "config": config,
         "learner": learner,
-        "sync": Sync(config, learner, collector, inputs.sampling, problems, progress) if collector else None,
+        "sync": Sync(config, learner, collector, inputs.sampling, problems, watch) if collector else None,
         "benchmarks": _benchmarks(config, collector, inputs, suites) if collector else [],
         "log": Log(config, folder, trackers, inputs.digests),
         "profiler": Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         "interrupt": interrupt,
-        "progress": progress,
+        "progress": watch,
         "problems": problems,
     }
     loop: Loop
@@ -285,7 +312,12 @@ def build_loop(
         loop.resume()
     if console:
         console.begin(loop.state.step)
+    stack.callback(watch, "closing")
     return loop
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 def _say_what_was_edited(config: RunConfig) -> None:

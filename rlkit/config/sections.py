@@ -287,7 +287,8 @@ class EngineConfig(Section):
     offload_parameters: bool = False
     """Keep the parameters in host memory (stage 3)."""
     timeout_minutes: Annotated[float, Field(gt=0)] = 60
-    """How long a rank waits for the others, which may be sampling longer responses; then the run ends."""
+    """How long a rank goes without a sign of life (a token, a micro-batch, a score), for instance since it waits for
+    others that sample longer responses; then the stacks of all are written, and the run ends."""
     offload_states: bool = False
     """Keep the optimizer's state in host memory while the sampler works on the same GPU (stages 2 and 3): 12 bytes a
     weight, shared out over the ranks, that `sampler.gpu_memory` may have then. It goes there and back in each step."""

@@ -31,6 +31,7 @@ from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.interfaces.progress import alive
 from rlkit.interfaces.rewards import SampleKey
 from rlkit.ops.head import Head
 from rlkit.ops.packing import place_rows, plan_microbatches, scatter_rows
@@ -158,6 +159,7 @@ class Engine:
         compared = Compared.by(reference, want)
         with self._memory():
             for rows in plan[distributed.rank()]:
+                alive()
                 part = rollout.rows(rows) if rows else _weightless(rollout)
                 stats = self._pass(part, want, compared, adapters=adapters)
                 found.append(torch.stack([stats[name].float() for name in names]))
@@ -185,6 +187,7 @@ class Engine:
         self._engine.eval()
         with self._memory():
             for rows in self._plan(rollout)[distributed.rank()]:
+                alive()
                 part = rollout.rows(rows) if rows else _weightless(rollout)
                 hidden = states(place_rows(part, distributed.device(), self._module.packs)).cpu()
                 empty = hidden[:0]
@@ -295,6 +298,7 @@ class Engine:
         plan = self._plan(batch.rollout)[distributed.rank()]
         with self._memory():
             for index, rows in enumerate(plan):
+                alive()
                 last = index == len(plan) - 1
                 self._engine.set_gradient_accumulation_boundary(last)
                 part = batch.rows(rows) if rows else replace(batch.rows([0]), rollout=_weightless(batch.rollout))
@@ -429,7 +433,9 @@ class Engine:
             raise RlkitError("only a policy's weights are given out")
         lasting = {tensor.untyped_storage().data_ptr() for tensor in self._tensors()}
         for groups in _together(self._module.weight_groups(), GATHERED_BYTES if self._stage == 3 else 0):
-            yield from self._copies(groups, lasting).items()
+            for weight in self._copies(groups, lasting).items():
+                alive()
+                yield weight
 
     @torch.no_grad()
     def _copies(self, groups: Sequence[WeightGroup], lasting: Set[int]) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlkit import ranks
-from rlkit.errors import ConfigError, LostRankError, RlkitError
+from rlkit.errors import ConfigError, LostRankError, RlkitError, StalledError
+from rlkit.interfaces.progress import waiting
 from rlkit.wording import counted
 from rlkit.wording import ranges as in_ranges
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 JOINING_S = 600.0
 """How long a rank waits for all to be there at the start: a node may have to read PyTorch from a slow disk."""
 POLL_S = 0.2
+LATER_S = 30.0
+"""By which the process group waits longer than whoever watches the run: that one says what hangs, and where."""
 GRACE_S = 1.0
 """In which whoever started the ranks ends those that are left when one has died, and says which."""
 
@@ -108,7 +111,7 @@ def init(timeout_minutes: float = 60) -> None:
 
     With RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment the ranks find each other;
     without them this process is the only one. See rlkit/ranks.py for who sets them. NCCL where there is a GPU, else
-    gloo. A rank waits `timeout_minutes` for the others. ConfigError where a rank has no GPU to itself.
+    gloo. A rank waits `timeout_minutes` and LATER_S for the others. ConfigError where a rank has no GPU to itself.
     """
     if dist.is_initialized():
         return
@@ -130,7 +133,7 @@ def init(timeout_minutes: float = 60) -> None:
         store=_store or dist.HashStore(),  # type: ignore[attr-defined]
         rank=ranks.rank(),
         world_size=ranks.world_size(),
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        timeout=_patience(timeout_minutes),
     )
 
     import deepspeed
@@ -180,8 +183,12 @@ def another_group(timeout_minutes: float) -> dist.ProcessGroup | None:
     each other's messages. Collective. None: there is one rank, which needs none."""
     if world_size() == 1:
         return None
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_patience(timeout_minutes))
     return group
+
+
+def _patience(timeout_minutes: float) -> datetime.timedelta:
+    return datetime.timedelta(minutes=timeout_minutes, seconds=LATER_S)
 
 
 @contextmanager
@@ -209,6 +216,7 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+@waiting("the other ranks")
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier(group=_group())
@@ -224,6 +232,7 @@ def first_ranks_first(action: Callable[[], None]) -> None:
         barrier()
 
 
+@waiting("the other ranks")
 def gather_objects(item: T) -> list[T]:
     """Every rank's item, in rank order, on every rank. For light data: it is pickled."""
     if world_size() == 1:
@@ -233,6 +242,15 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def raise_everywhere(failure: RlkitError | None) -> None:
+    """Raise on every rank what has gone wrong on one, the first's of several: else the others would wait for it, or all
+    would save what is done but that one. `failure`: this rank's. Collective."""
+    for of, error in enumerate(gather_objects(failure)):
+        if error is not None:
+            raise failure if of == rank() and failure is not None else error
+
+
+@waiting("the other ranks")
 def gather_objects_on_main(item: T) -> list[T] | None:
     """Every rank's item, in rank order, on the main rank; None on the others. For what only files and people need."""
     if world_size() == 1:
@@ -242,6 +260,7 @@ def gather_objects_on_main(item: T) -> list[T] | None:
     return items
 
 
+@waiting("the other ranks")
 def gather_flat(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Every rank's tensor of one dimension, in rank order, on every rank, on the CPU.
 
@@ -307,7 +326,8 @@ def _known(key: str) -> bool:
 
 @contextmanager
 def losing_ranks(then: str) -> Iterator[None]:
-    """LostRankError where a rank that others wait for within has ended, or does not come in time. `then`: how it goes
+    """LostRankError where a rank that others wait for within has ended, StalledError where it does not come in time,
+    and nobody who watches the run has ended it before. `then`: how it goes
     on, for the end of the message."""
     try:
         yield
@@ -317,18 +337,19 @@ def losing_ranks(then: str) -> Iterator[None]:
             raise
         said = _first_line(error).partition(". This is typically")[0].rpartition("] ")[2] or _first_line(error)
         late = "timed out" in str(error).lower()
+        if late:
+            why = f"it has not come within engine.timeout_minutes ({said}): where it was merely slow, raise that"
+            raise _lost(why, then, StalledError) from error
         raise _lost(
-            f"it has not come within engine.timeout_minutes ({said}): where it was merely slow, raise that"
-            if late
-            else f"it has died, or the network between has failed ({said}); its own output, or that of what started "
-            "it, says why",
+            f"it has died, or the network between has failed ({said}); its own output, or that of what started it, "
+            "says why",
             then,
         ) from error
 
 
-def _lost(why: str, then: str = "") -> LostRankError:
+def _lost(why: str, then: str = "", kind: type[LostRankError] = LostRankError) -> LostRankError:
     place = f"rank {ranks.rank()} of {ranks.world_size()}, on {socket.gethostname()}"
-    return LostRankError(f"{place}, has lost another rank: {why}{then and f'. {then[0].upper()}{then[1:]}'}")
+    return kind(f"{place}, has lost another rank: {why}{then and f'. {then[0].upper()}{then[1:]}'}")
 
 
 def _first_line(error: Exception) -> str:
@@ -369,6 +390,7 @@ def any_rank(flag: bool) -> bool:
     return bool(sum_ranks(torch.tensor(float(flag))) > 0)
 
 
+@waiting("the other ranks")
 def sum_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, on every rank, on the CPU. The tensor itself is left as it is."""
     if world_size() == 1:

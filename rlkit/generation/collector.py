@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlkit.data import Problem
 from rlkit.engine import distributed, profiling
-from rlkit.errors import DroppedError
+from rlkit.errors import DroppedError, RlkitError
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
@@ -128,7 +128,7 @@ class Collector:
         each: Callable[[Sampled], None] | None = None,
     ) -> tuple[list[Scored], dict[str, float]]:
         """All of `wanted`, in that order, on every rank; and the seconds that sampling took on this rank, and the
-        scoring that was not done by then.
+        scoring that was not done by then. What the sampler raises on one rank is raised on all.
 
         lenient: samples without a value are for the caller to count, however many there are; without it they end the
         run past `scoring.max_no_value` (see `Scorer.finish`). unscored: completions that exist already, of this rank:
@@ -142,7 +142,7 @@ class Collector:
         for one in unscored:
             self.scorer.submit(one.sample)
             sampled.append(one.compact())
-        dropped = False
+        failure, dropped = None, False
         with profiling.phase("sample"):
             try:
                 with self.droppable():
@@ -153,9 +153,12 @@ class Collector:
                         sampled.append(one.compact())
             except DroppedError:
                 dropped = True
+            except RlkitError as error:
+                failure = error
+        between = time.perf_counter()
+        distributed.raise_everywhere(failure)
         if distributed.any_rank(dropped):
             raise DroppedError
-        between = time.perf_counter()
         with profiling.phase("score"):
             results = self._results(lenient)
         scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, results, strict=True)]

@@ -18,6 +18,7 @@ from rlkit.errors import RlkitError
 from rlkit.generation import check, end_tokens
 from rlkit.generation.stops import Stops, stops_of
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
+from rlkit.interfaces.progress import alive
 from rlkit.registry import sampler
 
 BLOCK = 256
@@ -96,6 +97,7 @@ class _Transformers:
         grown = Continuation(self._model, [tuple(requests[i].prompt_tokens) for i in rows])
         while True:
             tokens = draw(grown.logits)
+            alive()
             patience = min(len(rows), max(8, len(rows) // 4)) if grown.can_select else len(rows)
             if draw.ended() >= patience:
                 for row, completion in draw.completions(version):

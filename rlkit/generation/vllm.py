@@ -24,6 +24,7 @@ from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_inv
 from rlkit.generation.stops import stops_of
 from rlkit.importing import importing
 from rlkit.interfaces.generation import Completion, Request, Sampler
+from rlkit.interfaces.progress import alive
 from rlkit.registry import sampler
 
 
@@ -101,7 +102,7 @@ class _VLLM:
             self._gpu = not current_platform.is_cpu()
             if not self._gpu:
                 starting.enter_context(vllm_cpu.ready())
-            starting.enter_context(_refused(model.path))
+            starting.enter_context(_refused(model.path, config))
             self._llm: Any = LLM(
                 model=path,
                 skip_tokenizer_init=True,
@@ -131,7 +132,7 @@ class _VLLM:
         self._version = 0
         self._tensor_parallel = config.tensor_parallel
         self._owns_process_group = not distributed
-        self._share_of_memory = config.gpu_memory
+        self._config = config
         self._asleep: set[str] = set()
         self._without_weights = False
         """They were left to the next sync when it was put to sleep."""
@@ -168,8 +169,9 @@ class _VLLM:
         try:
             with self._kernels():
                 while waiting:
-                    with _refused(self._path):
+                    with _refused(self._path, self._config):
                         outputs = engine.step()
+                    alive()
                     for output in outputs:
                         index, result = int(output.request_id), output.outputs[0]
                         end = None
@@ -255,7 +257,7 @@ class _VLLM:
         except RuntimeError as error:  # CUDA's OutOfMemoryError is one, and what vLLM's allocator raises
             free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
             raise RlkitError(
-                f"vLLM cannot have its memory back ({' and '.join(tags)}): it takes {self._share_of_memory:g} of the "
+                f"vLLM cannot have its memory back ({' and '.join(tags)}): it takes {self._config.gpu_memory:g} of the "
                 f"GPU's {total:.1f} GiB (sampler.gpu_memory), and beside training {free:.1f} GiB are free. Lower "
                 "sampler.gpu_memory, have training leave more (engine.offload_states: true, or a higher "
                 f"engine.zero_stage with more GPUs), or train adapters (model.lora). ({_first_line(error)})"
@@ -268,14 +270,36 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _refused(path: str) -> Iterator[None]:
+def _refused(path: str, config: VLLMConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if what := _memory_that_lacks(error, config):
+            raise RlkitError(f"vLLM lacks memory: {what}. ({type(error).__name__}: {_reason(error)})") from error
         raise RlkitError(
             f"vLLM failed with model.path {path!r}: {type(error).__name__}: {_reason(error)}\n"
             "If it does not serve this kind of model on this machine, take -s sampler=transformers"
         ) from error
+
+
+def _memory_that_lacks(error: Exception, config: VLLMConfig) -> str | None:
+    """What to do about it, in the settings' words, which are not those that vLLM has for them; None: it is something
+    else."""
+    said = str(error)
+    share, at_once = f"sampler.gpu_memory ({config.gpu_memory:g})", f"sampler.max_num_seqs ({config.max_num_seqs})"
+    if "No available memory for the cache blocks" in said or "larger than the available KV cache" in said:
+        return (
+            "beside the weights there is no room for the keys and values of one longest response. Raise "
+            f"{share}, or lower sampling.max_tokens"
+        )
+    if "less than desired GPU memory" in said:
+        return f"so much of the GPU is not free. Lower {share}, or end what else uses this GPU"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in said.lower():
+        return (
+            f"lower {at_once}, whose log-probs are not counted in its share of the GPU, or {share}, which leaves more "
+            "room beside it"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from rlkit.data import Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.profiling import Profiler
-from rlkit.errors import DroppedError, NotFiniteError, RlkitError
+from rlkit.errors import DroppedError, NotFiniteError, RlkitError, StaleWeightsError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation import make_room
 from rlkit.generation.assemble import assemble
@@ -189,6 +189,16 @@ class Loop(ABC):
             self._save_what_is_done()
             raise
 
+    def _sync(self) -> None:
+        """Give the sampler the newest weights. Where it turns out not to hold them, the trainer's are sound: they are
+        kept, and nothing is learnt from its samples."""
+        try:
+            if self.sync is not None:
+                self.sync.newest()
+        except StaleWeightsError:
+            self._save_what_is_done()
+            raise
+
     def _described(self, gathered: Gathered, rollout: Rollout) -> dict[str, float]:
         """Rewards and lengths are of the first draw, replaced groups and all: it is a fair one, and of the same prompts
         for all algorithms."""
@@ -224,7 +234,7 @@ class Loop(ABC):
             return
         self._settle()
         started = time.perf_counter()
-        self.sync.newest()
+        self._sync()
         metrics: dict[str, float] = {}
         for benchmark in self.benchmarks:
             metrics |= evaluate(

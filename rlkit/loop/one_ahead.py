@@ -60,7 +60,7 @@ class OneAheadLoop(SamplingLoop):
 
     def _taken(self, step: int) -> Taken:
         self._settle()
-        self.sync.newest()
+        self._sync()
         if self._held is None or self._held.step != step:
             # The first, or after a rollout that failed: it is sampled with the weights that learn from it.
             self._fly(step, self.state.place)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from rlkit.config import RunConfig
 from rlkit.data import Problem
 from rlkit.engine.passes import LOGPROBS
-from rlkit.errors import RlkitError
+from rlkit.errors import StaleWeightsError
 from rlkit.generation import make_room
 from rlkit.generation.assemble import unscored
 from rlkit.generation.collector import Collector, draws
@@ -74,7 +74,7 @@ class Sync:
         found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]
         if not found <= allowed:
-            raise RlkitError(
+            raise StaleWeightsError(
                 f"step {step}: after the sync the sampler's log-probs are {found:.3g} nats from the trainer's on "
                 f"average (at most {allowed} is allowed): it does not hold the trainer's weights, or does not compute "
                 "with them what the trainer does. Training on would be off-policy unseen. Try "

@@ -14,7 +14,7 @@ from rlkit.loop.rollouts import Taken, take
 
 class SynchronousLoop(SamplingLoop):
     def _taken(self, step: int) -> Taken:
-        self.sync.newest()
+        self._sync()
         return self._kept(
             partial(take, self.config, self.gatherer, self.problems, step, self.state.place, self.sync.version)
         )

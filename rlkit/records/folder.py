@@ -126,6 +126,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def stalls(self) -> Path:
+        """The stacks of all ranks, where no sign of life came; a folder for each time."""
+        return self.path / "stalls"
+
+    @property
     def profile(self) -> Path:
         """Traces of steps; only where they were asked for."""
         return self.path / "profile"

@@ -23,6 +23,7 @@ from typing import Any
 
 from rlkit.config import ScoringConfig
 from rlkit.errors import RlkitError
+from rlkit.interfaces.progress import alive
 from rlkit.interfaces.rewards import Sample
 from rlkit.scoring.process import WorkerProcess
 from rlkit.scoring.worker import Killed, Outcome, Outcomes, Raised, Ready, Work
@@ -270,6 +271,7 @@ class Pool:
             self._settle(culprit, Killed(said.strip()))
 
     def _settle(self, task: _Task, outcome: Outcome) -> None:
+        alive()
         with self._lock:
             self._outcomes[task.index] = outcome
             self._lock.notify_all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import shutil
@@ -18,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from rlkit.config import RunConfig
-from rlkit.errors import TOLD_TO_END, ConfigError
+from rlkit.errors import TOLD_TO_END
 from rlkit.parent import end_with
 from rlkit.ranks import visible_gpus
 from rlkit.records import checkpoints
+from rlkit.records import lock as locks
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import read_on, step_of
 from rlkit.wording import visible
@@ -115,25 +115,12 @@ def shares(count: int) -> list[Share]:
     return [Share(cores[i::count] or [cores[i % len(cores)]], gpus[i::count][:each]) for i in range(count)]
 
 
-@contextlib.contextmanager
-def alone(sweep: Path) -> Iterator[int]:
+def alone(sweep: Path) -> contextlib.AbstractContextManager[int]:
     """Hold the lock of the sweep in this folder. ConfigError where another process or a run that is left of one has it.
 
-    Yields the lock's file descriptor: runs inherit it, so that it is held until the last of them has ended.
+    Gives the lock's file descriptor: runs inherit it, so that it is held until the last of them has ended.
     """
-    try:
-        sweep.mkdir(parents=True, exist_ok=True)
-        held = (sweep / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"cannot make the sweep's folder {sweep}: {error}. Choose another with --out") from error
-    with held as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{sweep} is at work: another `rlkit sweep`, or a run that is left of one, has it. Wait for that to end"
-            ) from error
-        yield file.fileno()
+    return locks.alone(sweep, "sweep", "Wait for that to end, and for runs that are left of it")
 
 
 def run_all(

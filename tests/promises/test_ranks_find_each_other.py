@@ -157,6 +157,7 @@ def test_two_machines_one_of_which_dies_in_mid_step(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_hangs_ends_the_run_within_its_limit(tmp_path: Path) -> None:
+    """The other says so, leaves its stacks, and ends with a code of its own."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [*RLKIT, "-s", "steps=500", "-s", "engine.timeout_minutes=0.1", "--name", "x"]
     with ExitStack() as stack:
@@ -165,6 +166,15 @@ def test_a_rank_that_hangs_ends_the_run_within_its_limit(tmp_path: Path) -> None
         )
         wait_for(lambda: steps_of(tmp_path / "runs" / "x") >= 1, first)
         second.process.send_signal(signal.SIGSTOP)
-        assert first.ended() == 1
-    assert "it has not come within engine.timeout_minutes (" in first.said
+        assert first.ended() == 4
+    run = Path("runs/x")
+    assert "rlkit: the run is ended: no sign of life for 6 s (engine.timeout_minutes)." in first.said
+    assert re.search(r"\n  rank 0 of 2, on .*, for \d+ s; .*; at rlkit/|\n  rank 0 of 2, on .*; at /", first.said)
+    assert "\n  no answer from rank 1: stopped, stuck or ended, or the machine is gone\n" in first.said
+    assert f"\nThe stacks of all threads: {run / 'stalls' / '1'}\n" in first.said
+    stacks = (tmp_path / run / "stalls" / "1" / "rank-0.txt").read_text()
+    assert "Current thread" in stacks
+    assert "in train" in stacks
     assert "Traceback" not in first.said
+    newest = f"{run / 'checkpoints'}/step-"
+    assert f"\nThe last checkpoint is {newest}" in first.said or "There is no checkpoint yet" in first.said

@@ -26,6 +26,7 @@ from rlkit.embedded import resolve
 from rlkit.errors import RlkitError
 from rlkit.generation.server import Server
 from rlkit.interfaces.generation import Request, SamplingParams
+from rlkit.loop.stalls import Watch
 from rlkit.records.folder import RunFolder
 
 pytestmark = [
@@ -201,7 +202,7 @@ def test_two_runs_on_one_server(servers: list[Served], monkeypatch: pytest.Monke
 
 
 def test_a_server_that_is_killed_in_the_middle_of_a_rollout(servers: list[Served]) -> None:
-    """The last of this file: the second server is gone."""
+    """The last but one of this file: the second server is gone."""
     requests = [Request(prompt_tokens=PROMPTS[i % 4], seed=i, params=SamplingParams(max_tokens=60)) for i in range(80)]
     with sampling(*servers, concurrency=8) as built:
         built.sync(changed(model()).named_parameters(), 1)
@@ -215,3 +216,27 @@ def test_a_server_that_is_killed_in_the_middle_of_a_rollout(servers: list[Served
         assert "cannot be reached" in built._servers[1].out
         built.sync(model().named_parameters(), 2)
         assert largest_gap(model(), PROMPTS, ask(built, PROMPTS, [1, 2, 3, 4]), 1.0) <= GAP
+
+
+def test_a_run_whose_last_engine_dies_in_the_middle_of_a_rollout_says_so_and_keeps_what_is_done(
+    servers: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of this file: the first server is gone too."""
+    told, sampled = Watch.__call__, []
+
+    def killing(self: Watch, phase: str, done: int = 0, total: int = 0) -> None:
+        if (phase, done) == ("sampling", 1):
+            sampled.append(total)
+            if len(sampled) == 2:
+                servers[0].kill_engine()
+        told(self, phase, done, total)
+
+    monkeypatch.setattr(Watch, "__call__", killing)
+    sampler = {"kind": "vllm_server", "urls": [servers[0].url], "api_key_env": KEY, "patience_s": 5, "concurrency": 4}
+    with pytest.raises(RlkitError) as ended:
+        trained(tmp_path, "r", sampler)
+    assert ended.value.exit_code == 1
+    assert str(ended.value).startswith(f"no server has been of use for 5 s:\n  {servers[0].url}: ")
+    assert "\nWhen one is there again, the run goes on with " in str(ended.value)
+    run = RunFolder.open(tmp_path / "r")
+    assert [each.name for each in run.checkpoints.iterdir()] == ["step-00000001"]

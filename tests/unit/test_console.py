@@ -276,7 +276,7 @@ def test_a_run_shows_its_phases_and_what_its_samples_earned(
     checked, evaluated = "checking the sampler", ["evaluating heldout", "scoring"]
     step = ["sampling", "scoring", "measuring", "updating"]
     after_one = ["syncing weights", checked, *evaluated]
-    assert names == [checked, *evaluated, *step, *after_one, *step, "saving", "syncing weights", *evaluated]
+    assert names == [checked, *evaluated, *step, *after_one, *step, "saving", "syncing weights", *evaluated, "closing"]
     assert {each for each in phases if each[0] == "updating"} == {("updating", 0, 2), ("updating", 1, 2)}
 
     lines = capsys.readouterr().out.splitlines()

@@ -18,6 +18,7 @@ from torch import Tensor
 from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.engine.shares import put_together
+from rlkit.errors import RlkitError
 from rlkit.generation.assemble import assemble
 from rlkit.generation.collector import Collector, Draw, Scored, deal, draws
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
@@ -38,7 +39,7 @@ def found() -> Found:
 
 
 def everything() -> dict[str, Any]:
-    return {job.__name__: job() for job in (flat, on_main, collected, measured)}
+    return {job.__name__: job() for job in (flat, on_main, collected, measured, failed)}
 
 
 def wanted_of(groups: int, samples: int) -> list[Draw]:
@@ -210,6 +211,31 @@ def test_what_has_been_sampled_before_stays_on_its_rank_and_comes_first() -> Non
     scored, _ = collector.collect(new, PARAMS, "train", unscored=before)
     whole, _ = collector.collect([*old, *new], PARAMS, "train")
     assert scored == whole
+
+
+class Failing(Seeded):
+    """On the last rank, in the middle of its share."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        for number, pair in enumerate(super().generate(requests)):
+            if number == 1 and distributed.rank() == distributed.world_size() - 1:
+                raise RlkitError(f"vLLM lacks memory on rank {distributed.rank()}")
+            yield pair
+
+
+def failed() -> str:
+    failing: Any = Failing()
+    try:
+        Collector(failing, failing, failing, seed=11).collect(wanted_of(7, 3), PARAMS, "train")
+    except RlkitError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_what_fails_while_one_rank_samples_is_raised_on_all(ranks: int, found: Found) -> None:
+    """So that all of them save what is done before they end."""
+    assert found(ranks, "failed") == [f"vLLM lacks memory on rank {ranks - 1}"] * ranks
 
 
 # What a measuring pass gives

@@ -274,7 +274,8 @@ def test_what_is_fetched_is_what_the_hub_has_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_does_not_come_is_said_with_the_setting(two_ranks: TwoRanks) -> None:
-    text, _ = two_ranks.run("wait_in_vain")
+    (text, code), _ = two_ranks.run("wait_in_vain")
+    assert code == 4
     assert text.startswith("rank 0 of 2, on ")
     assert "has lost another rank: it has not come within engine.timeout_minutes" in text
     assert text.endswith("where it was merely slow, raise that. Go on with: this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ class Engine:
 def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = object.__new__(vllm._VLLM)
     made._gpu, made._llm, made._asleep, made._without_weights = True, Engine(), set(), False
-    made._share_of_memory, made._context, made._tensor_parallel = 0.4, 64, 1
+    made._config, made._context, made._tensor_parallel = vllm.VLLMConfig(), 64, 1
     model = torch.nn.Module()
     model.load_weights = lambda weights: [name for name, _ in weights]  # type: ignore[assignment]
     monkeypatch.setattr(made, "_model", lambda: model)
@@ -83,6 +84,51 @@ def test_memory_that_is_not_there_is_a_sentence(sampler: Any) -> None:
         sampler.sync([], 1)
     sampler._llm.room = True
     sampler.sync([], 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 80"),
+            r"lacks memory: lower sampler\.max_num_seqs \(256\).* or sampler\.gpu_memory \(0\.4\).*"
+            r"\(OutOfMemoryError: CUDA out of memory\)$",
+        ),
+        (
+            RuntimeError("CUDA out of memory occurred when warming up sampler with 256 dummy requests. Please try"),
+            r"lower sampler\.max_num_seqs",
+        ),
+        (
+            ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when"),
+            r"Raise sampler\.gpu_memory \(0\.4\), or lower sampling\.max_tokens",
+        ),
+        (
+            ValueError("To serve at least one request with the model's max seq len (64), (9 GiB KV cache is needed, "
+                       "which is larger than the available KV cache memory (1 GiB). Try"),
+            r"Raise sampler\.gpu_memory",
+        ),
+        (
+            ValueError("Free memory on device cuda:0 (10/80 GiB) on startup is less than desired GPU memory "
+                       "utilization (0.4, 32 GiB). Decrease"),
+            r"Lower sampler\.gpu_memory \(0\.4\), or end what else uses this GPU",
+        ),
+        (ValueError("This model is not supported."), r"If it does not serve this kind of model"),
+    ],
+)  # fmt: skip
+def test_what_vllm_says_of_memory_is_said_in_the_settings_words(error: Exception, said: str, sampler: Any) -> None:
+    """In the middle of a rollout, and where the engine starts."""
+    aborted: list[list[str]] = []
+
+    def step() -> Any:
+        raise error
+
+    engine = sampler._llm.llm_engine
+    engine.add_request, engine.step, engine.abort_request = lambda *_: None, step, aborted.append
+    sampler._version, sampler._ends, sampler._path = 0, (1,), "mine"
+    sampler._stops, sampler._kernels = None, contextlib.nullcontext
+    with pytest.raises(RlkitError, match=said):
+        next(sampler.generate([REQUEST]))
+    assert aborted == [["0"]]
 
 
 def test_a_prefix_cache_of_old_weights_is_an_error(sampler: Any) -> None:
