@@ -134,7 +134,7 @@ def build_loop(
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
         from rlkit.assembly.fetching import fetch
-        from rlkit.assembly.fit import check_fit
+        from rlkit.assembly.fit import check_disk, check_fit
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.engine import distributed
@@ -178,6 +178,7 @@ def build_loop(
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
         check_fit(config, algorithm, inputs, distributed.world_size())
+        check_disk(config, algorithm)
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(f"loading {config.model.path}, then the sampler ({config.sampler.kind})", flush=True)
     suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
@@ -320,6 +321,7 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
 def summary(folder: Path) -> str:
     """What came out of a run, what is wrong with it, and where to look."""
     from rlkit import report
+    from rlkit.records import checkpoints
     from rlkit.records.folder import RunFolder
     from rlkit.records.metrics import last_step
     from rlkit.report import curve
@@ -333,6 +335,8 @@ def summary(folder: Path) -> str:
     lines.append(f"  picture  {run.learning_curve}")
     if run.report.is_file():
         lines.append(f"  report   {run.report}")
+    if (by := config.checkpoint.best) and (best := checkpoints.best(run.checkpoints, metrics, by)):
+        lines.append(f"  best     {best} ({by})")
     lines.append(f"  run      {folder}")
     done = last_step(metrics)
     if done < steps:

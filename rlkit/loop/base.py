@@ -35,6 +35,7 @@ from rlkit.loop.rollouts import Taken
 from rlkit.loop.state import RunState
 from rlkit.loop.sync import Sync, due
 from rlkit.records.folder import RunFolder
+from rlkit.records.provenance import digest_of
 
 T = TypeVar("T")
 
@@ -209,6 +210,8 @@ class Loop(ABC):
             state.saved(),
             keep=self.config.checkpoint.keep,
             reference=self.learner.reference,
+            config=digest_of(self.config),
+            best=self.log.best_checkpoint(),
         )
         self._saved = state.step
 
@@ -223,8 +226,8 @@ class Loop(ABC):
         return newest is not None and checkpoint.add_model(newest, self.learner.policy)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
-        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
+        """Go on from the newest checkpoint of the run's folder that is whole. RlkitError where there is none."""
+        newest = checkpoint.newest_sound(RunFolder(self.config.folder).checkpoints)
         if newest is None:
             raise RlkitError(
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"

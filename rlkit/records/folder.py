@@ -79,7 +79,7 @@ class RunFolder:
     def check_free(cls, path: Path) -> None:
         """ConfigError where the folder already holds a run that has made a step."""
         folder = cls(Path(path))
-        if step_files(folder.rollouts) or checkpoints.complete(folder.checkpoints):
+        if step_files(folder.rollouts) or checkpoints.named(folder.checkpoints):
             raise ConfigError(
                 f"{folder.path} already holds a run: choose another name with --name, continue it with --resume, or "
                 "delete the folder"
@@ -196,7 +196,8 @@ class RunFolder:
         return record
 
     def newest_model(self) -> Path:
-        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none."""
+        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none, or
+        one that is damaged."""
         newest = checkpoints.latest(self.checkpoints)
         if newest is None:
             raise RlkitError(
@@ -208,6 +209,8 @@ class RunFolder:
                 f"{newest} holds no model: it could not be written when the checkpoint was, and a warning of the run "
                 f"says why. When that is mended, `rlkit run --resume {self.path}` writes it"
             )
+        if said := checkpoints.damage(newest, checkpoints.MODEL):
+            raise RlkitError(f"{said}. Delete {model}, and `rlkit run --resume {self.path}` writes it anew")
         return model
 
     def newest_adapter(self) -> Path:
@@ -242,6 +245,7 @@ class RunFolder:
             for of, file in step_files(place).items():
                 if of > step:
                     file.unlink()
+        checkpoints.set_aside(self.checkpoints, step)
         record = self.read_provenance()
         record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config, data)}]
         write_text(self.provenance_file, _as_json(record))
