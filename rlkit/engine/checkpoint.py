@@ -132,8 +132,19 @@ def newest_sound(folder: Path) -> Path | None:
     return None
 
 
-def load(path: Path, engines: dict[str, Engine], reference: Reference | None = None) -> dict[str, Any]:
+def check(path: Path) -> None:
+    """RlkitError for a checkpoint whose bytes are not those that were written. Collective."""
+    if said := _damage(path):
+        raise RlkitError(said)
+
+
+def load(
+    path: Path, engines: dict[str, Engine], reference: Reference | None = None, *, fork: bool = False
+) -> dict[str, Any]:
     """Load a checkpoint into engines that have made no update yet; returns the run's state. Collective.
+
+    With `fork` it may be that of a run with another algorithm: what only one of the two has, a critic or a reference
+    that moves, is left out, or stays as it was loaded.
 
     With another number of ranks, ZeRO stage or dtype than it was saved with, weights in float32 and AdamW's moments are
     those saved, and a warning says so; else the run goes on bit for bit. The checkpoint stays as it is. Raises
@@ -141,7 +152,10 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
     """
     manifest = read_manifest(path)
     saved = manifest.engines
-    if saved.keys() != engines.keys():
+    if fork:
+        engines = {name: engine for name, engine in engines.items() if name in saved}
+        reference = reference if manifest.reference == _kind(reference) else None
+    elif saved.keys() != engines.keys():
         raise ConfigError(
             f"checkpoint {path} holds {', '.join(sorted(saved))}; this run has {', '.join(sorted(engines))}: "
             "resume it with the algorithm it was made with"
@@ -149,7 +163,7 @@ def load(path: Path, engines: dict[str, Engine], reference: Reference | None = N
     for name, engine in engines.items():
         if differences := _differences(saved[name], engine.identity):
             raise ConfigError(f"checkpoint {path} is not of this run's {name}:\n  " + "\n  ".join(differences))
-    if manifest.reference != _kind(reference):
+    if not fork and manifest.reference != _kind(reference):
         raise ConfigError(
             f"checkpoint {path} is of a run with another reference:\n  reference: {manifest.reference} in the "
             f"checkpoint, {_kind(reference)} here"

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rlkit.config import RunConfig
@@ -232,9 +233,25 @@ class Loop(ABC):
             raise RlkitError(
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
             )
-        saved: dict[str, Any] = checkpoint.load(newest, self._engines(), self.learner.reference)
-        self.learner.state = RunState.restored(saved, str(newest))
+        self._go_on_with(self._loaded(newest))
         self.log.goes_on_from = self._saved = self.state.step
+
+    def begin_from(self, path: Path, *, same_algorithm: bool, same_samples: bool) -> None:
+        """Begin a new run where another was at a checkpoint. Of what is not the same the state is left out: what the
+        algorithm remembers, and samples that are there already."""
+        state = self._loaded(path, fork=True)
+        if not same_algorithm:
+            state.algorithm = {}
+        if not same_samples:
+            state.ahead = None
+        self._go_on_with(state)
+
+    def _loaded(self, path: Path, fork: bool = False) -> RunState:
+        saved = checkpoint.load(path, self._engines(), self.learner.reference, fork=fork)
+        return RunState.restored(saved, str(path))
+
+    def _go_on_with(self, state: RunState) -> None:
+        self.learner.state = state
 
     def _engines(self) -> dict[str, Engine]:
         critic = self.learner.critic

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 from rlkit import distribution
 from rlkit.errors import RlkitError
 
+FOLDER = "checkpoints"
+"""In a run's."""
 MANIFEST = "manifest.json"
 MODEL = "hf"
 """In a checkpoint: the policy as a Hugging Face folder."""
@@ -109,6 +111,14 @@ def step_of(path: Path) -> int | None:
     """After which step it is; None: it has not the name of a checkpoint."""
     name = re.fullmatch(r"step-(\d{8,})", path.name)
     return int(name[1]) if name else None
+
+
+def parted(path: Path) -> tuple[Path, Path | None]:
+    """A run's folder, and the checkpoint in it that the path is; None: the path is the run's."""
+    whole = path.resolve()
+    if step_of(whole) is None or whole.parent.name != FOLDER:
+        return path, None
+    return path.parent.parent if path.parent.name == FOLDER else whole.parent.parent, path
 
 
 def named(folder: Path) -> list[Path]:
