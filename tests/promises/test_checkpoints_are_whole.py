@@ -16,7 +16,7 @@ from rank_worker import TwoRanks, engine_of, random_batch, settings, value_loss
 from rlkit.config import CopyReference
 from rlkit.engine import checkpoint
 from rlkit.engine.reference import MovingModel
-from rlkit.errors import RlkitError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.records import checkpoints
 
 SEED = 7
@@ -223,6 +223,15 @@ def test_a_hostile_checkpoint_runs_nothing(stage: int, two: Path, models: dict[s
         (path / name).write_bytes(whole)
     torch.load(tmp_path / "hostile.pt", weights_only=False)
     assert ran.is_dir()
+
+
+def test_a_hostile_model_runs_nothing(models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(models["tied"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save({"weight": Hostile(tmp_path / "it ran")}, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="has its weights in a pickle that asks for more than tensors"):
+        engine_of(settings(tmp_path / "model"))
+    assert not (tmp_path / "it ran").exists()
 
 
 def reseal(path: Path) -> None:
