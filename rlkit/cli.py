@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -62,6 +63,10 @@ class _Group(click.Group):
             if not _said_elsewhere(error):
                 _say(error)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            if _rank() != 0:  # every rank has the same command line
+                ctx.exit(error.exit_code)
+            raise
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
@@ -75,6 +80,13 @@ class _Group(click.Group):
         finally:
             os.environ.pop(DEBUG, None)
             os.environ |= {DEBUG: before} if before is not None else {}
+
+
+def _rank() -> int:
+    """As whoever started it says, before the ranks have met."""
+    with contextlib.suppress(ranks.LaunchError):
+        ranks.adopt()
+    return ranks.rank()
 
 
 def _say(error: RlkitError) -> None:

@@ -314,6 +314,38 @@ def save_and_go_on(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]
     }
 
 
+def full_disk_and_rot(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """A checkpoint; one that rank 1 has no room for; and which is whole, when one that rank 1 wrote has rotted."""
+    from rlkit.engine import checkpoint, distributed
+
+    engines = {"policy": engine_of(config)}
+    path = checkpoint.save(folder, 1, engines, {}, keep=2)
+    files = [name for name in checkpoint.read_manifest(path).files if name.endswith(".pt")]
+    write = torch.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    failed = ""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "save", full if distributed.rank() == 1 else write)
+        try:
+            checkpoint.save(folder, 2, engines, {}, keep=2)
+        except RlkitError as error:
+            failed = str(error)
+    left = [each.name for each in folder.iterdir()]
+    distributed.barrier()
+    later = checkpoint.save(folder, 2, engines, {}, keep=2)
+    if distributed.main_rank():
+        shard = later / "policy" / "state" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    distributed.barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sound = checkpoint.newest_sound(folder)
+    return {"failed": failed, "left": left, "files": files, "sound": sound and sound.name}
+
+
 def load(config: RunConfig, seed: int) -> dict[str, Any]:
     """A policy's and a critic's weights as loaded, and what they say after two updates, where they are cut while they
     are loaded, and where it is done after that; and how many numbers a rank holds once the module is there."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rlkit.assembly.doctor import host_memory
 from rlkit.config import LoraConfig, RunConfig
-from rlkit.engine.memory import Memory, estimate, seen_gpu
+from rlkit.engine import distributed
+from rlkit.engine.memory import Memory, checkpoint_bytes, checkpoints_kept, estimate, seen_gpu
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import passes_of
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Algorithm
+from rlkit.records import checkpoints
+from rlkit.records.folder import RunFolder
 from rlkit.wording import size
 
 if TYPE_CHECKING:
@@ -47,6 +52,28 @@ def check_fit(config: RunConfig, algorithm: Algorithm, inputs: Inputs, ranks: in
     memory = memory_of(config, algorithm, inputs, ranks)
     if memory is not None and (wrong := misfits(config, memory, ranks)):
         raise ConfigError(f"{config.model.path} does not fit here: {'; and '.join(wrong)}")
+
+
+def check_disk(config: RunConfig, algorithm: Algorithm) -> None:
+    """ConfigError for a run whose disk has no room for a checkpoint, and a warning where it has not for all that are to
+    be kept. The run's folder need not be there yet."""
+    each = checkpoint_bytes(
+        config, needs_reference=algorithm.needs.reference, has_critic=algorithm.value_loss is not None
+    )
+    there = len(checkpoints.complete(RunFolder(config.folder).checkpoints))
+    kept = checkpoints_kept(config) + (config.checkpoint.best is not None)
+    left = max(1, kept - there + (config.checkpoint_every > 0))  # one more while it is written
+    disk = next(place for place in (config.folder, *config.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    said = f"a checkpoint takes about {size(each)}, and the disk of {config.folder} has {size(free)} free"
+    if each > free:
+        raise ConfigError(f"{said}: make room there, or give a place on another disk with --out")
+    if left * each > free and distributed.main_rank():
+        warnings.warn(
+            f"{said}, which is not enough for the {left} that are to lie there at once. Make room before the run comes "
+            "to them, or keep fewer (checkpoint.keep)",
+            stacklevel=2,
+        )
 
 
 def misfits(config: RunConfig, memory: Memory, ranks: int, gpu: int | None = None) -> list[str]:

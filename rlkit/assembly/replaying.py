@@ -157,7 +157,7 @@ def _checkpoint(folder: RunFolder, step: int) -> Path:
     path = checkpoints.path_of(folder.checkpoints, step)
     there = checkpoints.complete(folder.checkpoints)
     if path not in there:
-        steps = [checkpoints.step_of(each) for each in there]
+        steps = [number for each in there if (number := checkpoints.step_of(each)) is not None]
         holds = f"those of {ranges(steps)}" if steps else "none"
         others = f", or at {ranges([each + 1 for each in steps])}" if steps else ""
         raise ConfigError(

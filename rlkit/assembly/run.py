@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager, ExitStack
 
+    from rlkit.assembly.fork import Origin
     from rlkit.assembly.inputs import Inputs
     from rlkit.evaluation.in_training import Benchmark
     from rlkit.evaluation.suites import OpenSuite
@@ -54,6 +55,7 @@ def train(
     config: RunConfig | dict[str, Any] | str | Path,
     *,
     resume: bool = False,
+    fork: Path | None = None,
     quiet: bool = False,
     shows: Shows | None = None,
     profile: int = 0,
@@ -62,7 +64,8 @@ def train(
 
     `config` is a RunConfig, plain data, a YAML file or a preset's name. With `resume`, the run in the config's
     folder goes on from its newest checkpoint; of one that has made its steps, what is missing is made: the model,
-    the last evaluation, the report, the picture. `quiet` leaves the console out; else `shows` says how much is
+    the last evaluation, the report, the picture. With `fork`, another run's folder or one of its checkpoints, a
+    new run begins where that one was. `quiet` leaves the console out; else `shows` says how much is
     seen of the run while it goes, by itself lines, with a bar on a terminal. `profile`: so many steps, after the
     first, are traced by torch's profiler into the run's `profile/`. Raises ConfigError for settings that
     cannot be, before a model is loaded, and for a resume with nothing left to do; StoppedError where a signal has ended
@@ -88,7 +91,7 @@ def train(
         if (folder := one_folder(settings.folder)) != settings.folder:
             settings = settings.model_copy(update={"out": folder.parent, "name": folder.name})
         _hold(settings.folder, stack)
-        loop = build_loop(settings, algorithm, stack, resume=resume, shows=shows, profile=profile)
+        loop = build_loop(settings, algorithm, stack, resume=resume, fork=fork, shows=shows, profile=profile)
         if loop.finished:
             made = _complete(loop, settings)
         else:
@@ -157,15 +160,18 @@ def build_loop(
     stack: ExitStack,
     *,
     resume: bool,
+    fork: Path | None = None,
     shows: Shows | None = None,
     profile: int = 0,
 ) -> Loop:
     """Everything a run needs, loaded. `config` is resolved, `algorithm` what it describes; `stack` closes what the run
-    has opened, when it is over or cannot begin. `shows`: how much is seen of it; None: nothing."""
+    has opened, when it is over or cannot begin. `resume`, `fork`: as in `train`. `shows`: how much is seen of it; None:
+    nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
         from rlkit.assembly.fetching import fetch
-        from rlkit.assembly.fit import check_fit
+        from rlkit.assembly.fit import check_disk, check_fit
+        from rlkit.assembly.fork import SAMPLES
         from rlkit.assembly.inputs import check_same_data, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.assembly.replaying import check_prompts, source_of
@@ -196,6 +202,7 @@ def build_loop(
                 raise ConfigError(f"{config.folder} is a run of {began}: it cannot be resumed with {config.algo.kind}")
         else:
             RunFolder.check_free(config.folder)
+        origin = None if fork is None else _origin(fork, config)
         _check_trackers(config)
         rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
         scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
@@ -220,7 +227,10 @@ def build_loop(
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)
         check_fit(config, algorithm, inputs, distributed.world_size())
+        check_disk(config, algorithm)
         if distributed.main_rank() and shows in ("bar", "lines"):
+            if origin is not None:
+                print(origin.said(config, has_critic=algorithm.value_loss is not None), flush=True)
             then = f", then the sampler ({config.sampler.kind})" if samples else ""
             print(f"loading {config.model.path}{then}", flush=True)
     talks = distributed.main_rank() and shows in ("bar", "lines")
@@ -254,7 +264,11 @@ def build_loop(
         make_room(sampler, until_sync=True)
     folder = None
     if distributed.main_rank():
-        folder = RunFolder.open(config.folder) if resume else RunFolder.create(config.folder, config, inputs.digests)
+        if resume:
+            folder = RunFolder.open(config.folder)
+        else:
+            record = origin.record(config) if origin else None
+            folder = RunFolder.create(config.folder, config, inputs.digests, record)
     scorer.log_to(RunFolder(config.folder).rewards_log)
     console = _console(config, folder, shows) if folder and shows else None
     if console:
@@ -310,6 +324,14 @@ def build_loop(
         loop = (OneAheadLoop if ahead else SynchronousLoop)(**parts, gatherer=gatherer)
     if resume:
         loop.resume()
+    elif origin is not None:
+        loop.begin_from(
+            origin.checkpoint,
+            same_algorithm=origin.same(config, "algo"),
+            same_samples=origin.same(config, *SAMPLES),
+        )
+        if folder:
+            folder.take_metrics(origin.run, origin.step)
     if console:
         console.begin(loop.state.step)
     stack.callback(watch, "closing")
@@ -318,6 +340,26 @@ def build_loop(
 
 def _say(line: str) -> None:
     print(f"  {line}", flush=True)
+
+
+def _origin(fork: Path, config: RunConfig) -> Origin:
+    """ConfigError or RlkitError where there is no checkpoint, or none that is whole."""
+    from rlkit.assembly.fork import Origin
+    from rlkit.engine import checkpoint
+    from rlkit.records import checkpoints
+    from rlkit.records.folder import RunFolder
+
+    place, path = checkpoints.parted(fork)
+    run = RunFolder.open(place)
+    if path is None:
+        path = checkpoint.newest_sound(run.checkpoints)
+        if path is None:
+            raise RlkitError(f"{run.path} holds no checkpoint that a run could begin from")
+    else:
+        checkpoint.check(path)
+    origin = Origin(run, path)
+    origin.check(config)
+    return origin
 
 
 def _say_what_was_edited(config: RunConfig) -> None:
@@ -411,6 +453,7 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
 def summary(folder: Path) -> str:
     """What came out of a run, what is wrong with it, and where to look."""
     from rlkit import report
+    from rlkit.records import checkpoints
     from rlkit.records.folder import RunFolder
     from rlkit.records.metrics import last_step
     from rlkit.report import curve
@@ -424,6 +467,8 @@ def summary(folder: Path) -> str:
     lines.append(f"  picture  {run.learning_curve}")
     if run.report.is_file():
         lines.append(f"  report   {run.report}")
+    if (by := config.checkpoint.best) and (best := checkpoints.best(run.checkpoints, metrics, by)):
+        lines.append(f"  best     {best} ({by})")
     lines.append(f"  run      {folder}")
     done = last_step(metrics)
     if done < steps:

@@ -119,6 +119,8 @@ def settings_options(f: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def load(config: str, algo: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> configs.RunConfig:
+def load(
+    config: str | dict[str, Any], algo: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]
+) -> configs.RunConfig:
     loaded = configs.load(config, list(overrides), algo)
     return loaded.model_copy(update={"plugins": [*loaded.plugins, *(p for p in plugins if p not in loaded.plugins)]})

@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rlkit import config as configs
-from rlkit import ranks, registry
+from rlkit import distribution, ranks, registry
 from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import (
@@ -29,6 +29,7 @@ from rlkit.tracking.terminal import outlive_terminal
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
+    from rlkit.records.folder import RunFolder
     from rlkit.tracking.terminal import Shows
 
 
@@ -54,6 +55,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="Go on with the run in this folder.",
+    shell_complete=completion.runs,
+)
+@click.option(
+    "--fork",
+    type=click.Path(path_type=Path),
+    metavar="RUN|CHECKPOINT",
+    help="Begin a new run where this one was, under its settings with those given here.",
     shell_complete=completion.runs,
 )
 @click.option("--nproc", type=click.IntRange(min=1), help="Ranks on this machine.  [one on each GPU; without a GPU 1]")
@@ -83,6 +91,7 @@ def run(
     out: Path | None,
     noises: tuple[str, ...],
     resume: Path | None,
+    fork: Path | None,
     nproc: int | None,
     profile: int | None,
     dry_run: bool,
@@ -103,17 +112,33 @@ def run(
     started = ranks.starter()
     if started and started != ranks.NPROC:  # `--nproc` has looked at the config before it started the ranks
         _meet(nproc, quiet)
-    config, more = _config_and_settings(words)
+    named, more = _config_and_settings(words)
+    config: str | dict[str, Any] = named
+    if fork is not None:
+        if resume is not None:
+            raise click.UsageError("--resume goes on with a run, --fork begins another from it: give one of them")
+        config = _forked(fork, named, algo, name)
+        name = None
     if resume is not None:
         if name is not None or out is not None:
             raise ConfigError("--resume goes on in the run's own folder: leave out --name and --out")
-        config = _resumed(resume, config)
+        resume, config = _resumed(resume, named)
         out, name = resume.resolve().parent, resume.resolve().name
     # Quoted: values are read as YAML, where a name such as 1 would be a number.
     shortcuts = {"seed": seed, "name": name and json.dumps(name), "out": out and json.dumps(str(out))}
     shortcut = (f"{key}={value}" for key, value in shortcuts.items() if value is not None)
-    settings = load(config, algo, (*joined(shorts, (*overrides, *more)), *shortcut), plugins)
-    if resume is None and os.environ.get("WANDB_SWEEP_ID") and (run_id := os.environ.get("WANDB_RUN_ID")):
+    try:
+        settings = load(config, algo, (*joined(shorts, (*overrides, *more)), *shortcut), plugins)
+    except ConfigError as error:
+        if (goes_on := resume or fork) and (said := _other_version(goes_on)):
+            raise ConfigError(f"{error}\n{said}") from error
+        raise
+    if (
+        resume is None
+        and fork is None
+        and os.environ.get("WANDB_SWEEP_ID")
+        and (run_id := os.environ.get("WANDB_RUN_ID"))
+    ):
         # An agent of wandb's starts one command for many runs, which may differ in what their name leaves out.
         settings = settings.model_copy(update={"name": f"{settings.run_name}-{run_id}"})
     if noises:
@@ -133,7 +158,7 @@ def run(
     shows: Shows | None = "warnings" if quiet else "lines" if plain else None
     ended = 0
     try:
-        folder = runs.train(settings, resume=resume is not None, shows=shows, profile=profile or 0)
+        folder = runs.train(settings, resume=resume is not None, fork=fork, shows=shows, profile=profile or 0)
     except StoppedError as stopped:
         folder, ended = stopped.folder, stopped.exit_code
     if ranks.rank() == 0:
@@ -177,14 +202,55 @@ def _with_noise(settings: configs.RunConfig, noises: tuple[str, ...]) -> configs
     return settings.model_copy(update={"noise": [*settings.noise, *parsed]})
 
 
-def _resumed(run: Path, config: str) -> str:
-    if config != "embedded":
-        raise ConfigError("--resume takes the config of the run itself: leave CONFIG out, and use -s for changes")
+def _resumed(path: Path, config: str) -> tuple[Path, str]:
+    """The run's folder, and its config."""
+    from rlkit.records import checkpoints
+
+    run, checkpoint = _run_at("--resume", path, config)
+    later = [each for each in checkpoints.complete(run.checkpoints) if checkpoint and each.name > checkpoint.name]
+    if later:
+        raise ConfigError(
+            f"--resume {path}: the run has gone on to {later[-1].name}, which would be lost. `rlkit run --resume "
+            f"{run.path}` goes on from there; `rlkit run --fork {path}` begins another run from this one"
+        )
+    return run.path, str(run.config_file)
+
+
+def _forked(path: Path, config: str, algo: str | None, name: str | None) -> dict[str, Any]:
+    """Its settings."""
+    from rlkit.assembly.fork import settings_of
+
+    run, _ = _run_at("--fork", path, config)
+    return settings_of(run, algo, name)
+
+
+def _other_version(path: Path) -> str:
+    """A sentence, where another rlkit has made the run."""
+    from rlkit.records import checkpoints
     from rlkit.records.folder import RunFolder
 
-    if not RunFolder.is_one(run):
-        raise ConfigError(f"--resume {run}: no run is there (no config.yaml)")
-    return str(RunFolder(run).config_file)
+    run = RunFolder(checkpoints.parted(path)[0])
+    there, here = run.read_version(), distribution.version(distribution.NAME)
+    if there in ("", here):
+        return ""
+    return f"{run.path} was made by rlkit {there}, and this is rlkit {here}: what is unknown here may be known there"
+
+
+def _run_at(option: str, path: Path, config: str) -> tuple[RunFolder, Path | None]:
+    """The run that a path is of, and the checkpoint, where it is one's."""
+    if config != "embedded":
+        raise ConfigError(f"{option} takes the config of the run itself: leave CONFIG out, and use -s for changes")
+    from rlkit.records import checkpoints
+    from rlkit.records.folder import RunFolder
+
+    place, checkpoint = checkpoints.parted(path)
+    if not RunFolder.is_one(place):
+        raise ConfigError(f"{option} {path}: no run is there (no config.yaml)")
+    run = RunFolder(place)
+    if checkpoint is not None and not checkpoint.is_dir():
+        there = ", ".join(each.name for each in checkpoints.named(run.checkpoints)) or "none"
+        raise ConfigError(f"{option} {path}: there is no such checkpoint; there are: {there}")
+    return run, checkpoint
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

@@ -357,6 +357,9 @@ class CheckpointConfig(Section):
     """Steps; 0: only at the end. None: a tenth of the run, and at least 10 steps."""
     keep: Positive = 2
     """Newest checkpoints that stay on disk."""
+    best: Annotated[str, Field(pattern=r"^-?[^-\s]\S*$")] | None = None
+    """A metric: the checkpoint that is best by it stays too, of those in whose step it is measured. More is better;
+    with a `-` before the name, as in -policy/kl, less is."""
     grace_s: Annotated[float, Field(gt=0)] | None = None
     """Seconds from SIGTERM or SIGHUP until the process is killed: half of them, and twice what a checkpoint took, are
     kept for saving, and a step that takes longer than the rest is dropped while it samples. None: no limit."""
@@ -457,6 +460,11 @@ class RunConfig(Section):
             )
         if self.replay is not None and self.replay.first > self.steps:
             raise ValueError(f"replay.first ({self.replay.first}) comes after the last step, steps ({self.steps})")
+        if self.eval.every == 0 and (self.checkpoint.best or "").startswith(("eval/", "-eval/")):
+            raise ValueError(
+                f"checkpoint.best: {self.checkpoint.best} is measured before the first step and after the last alone, "
+                "so no checkpoint on the way has it: set eval.every"
+            )
         if self.engine.overlap_comm and self.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self

@@ -27,6 +27,7 @@ from rlkit.engine.reference import Compared, Kept, Reference, check_reference
 from rlkit.engine.resharding import Layout, Saved, place
 from rlkit.engine.settings import adamw, deepspeed_config, learning_rate
 from rlkit.engine.shares import put_together
+from rlkit.engine.states import Files
 from rlkit.engine.tally import Tally
 from rlkit.errors import NotFiniteError, RlkitError
 from rlkit.interfaces.learning import Batch, Metrics, Rollout, Targets, TokenStats
@@ -99,6 +100,9 @@ class Engine:
                 config=deepspeed_config(config, optimizer, self._stage, _trained(module)),
                 dist_init_required=False,
             )
+        self._files = Files()
+        if optimizer is not None:  # else there is nothing to save
+            self._files.take_over(self._engine)
         module.find_out()
         if self._stage == 3 and isinstance(module, Policy) and module.form is not None:
             for parameter in module.head_parameters:
@@ -486,21 +490,19 @@ class Engine:
 
     def _written(self, folder: Path, write: Callable[[], None], what: str) -> None:
         """Have the main rank write a folder. RlkitError, on every rank, where it cannot; then there is none."""
-        failure = None
-        if distributed.main_rank():
-            try:
-                write()
-            except Exception as error:  # the other ranks must not wait for this one, whatever it is
+        try:
+            distributed.on_all(lambda: write() if distributed.main_rank() else None)
+        except RlkitError as error:
+            if distributed.main_rank():
                 shutil.rmtree(folder, ignore_errors=True)
-                failure = f"{type(error).__name__}: {error}"
-        failure = distributed.gather_objects(failure)[0]
-        if failure is not None:
-            raise RlkitError(f"the {what} could not be written to {folder}: {failure}")
+            raise RlkitError(f"the {what} could not be written to {folder}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer state and the number of updates, to be read by `load`."""
+        """Write weights, optimizer state and the number of updates, to be read by `load`. RlkitError, on every rank,
+        where that fails on one."""
         self._come_back()
-        self._engine.save_checkpoint(str(folder), tag=TAG)
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        distributed.on_all(self._files.check)
 
     def load(self, folder: Path, saved: Layout) -> None:
         """Go on from what `save` wrote when the engine lay so on its ranks. RlkitError for a damaged folder."""

@@ -250,6 +250,20 @@ def raise_everywhere(failure: RlkitError | None) -> None:
             raise failure if of == rank() and failure is not None else error
 
 
+def on_all(action: Callable[[], Any]) -> None:
+    """Do it on every rank. RlkitError on all of them, with what was said on the first, where it fails on one: none then
+    waits for another. `action` itself must not wait for other ranks."""
+    failure = ""
+    try:
+        action()
+    except Exception as error:  # the other ranks must not wait for this one, whatever it is
+        failure = f"{type(error).__name__}: {error}"
+    failures = gather_objects(failure)
+    if failed := [number for number, said in enumerate(failures) if said]:
+        where = f" (rank {failed[0]}, on {hosts()[failed[0]]})" if world_size() > 1 else ""
+        raise RlkitError(f"{failures[failed[0]]}{where}")
+
+
 @waiting("the other ranks")
 def gather_objects_on_main(item: T) -> list[T] | None:
     """Every rank's item, in rank order, on the main rank; None on the others. For what only files and people need."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -180,6 +181,11 @@ def _explained(config: ModelConfig, setting: str = "model.path") -> Iterator[Non
     _refuse_adapter(config.path, setting)
     try:
         yield
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{setting} {config.path!r} has its weights in a pickle that asks for more than tensors, so it was not "
+            "loaded: such a file can run any code. Take the model's safetensors, or its files from someone you trust"
+        ) from error
     except (OSError, ValueError) as error:
         said = f"{setting} {config.path!r}"
         folder = Path(config.path)

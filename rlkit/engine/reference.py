@@ -15,13 +15,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rlkit.config import AverageReference, CopyReference, FrozenReference, RunConfig
-from rlkit.engine import distributed
+from rlkit.engine import distributed, states
 from rlkit.engine.resharding import span
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.learning import Rollout
@@ -329,10 +329,7 @@ class Follower:
     @torch.no_grad()
     def load(self, folder: Path, parts: int) -> None:
         files = [folder / _file_of(part) for part in range(parts)]
-        for file in files:
-            if not file.is_file():
-                raise RlkitError(f"{file} is missing: the checkpoint is damaged; resume from another")
-        saved: list[dict[str, Any]] = [torch.load(file, mmap=True, weights_only=True) for file in files]
+        saved = [states.read(file, mmap=True) for file in files]
         kept = self._kept or self._following()
         if len(saved[0]["weights"]) != len(kept):
             raise ConfigError(

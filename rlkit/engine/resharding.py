@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlkit.engine import distributed
+from rlkit.engine import distributed, states
 from rlkit.errors import RlkitError
 
 WEIGHT = "fp32"
@@ -153,14 +153,7 @@ def _opened(folder: Path, pattern: str) -> dict[str, Any]:
     files = list(folder.glob(pattern))
     if len(files) != 1:
         raise RlkitError(f"{folder}/{pattern} is missing: the checkpoint is damaged; resume from another")
-    try:
-        # DeepSpeed writes objects of its own classes, and reads them in this way too.
-        found: dict[str, Any] = torch.load(files[0], map_location="cpu", mmap=True, weights_only=False)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise RlkitError(
-            f"{files[0]} cannot be read ({error}): the checkpoint is damaged; resume from another"
-        ) from error
-    return found
+    return states.read(files[0], mmap=True)
 
 
 class Place(NamedTuple):

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rlkit.config import RunConfig
@@ -36,6 +37,7 @@ from rlkit.loop.rollouts import Taken
 from rlkit.loop.state import RunState
 from rlkit.loop.sync import Sync, due
 from rlkit.records.folder import RunFolder
+from rlkit.records.provenance import digest_of
 
 T = TypeVar("T")
 
@@ -256,6 +258,8 @@ class Loop(ABC):
             state.saved(),
             keep=self.config.checkpoint.keep,
             reference=self.learner.reference,
+            config=digest_of(self.config),
+            best=self.log.best_checkpoint(),
         )
         self.interrupt.save_s = time.monotonic() - started
         self._saved = state.step
@@ -271,15 +275,31 @@ class Loop(ABC):
         return newest is not None and checkpoint.add_model(newest, self.learner.policy)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run's folder. RlkitError where there is none."""
-        newest = checkpoint.latest(RunFolder(self.config.folder).checkpoints)
+        """Go on from the newest checkpoint of the run's folder that is whole. RlkitError where there is none."""
+        newest = checkpoint.newest_sound(RunFolder(self.config.folder).checkpoints)
         if newest is None:
             raise RlkitError(
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
             )
-        saved: dict[str, Any] = checkpoint.load(newest, self._engines(), self.learner.reference)
-        self.learner.state = RunState.restored(saved, str(newest))
+        self._go_on_with(self._loaded(newest))
         self.log.goes_on_from = self._saved = self.state.step
+
+    def begin_from(self, path: Path, *, same_algorithm: bool, same_samples: bool) -> None:
+        """Begin a new run where another was at a checkpoint. Of what is not the same the state is left out: what the
+        algorithm remembers, and samples that are there already."""
+        state = self._loaded(path, fork=True)
+        if not same_algorithm:
+            state.algorithm = {}
+        if not same_samples:
+            state.ahead = None
+        self._go_on_with(state)
+
+    def _loaded(self, path: Path, fork: bool = False) -> RunState:
+        saved = checkpoint.load(path, self._engines(), self.learner.reference, fork=fork)
+        return RunState.restored(saved, str(path))
+
+    def _go_on_with(self, state: RunState) -> None:
+        self.learner.state = state
 
     def _engines(self) -> dict[str, Engine]:
         critic = self.learner.critic

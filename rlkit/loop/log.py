@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
+from rlkit.errors import nearest
 from rlkit.generation.collector import Scored
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.loop.dynamic_sampling import Gathered
 from rlkit.loop.learner import Credited
+from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
 from rlkit.tracking import Tracker
 
@@ -64,6 +67,22 @@ class Log:
     def mirror(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(step, metrics)
+
+    def best_checkpoint(self) -> int | None:
+        """The step of the checkpoint that is best so far by `checkpoint.best`, on the main rank."""
+        by = self.config.checkpoint.best
+        if by is None or self.folder is None:
+            return None
+        rows = self.folder.read_metrics()
+        names = {name for row in rows for name in row} - {"step"}
+        if by.removeprefix("-") not in names:
+            warnings.warn(
+                f"checkpoint.best: {by}: no step so far has this metric{nearest(by.removeprefix('-'), names)}. Until "
+                "one has it, the newest checkpoints alone are kept",
+                stacklevel=2,
+            )
+        path = checkpoints.best(self.folder.checkpoints, rows, by)
+        return checkpoints.step_of(path) if path else None
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one is in the log at this step: on every rank, if it is on rank 0."""

@@ -24,7 +24,7 @@ from rlkit.interfaces.progress import Progress
 from rlkit.loop.base import SamplingLoop
 from rlkit.loop.flight import Flight
 from rlkit.loop.rollouts import Taken, restored, saved, take
-from rlkit.loop.state import Place
+from rlkit.loop.state import Place, RunState
 
 
 class OneAheadLoop(SamplingLoop):
@@ -53,9 +53,9 @@ class OneAheadLoop(SamplingLoop):
                 self._flight.give_up()
             raise
 
-    def resume(self) -> None:
-        super().resume()
-        ahead, self.state.ahead = self.state.ahead, None
+    def _go_on_with(self, state: RunState) -> None:
+        ahead, state.ahead = state.ahead, None
+        super()._go_on_with(state)
         self._held = None if ahead is None else restored(ahead, self.problems)
 
     def _taken(self, step: int) -> Taken:

@@ -12,13 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from rlkit.data import Problem
-from rlkit.engine import checkpoint
 from rlkit.errors import RlkitError
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.base import Loop
 from rlkit.loop.rollouts import Taken, stored
-from rlkit.loop.state import RunState
 from rlkit.records.folder import RunFolder
 
 Disturb = Callable[[Sequence[SampleKey], Sequence[RewardResult]], list[float | None]]
@@ -36,9 +34,8 @@ class ReplayedLoop(Loop):
 
     def begin(self, path: Path) -> None:
         """Begin with a checkpoint of the source."""
-        saved = checkpoint.load(path, self._engines(), self.learner.reference)
         # The rollout in flight is among the stored ones.
-        self.learner.state = replace(RunState.restored(saved, str(path)), ahead=None)
+        self._go_on_with(replace(self._loaded(path), ahead=None))
         self._saved = self.state.step
 
     def _taken(self, step: int) -> Taken:

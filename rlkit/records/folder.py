@@ -55,9 +55,15 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, data: Mapping[str, str] | None = None) -> RunFolder:
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        data: Mapping[str, str] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
         """Begin a run there: write config.yaml and provenance.json. `config` is resolved; `data`: the digests of its
-        problems.
+        problems; `origin`: the run that it comes from, and how.
 
         Raises ConfigError where the folder already holds a run.
         """
@@ -70,7 +76,8 @@ class RunFolder:
             raise ConfigError(
                 f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
             ) from error
-        write_text(folder.provenance_file, _as_json({**provenance(config, data), "resumed": []}))
+        record = provenance(config, data) | ({"from": dict(origin)} if origin else {}) | {"resumed": []}
+        write_text(folder.provenance_file, _as_json(record))
         write_text(folder.metrics_file, "")
         folder._write_config(config)
         return folder
@@ -79,7 +86,7 @@ class RunFolder:
     def check_free(cls, path: Path) -> None:
         """ConfigError where the folder already holds a run that has made a step."""
         folder = cls(Path(path))
-        if step_files(folder.rollouts) or checkpoints.complete(folder.checkpoints):
+        if step_files(folder.rollouts) or checkpoints.named(folder.checkpoints):
             raise ConfigError(
                 f"{folder.path} already holds a run: choose another name with --name, continue it with --resume, or "
                 "delete the folder"
@@ -141,7 +148,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / checkpoints.FOLDER
 
     @property
     def learning_curve(self) -> Path:
@@ -201,7 +208,8 @@ class RunFolder:
         return record
 
     def newest_model(self) -> Path:
-        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none."""
+        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none, or
+        one that is damaged."""
         newest = checkpoints.latest(self.checkpoints)
         if newest is None:
             raise RlkitError(
@@ -213,6 +221,8 @@ class RunFolder:
                 f"{newest} holds no model: it could not be written when the checkpoint was, and a warning of the run "
                 f"says why. When that is mended, `rlkit run --resume {self.path}` writes it"
             )
+        if said := checkpoints.damage(newest, checkpoints.MODEL):
+            raise RlkitError(f"{said}. Delete {model}, and `rlkit run --resume {self.path}` writes it anew")
         return model
 
     def newest_adapter(self) -> Path:
@@ -233,6 +243,10 @@ class RunFolder:
         """Of the files that the plugins of the run's newest start were written in; empty where none are on record."""
         return self._of_newest_start("plugin_files")
 
+    def read_version(self) -> str:
+        """Of the rlkit that made the run's newest start; "" where none is on record."""
+        return self._of_newest_start("versions").get("rlkit", "")
+
     def _of_newest_start(self, what: str) -> dict[str, str]:
         record = self.read_provenance()
         starts = [record, *record.get("resumed", [])]
@@ -241,16 +255,24 @@ class RunFolder:
     def cut_after(self, step: int, config: RunConfig, data: Mapping[str, str] | None = None) -> None:
         """For a run that goes on from `step`: drop what was written of later steps, write the settings it goes on
         with, and note it in provenance.json, with the digests of its data."""
-        kept = [line for line in read_lines(self.metrics_file)[0] if step_of(line) <= step]
-        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._begin_metrics(self.metrics_file, step)
         for place in (self.rollouts, self.credit):
             for of, file in step_files(place).items():
                 if of > step:
                     file.unlink()
+        checkpoints.set_aside(self.checkpoints, step)
         record = self.read_provenance()
         record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config, data)}]
         write_text(self.provenance_file, _as_json(record))
         self._write_config(config)
+
+    def take_metrics(self, other: RunFolder, step: int) -> None:
+        """For a run that begins where another was: what that one's metrics were up to `step`."""
+        self._begin_metrics(other.metrics_file, step)
+
+    def _begin_metrics(self, file: Path, step: int) -> None:
+        kept = [line for line in read_lines(file)[0] if step_of(line) <= step]
+        write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl. A step may have several: training, then evaluation."""

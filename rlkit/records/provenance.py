@@ -27,6 +27,11 @@ def digest(problems: Iterable[tuple[str, str]]) -> str:
     return state.hexdigest()
 
 
+def digest_of(config: RunConfig) -> str:
+    """Of a run's settings."""
+    return hashlib.blake2b(json.dumps(config.dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Where a result comes from, as far as this process can tell. `data`: digests of the problems, by what they are
     for."""

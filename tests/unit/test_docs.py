@@ -238,6 +238,8 @@ def run(arguments: list[str]) -> None:
         arguments += [part for setting in SMALL for part in ("-s", setting)]
         if "--resume" in arguments:
             arguments += ["-s", "steps=3"]
+        if "--fork" in arguments:
+            arguments += ["-s", "steps=4"]
         # What needs a hub, a server or a second process is planned only: other tests do it.
         if re.search(r"(mine|small)\.yaml|vllm|wandb|--nproc", " ".join(arguments)):
             arguments.append("--dry-run")

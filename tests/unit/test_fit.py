@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from rlkit.assembly import fit
 from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import PluginRef, RunConfig
-from rlkit.engine.memory import Memory, estimate
+from rlkit.engine.memory import Memory, checkpoint_bytes, estimate
 from rlkit.errors import ConfigError
 
 GB = 10**9
@@ -192,3 +193,32 @@ def test_what_would_mend_it_is_reckoned_for_the_same_rows(qwen: dict[str, Path])
     tried = [changed for _, changed in fit._changes(config, short, 1, CARD)]
     assert len(tried) == 2  # the optimizer on the host, and LoRA
     assert {(changed.longest, changed.states) for changed in tried} == {(100, 7.0)}
+
+
+# On disk
+
+
+def has_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size))
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings = ["checkpoint.every=10", "steps=30", "checkpoint.best=reward/mean", f"out={tmp_path / 'not' / 'yet'}"]
+    config, algorithm = configs.resolve_with_algorithm(configs.load("embedded_xs", settings))
+    each = int(checkpoint_bytes(config, needs_reference=True, has_critic=False))
+    has_free(monkeypatch, 4 * each)  # the newest two, the best, and one while it is written
+    fit.check_disk(config, algorithm)
+    assert not recwarn.list
+    has_free(monkeypatch, 4 * each - 1)
+    with pytest.warns(UserWarning, match="is not enough for the 4 that are to lie there at once"):
+        fit.check_disk(config, algorithm)
+    has_free(monkeypatch, each - 1)
+    result = CliRunner().invoke(main, ["run", "embedded_xs", *settings])
+    assert result.exit_code == 2
+    assert re.search(
+        r"rlkit: a checkpoint takes about [\d.]+ \w+, and the disk of \S*not/yet/\S+ has [\d.]+ \w+ free: make room",
+        result.output,
+    )
+    assert not list(tmp_path.iterdir())

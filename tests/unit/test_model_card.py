@@ -23,6 +23,7 @@ import rlkit
 from rlkit import config as configs
 from rlkit.assembly.export import export
 from rlkit.cli import main
+from rlkit.records.checkpoints import Manifest
 from rlkit.records.folder import RunFolder
 from rlkit.report.card import Exported, card, hub_id
 
@@ -100,6 +101,7 @@ def test_a_card_has_what_eval_found_and_names_what_is_on_the_hub(tmp_path: Path)
     for step, row in enumerate(healthy(), 1):
         run.log_metrics(step, row)
     (run.checkpoints / "step-00000080" / "hf").mkdir(parents=True)
+    (run.checkpoints / "step-00000080" / "manifest.json").write_text(Manifest().text())
     result = {
         "problems": 500, "samples": 4, "metrics": {"mean@4": {"value": 0.5, "low": 0.45, "high": 0.55}},
     }  # fmt: skip

@@ -220,10 +220,48 @@ def test_checkpoints_by_name(tmp_path: Path) -> None:
     steps = [7, 120, 99_999_999, 100_000_000]
     for name in (*(checkpoints.path_of(tmp_path, step).name for step in steps), ".step-00000200", "step-3", "other"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in checkpoints.complete(tmp_path)] == [
-        *("step-00000007", "step-00000120", "step-99999999", "step-100000000")
-    ]
+        (tmp_path / name / checkpoints.MANIFEST).write_text(checkpoints.Manifest().text())
+    names = ["step-00000007", "step-00000120", "step-99999999", "step-100000000"]
+    assert [path.name for path in checkpoints.complete(tmp_path)] == names
+    (tmp_path / names[1] / checkpoints.MANIFEST).unlink()
+    assert [path.name for path in checkpoints.complete(tmp_path)] == [names[0], *names[2:]]
+    assert [path.name for path in checkpoints.named(tmp_path)] == names
     assert checkpoints.latest(tmp_path) == checkpoints.path_of(tmp_path, 100_000_000)
+
+
+def test_the_best_checkpoint_is_that_of_the_best_step_that_has_one(tmp_path: Path) -> None:
+    def best(by: str) -> str | None:
+        found = checkpoints.best(tmp_path, rows, by)
+        return found and found.name
+
+    for step in (2, 4, 6, 8):
+        path = checkpoints.path_of(tmp_path, step)
+        path.mkdir()
+        (path / checkpoints.MANIFEST).write_text(checkpoints.Manifest().text())
+    rows = [
+        {"step": 2, "eval/a/mean@1": 0.5, "kl": 2.0},
+        {"step": 3, "eval/a/mean@1": 0.9, "kl": 0.5},
+        {"step": 4, "eval/a/mean@1": 0.5, "kl": 1.0},
+        {"step": 6, "eval/a/mean@1": math.nan, "kl": 3.0},
+        {"step": 8, "kl": math.inf},
+    ]
+    assert best("eval/a/mean@1") == "step-00000004"
+    assert best("kl") == "step-00000006"
+    assert best("-kl") == "step-00000004"
+    (checkpoints.path_of(tmp_path, 4) / checkpoints.MANIFEST).unlink()
+    assert best("-kl") == "step-00000002"
+    assert best("none") is None
+
+
+def test_a_run_that_goes_on_sets_later_checkpoints_aside(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", healthy())
+    for step in (2, 4, 6):
+        (checkpoints.path_of(folder.checkpoints, step) / "policy").mkdir(parents=True)
+    (folder.checkpoints / "damaged-step-00000006" / "critic").mkdir(parents=True)
+    folder.cut_after(2, folder.read_config())
+    names = ["damaged-step-00000004", "damaged-step-00000006", "step-00000002"]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == names
+    assert all((folder.checkpoints / name / "policy").is_dir() for name in names)
 
 
 def test_a_folder_with_a_checkpoint_is_not_free_and_one_with_half_of_it_is(tmp_path: Path) -> None:
@@ -232,10 +270,20 @@ def test_a_folder_with_a_checkpoint_is_not_free_and_one_with_half_of_it_is(tmp_p
     RunFolder.check_free(tmp_path)
     with pytest.raises(RlkitError, match="holds no checkpoint"):
         folder.newest_model()
-    checkpoints.path_of(folder.checkpoints, 4).mkdir()
+    path = checkpoints.path_of(folder.checkpoints, 4)
+    path.mkdir()
+    with (
+        pytest.warns(UserWarning, match=r"step-00000004 is damaged: manifest\.json is missing\. It is passed over"),
+        pytest.raises(RlkitError, match="holds no checkpoint"),
+    ):
+        folder.newest_model()
+    (path / checkpoints.MANIFEST).write_text(checkpoints.Manifest(files={"hf/a": (3, "")}).text())
     with pytest.raises(RlkitError, match=r"step-00000004 holds no model: it could not be written.*rlkit run --resume"):
         folder.newest_model()
-    (checkpoints.path_of(folder.checkpoints, 4) / checkpoints.MODEL).mkdir()
+    (path / checkpoints.MODEL).mkdir()
+    with pytest.raises(RlkitError, match=r"step-00000004 is damaged: a is missing\. Delete .*run --resume .*anew"):
+        folder.newest_model()
+    (path / checkpoints.MODEL / "a").write_text("abc")
     assert folder.newest_model() == tmp_path / "checkpoints" / "step-00000004" / "hf"
     with pytest.raises(ConfigError, match="already holds a run"):
         RunFolder.check_free(tmp_path)
