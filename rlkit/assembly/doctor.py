@@ -19,6 +19,7 @@ from packaging.version import Version
 from rlkit.distribution import NAME, install, tested
 from rlkit.distribution import version as _version
 from rlkit.errors import ConfigError
+from rlkit.secrets import hide
 from rlkit.wording import size
 
 OPTIONAL = {"vllm": "without it, samples are drawn by transformers", "wandb": "a tracker", "tensorboard": "a tracker"}
@@ -301,7 +302,7 @@ def _hub() -> Check:
             "only models and data that are here already: unset HF_HUB_OFFLINE to download",
         )
     return Check(
-        "model hub", os.environ.get("HF_ENDPOINT", "https://huggingface.co") + " (not tried)", "optional", True
+        "model hub", hide(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) + " (not tried)", "optional", True
     )
 
 
