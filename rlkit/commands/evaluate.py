@@ -15,6 +15,7 @@ from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import plugins_option
 from rlkit.config.reading import set_key
 from rlkit.errors import ConfigError
+from rlkit.wording import visible
 
 _data = click.option(
     "--data",
@@ -190,7 +191,7 @@ def verify(
     answered = verifying.read(path, response, answer, expected, _tokenizer(model))
     recorded = verifying.RECORDED if path.is_dir() and expected is None else expected or "expected"
     compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded, options=options)
-    click.echo(verifying.report(compared, show))
+    click.echo(visible(verifying.report(compared, show)))
     _write(as_json, compared)
 
 
@@ -257,7 +258,7 @@ def check(
         with_suites=not no_overlap,
         plugins=plugins,
     )
-    click.echo(datacheck.report(found, show))
+    click.echo(visible(datacheck.report(found, show)))
     _write(as_json, found)
 
 

@@ -57,7 +57,8 @@ def sample(
     else:
         assert prompt is not None
         for response in asked.answer(prompt, count, seed):
-            click.echo(response)
+            # A file gets what the model wrote; a terminal would do what it says.
+            click.echo(visible(response) if _shows_on_a_terminal() else response)
 
 
 def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
@@ -71,6 +72,10 @@ def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, s
 
 def _at_a_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _shows_on_a_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _talk(asked: Asked, count: int, seed: int) -> None:
@@ -93,7 +98,7 @@ def _talk(asked: Asked, count: int, seed: int) -> None:
         try:
             responses = asked.answer(prompt if turns is None else [*turns, _said("user", prompt)], count, seed)
         except RlkitError as error:
-            click.echo(f"rlkit: {error}", err=True)
+            click.echo(visible(f"rlkit: {error}"), err=True)
             continue
         except KeyboardInterrupt:
             click.echo(err=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlkit.errors import ConfigError, RlkitError, nearest
-from rlkit.wording import counted
+from rlkit.wording import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,9 +73,10 @@ def inspect(
     if len(printed) < len(shown):
         rest = ", ".join(groups[0].prompt_id for groups in shown[len(printed) :][:3])
         more = counted(len(shown) - len(printed), "prompt")
-        console.print(f"{more} more in this step; see another with --prompt ID (such as {rest})", markup=False)
+        said = f"{more} more in this step; see another with --prompt ID (such as {rest})"
+        console.print(visible(said), markup=False)
     some = f" (the first {held} of {len(rows)} prompts)" if held < len(rows) else ""
-    console.print(f"page{some}: {file}", markup=False, soft_wrap=True)
+    console.print(visible(f"page{some}: {file}"), markup=False, soft_wrap=True)
     return file
 
 
