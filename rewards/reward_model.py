@@ -76,12 +76,16 @@ class LocalModel:
 
         where = f"reward reward_model: {config.path!r}"
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.path)
+            self._tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                config.path, dtype=getattr(torch, config.dtype), output_loading_info=True
+                config.path, dtype=getattr(torch, config.dtype), trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{where} cannot be loaded as a sequence classifier: {error}") from error
+            own_code = "trust_remote_code" in str(error)
+            instead = ". No code of a reward model's folder is run here: serve it elsewhere, and give its url"
+            raise ConfigError(
+                f"{where} cannot be loaded as a sequence classifier: {error}{instead if own_code else ''}"
+            ) from error
         if missing := sorted(loaded["missing_keys"]):
             raise ConfigError(
                 f"{where} is not a trained reward model: it lacks the weights {', '.join(missing[:3])}, which would be "

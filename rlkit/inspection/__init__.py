@@ -30,11 +30,13 @@ def inspect(
     step: int | None = None,
     prompt: str | None = None,
     surprise: str | None = None,
+    trusts: bool = False,
 ) -> Path:
     """Print a step of one run, or of two side by side, and write it and others as a page, whose path is printed and
     returned.
 
-    `prompt` is how a prompt's id begins, `surprise` a name in `surprises.KINDS`. Raises ConfigError for what does
+    `prompt` is how a prompt's id begins, `surprise` a name in `surprises.KINDS`. `trusts`:
+    code in the folder of a model may run, for its tokenizer. Raises ConfigError for what does
     not exist, RlkitError for files that cannot be read or written.
     """
     from rlkit.inspection import page, terminal
@@ -49,7 +51,7 @@ def inspect(
     folders = [RunFolder.open(run) for run in runs]
     number = choose_step(folders, step)
     models = [folder.read_config().model for folder in folders]
-    texts = {model.path: Texts.of(model) for model in models}
+    texts = {model.path: Texts.of(model, trusts) for model in models}
 
     def load(number: int) -> list[Step]:
         return [load_step(folder, number, texts[model.path]) for folder, model in zip(folders, models, strict=True)]
