@@ -36,7 +36,7 @@ class Code:
     value 0; `error`, without a value, is a fault of the sandbox.
 
     timeout_s: seconds that each test may take.
-    memory_mib: MiB of address space of one process.
+    memory_mib: MiB of address space of one process; of all together where a control group can be made.
     processes: how many a test may start, threads included.
     output_kib: KiB that a test may print.
     partial: give the share of tests passed, instead of all or nothing; the first test that runs out of time is the

@@ -16,6 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from rlkit.cgroups import can_bound_memory
 from rlkit.distribution import NAME, install, tested
 from rlkit.distribution import version as _version
 from rlkit.errors import ConfigError
@@ -41,7 +42,7 @@ def examine() -> list[Check]:
     checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler(), _triton()]
     checks += [_cores(), _memory(), _threads()]
     checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
-    checks += [_serving(), _hub(), _wandb_key()]
+    checks += [_serving(), _sandbox(), _hub(), _wandb_key()]
     return [check for check in checks if check is not None]
 
 
@@ -289,6 +290,22 @@ def _serving() -> Check:
     if missing := available():
         return Check("rlkit serve", "cannot be had", "optional", None, missing)
     return Check("rlkit serve", "can be had", "optional", True)
+
+
+def _sandbox() -> Check:
+    """Of the reward `code`."""
+    if shutil.which("bwrap") is None:
+        return Check("code sandbox", "no bwrap", "optional", None, "for the reward code: apt-get install bubblewrap")
+    if not can_bound_memory():
+        return Check(
+            "code sandbox",
+            "bubblewrap; memory of each process",
+            "optional",
+            None,
+            "no control group can be made here, so that a program's processes may hold reward.processes times "
+            "reward.memory_mib together: run rlkit as root, or by `systemd-run --user --scope -p Delegate=yes`",
+        )
+    return Check("code sandbox", "bubblewrap; memory of all processes together", "optional", True)
 
 
 def _hub() -> Check:
