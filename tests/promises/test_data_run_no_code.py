@@ -46,8 +46,9 @@ def model(tmp_path: Path, ran: Path) -> Path:
     """The smallest model that ships, whose folder claims to need its own code for everything."""
     folder = tmp_path / "model"
     shutil.copytree(embedded.resolve("embedded:xs"), folder)
-    code = f"open({str(ran)!r}, 'w').write('x')\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
-    code += "from transformers import PreTrainedTokenizerFast as T\n"
+    code = f"open({str(ran)!r}, 'w').write('x')\nimport transformers\n"
+    bases = {"C": "LlamaConfig", "M": "LlamaForCausalLM", "T": "PreTrainedTokenizerFast"}
+    code += "".join(f"class {name}(transformers.{base}): pass\n" for name, base in bases.items())
     (folder / "evil.py").write_text(code)
     models = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
     names = {"AutoConfig": "evil.C", **dict.fromkeys(models, "evil.M")}
