@@ -17,7 +17,7 @@ NAME ?= vimpo-$(shell date +%Y%m%d-%H%M%S)
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run docs package test test-slow study setup lint unit clean help
+.PHONY: run docs package test test-slow study setup lint unit audit clean help
 
 help:
 	@echo "make run     train the small model that ships with VIMPO, sampling with vLLM (a few minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-slow   the slowest tests: whole runs, pairs of ranks (several minutes)"
 	@echo "make docs        the documentation's site, in site/; a broken link is an error"
 	@echo "make package     source archive and wheel, in dist/"
+	@echo "make audit       known vulnerabilities of the locked requirements (asks the network)"
 	@echo "make setup   the virtual environment in $(VENV) (both do it when needed)"
 
 setup: $(READY)
@@ -83,6 +84,13 @@ docs: setup
 package: setup
 	@echo "== source archive and wheel"
 	@$(BIN)/python tools/package.py dist | tail -2
+
+# In an environment of its own: the locked ones stay what they are.
+AUDIT := build/audit/bin
+
+audit:
+	@test -x $(AUDIT)/pip-audit || { $(PYTHON) -m venv build/audit && $(AUDIT)/pip install -qq pip-audit; }
+	@for each in requirements/*.txt; do echo "== $$each"; $(AUDIT)/pip-audit --disable-pip --no-deps -r $$each || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkit import reward
+from rlkit.cgroups import can_bound_memory
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .sandbox import Limits, Ran, Sandbox, SandboxError
@@ -36,7 +38,7 @@ class Code:
     value 0; `error`, without a value, is a fault of the sandbox.
 
     timeout_s: seconds that each test may take.
-    memory_mib: MiB of address space of one process.
+    memory_mib: MiB of address space of one process; of all together where a control group can be made.
     processes: how many a test may start, threads included.
     output_kib: KiB that a test may print.
     partial: give the share of tests passed, instead of all or nothing; the first test that runs out of time is the
@@ -63,6 +65,12 @@ class Code:
         self.sandbox = Sandbox(limits, unsafe=unsafe_run_without_sandbox)
         if not unsafe_run_without_sandbox:
             self_test(self.sandbox)
+            if not can_bound_memory():
+                warnings.warn(
+                    f"reward 'code': no control group can be made here, so a program's processes may hold {processes} "
+                    f"times {memory_mib} MiB together: see `rlkit doctor`",
+                    stacklevel=2,
+                )
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
         return [self._result(sample) for sample in samples]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlkit import modules, reward
 from rlkit.errors import ConfigError, RlkitError, module_of, nearest
-from rlkit.http import Endpoint, Failure, checked_url
+from rlkit.http import Endpoint, Failure, authorisation, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .styles import Adapter, Style, misfit, openrlhf_results, signature_of
@@ -38,6 +38,8 @@ class FunctionConfig(BaseModel):
     """Lowest and highest reward; None: the function's own attribute `range`, where it has one."""
     url: str | None = None
     """Style openrlhf_http: the server that answers POST {"query", "prompts", "labels"}."""
+    api_key_env: str | None = None
+    """Style openrlhf_http: environment variable that holds the server's key; None: it wants none."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Style openrlhf_http: for one request, its three retries included."""
 
@@ -56,6 +58,8 @@ class FunctionConfig(BaseModel):
             checked_url(self.url)
         elif self.path is None or self.name is None or self.url is not None:
             raise ValueError(f"style {self.style} calls a function: give path and name (and no url)")
+        if self.api_key_env is not None and self.url is None:
+            raise ValueError("api_key_env: the key of a server, which url names")
         if self.chat and self.style not in ("trl", "verifiers"):
             raise ValueError(f"chat is for styles trl and verifiers; {self.style} gives text")
         if self.range is not None and not self.range[0] < self.range[1]:
@@ -77,7 +81,7 @@ class Function:
         # A server is only waited for, under deadlines of this reward's own.
         self.in_process = config.url is not None
         if config.url is not None:
-            self._call: Callable[[Sequence[Sample]], list[RewardResult]] = _Remote(config.url, config.timeout_s)
+            self._call: Callable[[Sequence[Sample]], list[RewardResult]] = _Remote(config.url, config)
             return
         assert config.path is not None
         assert config.name is not None
@@ -98,8 +102,15 @@ class Function:
 
 
 class _Remote:
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self._endpoint = Endpoint(url=url, concurrency=4, timeout_s=timeout_s, retries=3, backoff_s=0.5)
+    def __init__(self, url: str, config: FunctionConfig) -> None:
+        self._endpoint = Endpoint(
+            url=url,
+            headers=authorisation(config.api_key_env, "reward function"),
+            concurrency=4,
+            timeout_s=config.timeout_s,
+            retries=3,
+            backoff_s=0.5,
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
         parts = [samples[at : at + _TEXTS_PER_REQUEST] for at in range(0, len(samples), _TEXTS_PER_REQUEST)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlkit import reward
 from rlkit.errors import ConfigError
-from rlkit.http import Endpoint, Failure, checked_url
+from rlkit.http import Endpoint, Failure, authorisation, checked_url
 from rlkit.interfaces.progress import alive
 from rlkit.interfaces.rewards import RewardResult, Sample
 
@@ -25,6 +25,8 @@ class RewardModelConfig(BaseModel):
     """A folder or hub id for AutoModelForSequenceClassification."""
     url: str | None = None
     """In place of `path`: a server that answers POST {"texts": [...]} with {"scores": [...]}."""
+    api_key_env: str | None = None
+    """Environment variable that holds the server's key; None: it wants none."""
     chat: bool = False
     """Show prompt and response as two messages, in the reward model's own chat template; false: one after the other,
     as the policy read and wrote them. For a server, false."""
@@ -49,6 +51,8 @@ class RewardModelConfig(BaseModel):
                 raise ValueError(
                     f"{', '.join(sorted(set_here))}: settings of a model that is loaded here, not of a url"
                 )
+        elif self.api_key_env is not None:
+            raise ValueError("api_key_env: the key of a server, which url names")
         return self
 
     def _changed(self) -> set[str]:
@@ -73,12 +77,16 @@ class LocalModel:
 
         where = f"reward reward_model: {config.path!r}"
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.path)
+            self._tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                config.path, dtype=getattr(torch, config.dtype), output_loading_info=True
+                config.path, dtype=getattr(torch, config.dtype), trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{where} cannot be loaded as a sequence classifier: {error}") from error
+            own_code = "trust_remote_code" in str(error)
+            instead = ". No code of a reward model's folder is run here: serve it elsewhere, and give its url"
+            raise ConfigError(
+                f"{where} cannot be loaded as a sequence classifier: {error}{instead if own_code else ''}"
+            ) from error
         if missing := sorted(loaded["missing_keys"]):
             raise ConfigError(
                 f"{where} is not a trained reward model: it lacks the weights {', '.join(missing[:3])}, which would be "
@@ -153,7 +161,14 @@ class RemoteModel:
     def __init__(self, config: RewardModelConfig) -> None:
         assert config.url is not None
         self._batch_size = config.batch_size
-        self._endpoint = Endpoint(url=config.url, concurrency=4, timeout_s=config.timeout_s, retries=3, backoff_s=0.5)
+        self._endpoint = Endpoint(
+            url=config.url,
+            headers=authorisation(config.api_key_env, "reward reward_model"),
+            concurrency=4,
+            timeout_s=config.timeout_s,
+            retries=3,
+            backoff_s=0.5,
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
         texts = [sample.prompt + sample.response for sample in samples]

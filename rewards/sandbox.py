@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlkit.cgroups import Group, memory_group
 from rlkit.errors import ConfigError, RlkitError
 
 from .sandbox_calls import system_calls
@@ -54,7 +55,7 @@ class Limits:
     timeout_s: float
     """From the moment the program starts, in real time."""
     memory_mib: int
-    """Address space of each process, and what /tmp holds."""
+    """Address space of each process, and what /tmp holds; where a control group can be made, all of it together."""
     processes: int
     """And threads, the program's first included."""
     output_kib: int
@@ -87,6 +88,8 @@ class _Box:
     """pidfd of the process started here."""
     info: int
     """Where bubblewrap names the first process inside, whose end is the end of all of them; -1 without it."""
+    group: Group | None
+    """That bounds the memory of all processes inside together; None where none can be made."""
     output: bytearray = field(default_factory=bytearray)
     errors: bytearray = field(default_factory=bytearray)
 
@@ -166,6 +169,9 @@ class Sandbox:
             stack.callback(os.close, told)
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(os.close, info)
+            group = None if self.unsafe else memory_group(limits.memory_mib << 20)
+            if group is not None:
+                unused.callback(group.close)
             passed = [task, told, calls, *([line.fileno()] if line is not None else [])]
             process = subprocess.Popen(
                 [*self._around(told, calls), *_python(), "-c", _SOURCE.read_text(), str(task)],
@@ -174,11 +180,12 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 pass_fds=passed,
                 start_new_session=True,
+                preexec_fn=None if group is None else group.join,
                 cwd=tempfile.gettempdir() if self.unsafe else "/",
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             )
             unused.pop_all()
-        return _Box(process, os.pidfd_open(process.pid), info)
+        return _Box(process, os.pidfd_open(process.pid), info, group)
 
     def _around(self, told: int, calls: int) -> list[str]:
         if self.unsafe:
@@ -282,6 +289,9 @@ class Sandbox:
                     raise SandboxError(f"a sandbox was killed and is still there after {_END_S:g} s")
         if self._slot is not None:
             _reap(self._slot[2])
+        for box in boxes:
+            if box.group is not None:
+                box.group.close()
 
 
 @contextlib.contextmanager

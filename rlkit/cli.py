@@ -33,6 +33,8 @@ from rlkit.commands import (
 )
 from rlkit.commands.options import local_rank_option
 from rlkit.errors import LostRankError, PluginError, RlkitError
+from rlkit.secrets import hide
+from rlkit.wording import visible
 
 
 class _Group(click.Group):
@@ -75,7 +77,7 @@ class _Group(click.Group):
                 raise
             if distributed.first_to_say(_kind(error)):
                 heading = f"rank {ranks.rank()} of {ranks.world_size()}, on {socket.gethostname()}:\n"
-                click.echo(heading + "".join(traceback.format_exception(error)).rstrip(), err=True)
+                _print(heading + "".join(traceback.format_exception(error)).rstrip())
             ctx.exit(1)
         finally:
             os.environ.pop(DEBUG, None)
@@ -92,10 +94,20 @@ def _rank() -> int:
 def _say(error: RlkitError) -> None:
     rank = os.environ.get("RANK", "0")
     if debugging():
-        click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
-    click.echo(f"rlkit: {error}" if rank == "0" else f"rlkit (rank {rank}): {error}", err=True)
+        _print("".join(traceback.format_exception(error)).rstrip())
+    _print(f"rlkit: {error}" if rank == "0" else f"rlkit (rank {rank}): {error}")
     if isinstance(error, PluginError) and not debugging():
         click.echo("rlkit: the same command with --debug shows the whole traceback", err=True)
+
+
+def _print(text: str) -> None:
+    """What an error or a warning quotes may come from anywhere: it moves no cursor, and shows no key."""
+    click.echo(visible(hide(text)), err=True)
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """For sys.excepthook."""
+    _print("".join(traceback.format_exception(error)).rstrip())
 
 
 def _kind(error: Exception) -> str:
@@ -126,7 +138,8 @@ def main(debug: bool) -> None:
     `rlkit run --algo vimpo` trains the small model that ships with rlkit, in a few minutes on a CPU.
     """
     # A person reads them, for whom the line of code that warned is noise.
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(hide(str(message)))}\n"
+    sys.excepthook = _crash
 
 
 for command in (

@@ -13,6 +13,7 @@ def replace(path: Path, write: Callable[[Path], Any]) -> None:
     `write` gets the path to write to. OSError where it cannot be written.
     """
     beside = path.with_name(path.name + ".part")
+    beside.unlink(missing_ok=True)  # were it a link, what it leads to would be written over
     write(beside)
     beside.replace(path)
 

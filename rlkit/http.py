@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from rlkit.errors import ConfigError
+from rlkit.secrets import hide
 
 T = TypeVar("T")
 
@@ -92,18 +93,18 @@ class Endpoint:
                 else:
                     reason = f"{self.url}: status {status}: {excerpt}"
                     if status < 500 and status not in BUSY:
-                        return Failure("error", reason)
+                        return Failure("error", hide(reason))
                     if (asked := headers.get("retry-after", "")).isdecimal():
                         wait = max(wait, float(asked))
             if attempt == self.retries or clock() + wait >= deadline:
                 break
             await asyncio.sleep(wait)
-        return Failure("error", f"{reason} (attempt {attempt + 1} of {self.retries + 1})")
+        return Failure("error", hide(f"{reason} (attempt {attempt + 1} of {self.retries + 1})"))
 
 
 def excerpt_of(content: bytes) -> str:
     """What is shown of a reply that is not what it should be."""
-    return content[:_LONGEST_EXCERPT].decode(errors="replace")
+    return hide(content[:_LONGEST_EXCERPT].decode(errors="replace"))
 
 
 async def exchange(

@@ -33,6 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
     pages = {"cli": _command_line(), "config-keys": _config_keys(), "python": _python()}
     for name, content in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    security = (ROOT / "SECURITY.md").read_text().replace("](docs/", "](")
+    files.append(File.generated(config, "security.md", content=security))
     return files
 
 

@@ -170,6 +170,7 @@ class Run:
         seed: int = 0,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        trust_remote_code: bool = False,
     ) -> list[str]:
         """Ask the newest model that is saved.
 
@@ -179,6 +180,7 @@ class Run:
             seed: decides what is drawn.
             temperature: None: training's.
             max_tokens: of the longest response; None: training's.
+            trust_remote_code: let the model's folder run code of its own.
 
         Returns:
             The n responses.
@@ -195,7 +197,8 @@ class Run:
         from rlkit.assembly.sampling import open_model
 
         with speaking_python():
-            return open_model(str(self.folder), temperature, max_tokens).answer(prompt, n, seed)
+            asked = open_model(str(self.folder), temperature, max_tokens, trust_remote_code)
+            return asked.answer(prompt, n, seed)
 
     def evaluate(
         self,

@@ -16,9 +16,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from rlkit.cgroups import can_bound_memory
 from rlkit.distribution import NAME, install, tested
 from rlkit.distribution import version as _version
 from rlkit.errors import ConfigError
+from rlkit.secrets import hide
 from rlkit.wording import size
 
 OPTIONAL = {"vllm": "without it, samples are drawn by transformers", "wandb": "a tracker", "tensorboard": "a tracker"}
@@ -40,7 +42,7 @@ def examine() -> list[Check]:
     checks = [_python(), _itself(), _other_project(), *_packages(), _torchvision(), _devices(), _compiler(), _triton()]
     checks += [_cores(), _memory(), _threads()]
     checks += [_writable("model cache", _hub_folder()), _writable("extension cache", _extensions_folder())]
-    checks += [_serving(), _hub(), _wandb_key()]
+    checks += [_serving(), _sandbox(), _hub(), _wandb_key()]
     return [check for check in checks if check is not None]
 
 
@@ -290,6 +292,22 @@ def _serving() -> Check:
     return Check("rlkit serve", "can be had", "optional", True)
 
 
+def _sandbox() -> Check:
+    """Of the reward `code`."""
+    if shutil.which("bwrap") is None:
+        return Check("code sandbox", "no bwrap", "optional", None, "for the reward code: apt-get install bubblewrap")
+    if not can_bound_memory():
+        return Check(
+            "code sandbox",
+            "bubblewrap; memory of each process",
+            "optional",
+            None,
+            "no control group can be made here, so that a program's processes may hold reward.processes times "
+            "reward.memory_mib together: run rlkit as root, or by `systemd-run --user --scope -p Delegate=yes`",
+        )
+    return Check("code sandbox", "bubblewrap; memory of all processes together", "optional", True)
+
+
 def _hub() -> Check:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     if offline:
@@ -301,7 +319,7 @@ def _hub() -> Check:
             "only models and data that are here already: unset HF_HUB_OFFLINE to download",
         )
     return Check(
-        "model hub", os.environ.get("HF_ENDPOINT", "https://huggingface.co") + " (not tried)", "optional", True
+        "model hub", hide(os.environ.get("HF_ENDPOINT", "https://huggingface.co")) + " (not tried)", "optional", True
     )
 
 

@@ -19,12 +19,14 @@ def evaluate(
     overrides: Sequence[str] = (),
     plugins: Sequence[str] = (),
     quiet: bool = False,
+    trusts: bool = False,
 ) -> dict[str, Any]:
     """Measure a model (path, hub id or a run's folder) on suites, or on data of one's own; returns what results.json
     holds.
 
-    `given`: fields of EvaluationConfig; None stands for not given. Raises ConfigError for what cannot be, and
-    RlkitError where it was interrupted, which it goes on from when it is called again, or for what goes wrong later.
+    `given`: fields of EvaluationConfig; None stands for not given. `trusts`: code in the model's folder may run.
+    Raises ConfigError for what cannot be, and RlkitError where it was interrupted, which it goes on from when it is
+    called again, or for what goes wrong later.
     """
     registry.load(list(plugins))
     known = registry.names("suites")
@@ -36,7 +38,7 @@ def evaluate(
 
     prepare_environment()
     settings: dict[str, Any] = {
-        "model": model_of(model).model_dump(),
+        "model": model_of(model, trusts).model_dump(),
         "suites": list(suites),
         "out": _folder(model),
         "plugins": [],

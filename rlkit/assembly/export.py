@@ -26,6 +26,7 @@ def export(run: Path, folder: Path, *, merged: bool = False, base: str | None = 
     source = RunFolder.open(run)
     config = source.read_config()
     model, adapter = source.newest_model(), config.model.lora is not None and not merged
+    _check_links(source, model.parent)
     base = base or card.hub_id(config.model.path)
     try:
         if adapter:
@@ -51,6 +52,18 @@ def export(run: Path, folder: Path, *, merged: bool = False, base: str | None = 
             raise
         raise ConfigError(f"cannot write {folder}: {error}") from error
     return folder
+
+
+def _check_links(run: RunFolder, checkpoint: Path) -> None:
+    """ConfigError for a link in a checkpoint that leads out of the run: what it leads to would be exported, and might
+    be published."""
+    home = run.checkpoints.resolve()
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ConfigError(
+                f"{path} is a link to {path.resolve()}, outside the run, which would be exported with the model: "
+                "replace it by what it leads to, or remove it"
+            )
 
 
 def check_push(run: Path, name: str, *, merged: bool, base: str | None) -> None:

@@ -43,6 +43,7 @@ def launch(nproc: int, arguments: list[str]) -> int:
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         started.STARTER: started.NPROC,
     }
     ranks: list[subprocess.Popen[bytes]] = []

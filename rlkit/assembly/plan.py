@@ -22,7 +22,7 @@ from rlkit.engine.memory import Memory, checkpoint_bytes, checkpoints_kept
 from rlkit.engine.models import model_shape
 from rlkit.engine.passes import passes_of
 from rlkit.interfaces.learning import Algorithm
-from rlkit.wording import counted, excerpt, folded, one_line, quoted, size, thousands
+from rlkit.wording import counted, excerpt, folded, one_line, quoted, size, thousands, visible
 
 if TYPE_CHECKING:
     from rlkit.assembly.inputs import Inputs
@@ -90,7 +90,7 @@ def make_plan(
         for name, text in rows.items()
         for at, line in enumerate(text.split("\n"))
     ]
-    return "\n".join(folded(line, columns, width + 4) for line in lines)
+    return "\n".join(folded(visible(line), columns, width + 4) for line in lines)
 
 
 def _truncation(sampling: SamplingConfig) -> str:

@@ -20,7 +20,7 @@ from rlkit.errors import ConfigError, RlkitError, StoppedError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
 from rlkit.tracking.terminal import Shows, columns, usual
-from rlkit.wording import folded
+from rlkit.wording import folded, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -473,7 +473,7 @@ def summary(folder: Path) -> str:
     done = last_step(metrics)
     if done < steps:
         lines.append(f"  stopped after step {done} of {steps}; {_going_on(folder)}")
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def _going_on(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlkit import registry
 from rlkit.config import DataConfig, ModelConfig
@@ -59,17 +59,19 @@ class Asked:
         return [self.tokenizer.decode(completions[i].tokens, skip_special_tokens=True) for i in range(count)]
 
 
-def open_model(path: str, temperature: float | None = None, max_tokens: int | None = None) -> Asked:
+def open_model(
+    path: str, temperature: float | None = None, max_tokens: int | None = None, trusts: bool = False
+) -> Asked:
     """A run's newest model, asked as in training; or a model's folder or hub id, or embedded:s.
 
-    What is not None takes the place of the run's temperature and length, or of 1 and 512. Raises ConfigError, and
-    RlkitError for a run without a model.
+    What is not None takes the place of the run's temperature and length, or of 1 and 512. `trusts`: as `model_of`.
+    Raises ConfigError, and RlkitError for a run without a model.
     """
     from rlkit.assembly.inputs import quiet_loading, sampling_params
     from rlkit.engine.models import load_tokenizer, positions
     from rlkit.records.folder import RunFolder
 
-    model, data = model_of(path), DataConfig(path="")
+    model, data = model_of(path, trusts), DataConfig(path="")
     params = SamplingParams(max_tokens=MAX_TOKENS)
     if RunFolder.is_one(Path(path)):
         run = RunFolder(Path(path)).read_config()
@@ -86,8 +88,12 @@ def open_model(path: str, temperature: float | None = None, max_tokens: int | No
     return Asked(path, data, params, room, tokenizer, sampler)
 
 
-def model_of(path: str) -> ModelConfig:
-    """A run's newest model, with the run's dtype, or a path with what suits it. RlkitError for a run without one."""
+def model_of(path: str, trusts: bool = False) -> ModelConfig:
+    """A run's newest model, with the run's dtype, or a path with what suits it. RlkitError for a run without one.
+
+    trusts: code that the model's folder brings may run. What a run's config says of that does not count: it may be
+    somebody else's.
+    """
     from rlkit.records.folder import RunFolder
 
     here = Path(path)
@@ -97,5 +103,7 @@ def model_of(path: str) -> ModelConfig:
         RunFolder.open(here)
     if is_run:
         run = RunFolder(here)
-        return run.read_config().model.model_copy(update={"path": str(run.newest_model()), "lora": None})
-    return ModelConfig(path=path, dtype="float32" if path.startswith("embedded:") else "auto")
+        found = {"path": str(run.newest_model()), "lora": None, "trust_remote_code": trusts}
+        return run.read_config().model.model_copy(update=found)
+    dtype: Literal["float32", "auto"] = "float32" if path.startswith("embedded:") else "auto"
+    return ModelConfig(path=path, dtype=dtype, trust_remote_code=trusts)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from rlkit.errors import ConfigError
+from rlkit.wording import visible
 
 PATIENCE_S = 2.0
 """After which a check that is still being made says so."""
@@ -75,10 +76,10 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
             for finding in examine(plugin, chosen, samples=samples, folder=folder, begins=patience.begins):
                 findings.append(finding)
                 if not as_json:
-                    click.secho(report.line(finding, width), fg="red" if finding.wrong else None)
+                    click.secho(visible(report.line(finding, width)), fg="red" if finding.wrong else None)
         found.append(report.as_data(plugin, findings))
         lines.append(report.summary(plugin, findings))
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else visible("\n".join(lines)))
     sys.exit(0 if all(each["passed"] for each in found) else 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from pydantic import BaseModel
 from rlkit import registry
 from rlkit.commands import completion
 from rlkit.commands.hints import SettingsCommand
-from rlkit.commands.options import plugins_option
+from rlkit.commands.options import plugins_option, trust_option
 from rlkit.config.reading import set_key
 from rlkit.errors import ConfigError
+from rlkit.wording import visible
 
 _data = click.option(
     "--data",
@@ -80,6 +82,7 @@ def _settings() -> type[BaseModel]:
     help="Any other setting: top_p=0.95, reward.strict=true.",
 )
 @plugins_option
+@trust_option
 def evaluate(
     model: str,
     names: str,
@@ -95,6 +98,7 @@ def evaluate(
     out: Path | None,
     overrides: tuple[str, ...],
     plugins: tuple[str, ...],
+    trusts: bool,
 ) -> None:
     """Measure a model on benchmark suites, or on problems of your own; the same command goes on where it stopped.
 
@@ -117,20 +121,20 @@ def evaluate(
         "sampler": None if urls is None else {"kind": "vllm_server", "urls": _listed(urls)},
         "out": out,
     }
-    evaluating.evaluate(model, _listed(names), given, overrides=overrides, plugins=plugins)
+    evaluating.evaluate(model, _listed(names), given, overrides=overrides, plugins=plugins, trusts=trusts)
 
 
 def _listed(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
 
 
-def _tokenizer(model: str | None) -> Any:
+def _tokenizer(model: str | None, trusts: bool) -> Any:
     if model is None:
         return None
     from rlkit.assembly.sampling import model_of
     from rlkit.engine.models import load_tokenizer
 
-    return load_tokenizer(model_of(model))
+    return load_tokenizer(model_of(model, trusts))
 
 
 @click.command("verify")
@@ -161,6 +165,7 @@ def _tokenizer(model: str | None) -> Any:
 @click.option("--show", default=20, type=click.IntRange(min=0), help="Disagreements to print.  [20]")
 @_json
 @plugins_option
+@trust_option
 def verify(
     path: Path,
     rewards: tuple[str, ...],
@@ -172,6 +177,7 @@ def verify(
     show: int,
     as_json: Path | None,
     plugins: tuple[str, ...],
+    trusts: bool,
 ) -> None:
     """Score saved responses again, and show where verifiers disagree.
 
@@ -181,17 +187,26 @@ def verify(
     from rlkit.records.folder import RunFolder
 
     registry.load(list(plugins))
-    if not set(rewards) <= set(registry.names("rewards")) and RunFolder.is_one(path):
-        plugins = tuple(dict.fromkeys([*plugins, *RunFolder(path).read_config().plugins]))
-        registry.load(list(plugins))
     for reward in rewards:
+        if reward not in registry.names("rewards") and RunFolder.is_one(path):
+            _refuse_unnamed(reward, RunFolder(path).read_config().plugins)
         registry.find("rewards", reward)
     options = _options(rewards, overrides)
-    answered = verifying.read(path, response, answer, expected, _tokenizer(model))
+    answered = verifying.read(path, response, answer, expected, _tokenizer(model, trusts))
     recorded = verifying.RECORDED if path.is_dir() and expected is None else expected or "expected"
     compared = verifying.compare(answered, rewards, plugins=plugins, recorded=recorded, options=options)
-    click.echo(verifying.report(compared, show))
+    click.echo(visible(verifying.report(compared, show)))
     _write(as_json, compared)
+
+
+def _refuse_unnamed(reward: str, plugins: list[str]) -> None:
+    """ConfigError where plugins that a run's config names may have this reward: the run may be somebody else's."""
+    if plugins:
+        named = " ".join(f"--plugin {shlex.quote(plugin)}" for plugin in plugins)
+        raise ConfigError(
+            f"unknown reward {reward!r}. The run had plugins, which are not imported unless you say so, as they may be "
+            f"somebody else's code: add {named}"
+        )
 
 
 def _options(rewards: tuple[str, ...], overrides: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -225,6 +240,7 @@ def data() -> None:
 @click.option("--no-overlap", is_flag=True, help="Do not look for questions of evaluation suites.")
 @_json
 @plugins_option
+@trust_option
 def check(
     file: str,
     prompt: str | None,
@@ -236,6 +252,7 @@ def check(
     no_overlap: bool,
     as_json: Path | None,
     plugins: tuple[str, ...],
+    trusts: bool,
 ) -> None:
     """Say what a data set holds, and what is wrong with it.
 
@@ -251,13 +268,13 @@ def check(
         file,
         prompt=prompt,
         answer=answer,
-        tokenizer=_tokenizer(tokenizer),
+        tokenizer=_tokenizer(tokenizer, trusts),
         reward=reward,
         folder=folder,
         with_suites=not no_overlap,
         plugins=plugins,
     )
-    click.echo(datacheck.report(found, show))
+    click.echo(visible(datacheck.report(found, show)))
     _write(as_json, found)
 
 

@@ -10,6 +10,7 @@ from rlkit import registry
 from rlkit.commands.options import plugins_option
 from rlkit.data import ANSWERS, NO_GOLDS, PROMPTS
 from rlkit.errors import ConfigError
+from rlkit.wording import visible
 
 
 @click.command()
@@ -96,10 +97,10 @@ def init(
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
     click.echo(f"{file} is written, with a reason for each setting. Of what it says:")
     for line in config_file.in_brief(made):
-        click.echo(line)
+        click.echo(visible(line))
     click.echo(f"What it would do: {command} --dry-run")
     if verifier.doubt:
-        click.echo(f"warning: {verifier.doubt}", err=True)
+        click.echo(visible(f"warning: {verifier.doubt}"), err=True)
 
 
 def _take(question: str, found: str | None, option: str, unknown: str = "") -> str:
@@ -120,7 +121,7 @@ def _ask(question: str, found: str | None, option: str, unknown: str = "") -> st
 
 
 def _aside(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def _nothing(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlkit.commands import completion
+from rlkit.commands.options import trust_option
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.wording import visible
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: greedy.  [a run's; or 1]")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest response.  [a run's; or 512]")
 @click.option("--seed", default=0, help="Decides what is drawn.  [0]")
+@trust_option
 def sample(
     words: tuple[str, ...],
     model: str | None,
@@ -31,6 +33,7 @@ def sample(
     temperature: float | None,
     max_tokens: int | None,
     seed: int,
+    trusts: bool,
 ) -> None:
     """Ask a model: the newest of a run, or a folder, a hub id, embedded:s.
 
@@ -51,13 +54,14 @@ def sample(
     prepare_environment()
     from rlkit.assembly.sampling import open_model
 
-    asked = open_model(model, temperature, max_tokens)
+    asked = open_model(model, temperature, max_tokens, trusts)
     if talks:
         _talk(asked, count, seed)
     else:
         assert prompt is not None
         for response in asked.answer(prompt, count, seed):
-            click.echo(response)
+            # A file gets what the model wrote; a terminal would do what it says.
+            click.echo(visible(response) if _shows_on_a_terminal() else response)
 
 
 def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, str | None]:
@@ -71,6 +75,10 @@ def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, s
 
 def _at_a_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _shows_on_a_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _talk(asked: Asked, count: int, seed: int) -> None:
@@ -93,7 +101,7 @@ def _talk(asked: Asked, count: int, seed: int) -> None:
         try:
             responses = asked.answer(prompt if turns is None else [*turns, _said("user", prompt)], count, seed)
         except RlkitError as error:
-            click.echo(f"rlkit: {error}", err=True)
+            click.echo(visible(f"rlkit: {error}"), err=True)
             continue
         except KeyboardInterrupt:
             click.echo(err=True)

@@ -38,6 +38,10 @@ algo_option = click.option(
     shell_complete=completion.plugins("algorithms"),
 )
 
+trust_option = click.option(
+    "--trust-remote-code", "trusts", is_flag=True, help="Let the model's folder run code of its own."
+)
+
 # DeepSpeed's launcher gives it, and LOCAL_RANK says the same.
 local_rank_option = click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
 

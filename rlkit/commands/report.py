@@ -8,6 +8,7 @@ import click
 
 from rlkit.commands import completion
 from rlkit.errors import RlkitError
+from rlkit.wording import visible
 
 
 @click.command("report")
@@ -26,5 +27,5 @@ def report(run: Path) -> None:
         raise RlkitError(f"the report of {run} cannot be written: {error}") from error
     folder = RunFolder.open(run)
     for warning in reports.warnings_of(folder.read_metrics(), folder.read_config()):
-        click.echo(f"warning: {warning}\n")
+        click.echo(visible(f"warning: {warning}\n"))
     click.echo(str(file))

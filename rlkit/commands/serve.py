@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from rlkit.commands import completion
+from rlkit.commands.options import trust_option
 
 
 @click.command()
@@ -15,6 +16,7 @@ from rlkit.commands import completion
 @click.option("--port", default=8000, type=click.IntRange(1, 65535), metavar="P", help="[8000]")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; any but this machine's own needs a key.")
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's key.")
+@trust_option
 def serve(
     model: str,
     options: tuple[str, ...],
@@ -23,6 +25,7 @@ def serve(
     port: int,
     host: str,
     api_key_env: str | None,
+    trusts: bool,
 ) -> None:
     """Serve a model with vLLM, for runs that sample elsewhere (sampler: vllm_server) and for `rlkit eval --urls`.
 
@@ -38,7 +41,7 @@ def serve(
 
     prepare_environment()
     command.serve(
-        model_of(model),
+        model_of(model, trusts),
         host=host,
         port=port,
         tensor_parallel=tensor_parallel,

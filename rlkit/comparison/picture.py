@@ -33,7 +33,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 def picture(comparison: Comparison) -> Picture:
     """A row of panels for each metric that is compared, a column for each condition: means over seeds with bands."""
-    from rlkit.pages.figure import Picture
+    from rlkit.pages.figure import Picture, drawn
 
     rows, columns = comparison.metrics, comparison.conditions
     width = max(7.5, WIDTH * len(columns))
@@ -51,11 +51,14 @@ def picture(comparison: Comparison) -> Picture:
                 continue
             for result in (each for each in results if each.seeds):
                 named[result.arm] = _curve(axes, result, comparison.arms.index(result.arm))
-            axes.set_title(f"{metric}, {condition_name(condition)}", loc="left", fontsize=9)
+            axes.set_title(drawn(f"{metric}, {condition_name(condition)}"), loc="left", fontsize=9)
             _finish(axes, results[0].threshold)
     arms = [arm for arm in comparison.arms if arm in named]
     figure.supxlabel("lines: means over seeds; bands: 95 % bootstrap intervals; dotted: the threshold", fontsize=8)
-    figure.legend([named[arm] for arm in arms], arms, loc="outside upper left", ncols=across, frameon=False, fontsize=9)
+    names = [drawn(arm) for arm in arms]
+    figure.legend(
+        [named[arm] for arm in arms], names, loc="outside upper left", ncols=across, frameon=False, fontsize=9
+    )
     return figure
 
 

@@ -266,4 +266,4 @@ def _fairness(comparison: Comparison) -> Iterator[Any]:
             yield Text(f"\n{title}", style="bold")
             yield from (Text(visible(each)) for each in said[level])
     if fairness.same:
-        yield Text(f"\nThe same everywhere: {', '.join(fairness.same)}.")
+        yield Text(visible(f"\nThe same everywhere: {', '.join(fairness.same)}."))

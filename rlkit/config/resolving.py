@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlkit import registry
+from rlkit import registry, secrets
 from rlkit.blame import Blame, shown
 from rlkit.config.meant import instead_in, instead_of_option
 from rlkit.config.sections import CorrectionConfig, PluginRef, Reference, RefillConfig, RewardRef, RunConfig
@@ -41,6 +41,7 @@ def resolve_with_algorithm(config: RunConfig) -> tuple[RunConfig, Algorithm]:
 
 def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     config = _checked(config)
+    secrets.check(config.dump())
     # What `auto` stands for must go with the rest too.
     config = _checked(config.model_copy(update={"model": config.model.settled()}))
     # Whole paths, so that the run can be resumed from another folder.

@@ -11,6 +11,16 @@ MODELS = ("s", "xs", "xs-countdown", "xs-sorting")
 TASKS = ("arithmetic", "countdown", "sorting")
 
 
+def wants_trust(error: Exception) -> str:
+    """What to do where a model is refused for the code that its folder brings, for the end of a message."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return (
+        ". Its folder brings Python code of its own, which has not run: read it, and where you trust it, set "
+        "model.trust_remote_code: true for a run, or give a command --trust-remote-code"
+    )
+
+
 def resolve(path: str) -> str:
     """The folder of an embedded model (`embedded:s`); any other path as it is.
 

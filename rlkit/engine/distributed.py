@@ -56,18 +56,21 @@ def meet() -> None:
     if world == 1 or _store is not None:
         return
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun keeps the store itself.
+    keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         _store = dist.TCPStore(  # type: ignore[attr-defined]
             host,
             port,
             world,
-            # torchrun keeps the store itself.
-            is_master=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            is_master=keeps,
             timeout=datetime.timedelta(seconds=JOINING_S),
             wait_for_workers=False,
             multi_tenant=True,
+            # A store has no key, and would listen on all addresses of the machine.
+            master_listen_fd=socket.create_server((host, port)).detach() if keeps and host == "127.0.0.1" else None,
         )
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise RlkitError(
             f"rank {rank} of {world} does not find the others at {host}:{port} (MASTER_ADDR and MASTER_PORT): "
             f"{_first_line(error)}. The first must be a name of the machine that rank 0 runs on, which the others can "

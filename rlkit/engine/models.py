@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from rlkit import hub
 from rlkit.config import ModelConfig
-from rlkit.embedded import resolve
+from rlkit.embedded import resolve, wants_trust
 from rlkit.engine import distributed
 from rlkit.engine.adapters import add_adapters, targets
 from rlkit.engine.modules import Critic, Policy
@@ -60,6 +60,8 @@ def _unloaded(path: str, trust_remote_code: bool) -> Any:
         config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=trust_remote_code)
     except OSError:
         return None
+    except ValueError as error:
+        raise ConfigError(f"model.path {path!r} cannot be loaded: {error}{wants_trust(error)}") from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
@@ -194,7 +196,8 @@ def _explained(config: ModelConfig, setting: str = "model.path") -> Iterator[Non
         if config.path.startswith((".", "/", "~")) and not folder.exists():
             raise ConfigError(f"{said} does not exist (looked in {Path.cwd()})") from error
         raise ConfigError(
-            f"{said} cannot be loaded: {error}\nGive the folder or hub id of a causal model, or embedded:s"
+            f"{said} cannot be loaded: {error}{wants_trust(error)}\nGive the folder or hub id of a causal model, or "
+            "embedded:s"
         ) from error
 
 

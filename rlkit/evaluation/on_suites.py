@@ -28,6 +28,7 @@ from rlkit.files import write_text
 from rlkit.generation.collector import Collector, Draw, Sampled
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.wording import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         opened = [stack.enter_context(_opened(name, suite, tokenizer, config)) for name, suite in chosen.items()]
         loaded = [(suite, _with_room(suite, config, limit)) for suite in opened]
         folders = {suite.name: Responses(config.out / suite.name, _settings(suite, own)) for suite, own in loaded}
-        console.print(before(loaded, config, limit), markup=False, soft_wrap=True)
+        console.print(visible(before(loaded, config, limit)), markup=False, soft_wrap=True)
         sampler = stack.enter_context(_sampling(loaded, folders, config, limit))
         progress = stack.enter_context(_progress(console))
         for suite, own in loaded:
@@ -74,8 +75,8 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
     console.print("* quoted; 95 %: bootstrap over problems", markup=False, soft_wrap=True)
     for name, result in results.items():
         if text := notes(result):
-            console.print(f"{name}: {text}", markup=False, soft_wrap=True)
-    console.print(f"responses and results: {config.out}", markup=False, soft_wrap=True)
+            console.print(visible(f"{name}: {text}"), markup=False, soft_wrap=True)
+    console.print(visible(f"responses and results: {config.out}"), markup=False, soft_wrap=True)
     return results
 
 
@@ -225,7 +226,9 @@ def _answer(
 ) -> None:
     """Draw and score what is missing, each response on disk as it ends, and score what a stop has left unscored."""
     missing = _missing(suite, responses, config)
-    task = progress.add_task(suite.name, total=len(responses.rows) + len(missing), completed=len(responses.rows))
+    task = progress.add_task(
+        visible(suite.name), total=len(responses.rows) + len(missing), completed=len(responses.rows)
+    )
 
     def keep(sampled: Sampled) -> None:
         responses.append(_response(sampled))
@@ -330,7 +333,7 @@ def _keep(out: Path, name: str, result: Mapping[str, Any]) -> None:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

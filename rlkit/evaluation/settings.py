@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlkit import config as configs
+from rlkit import secrets
 from rlkit.config import ModelConfig, PluginRef, Positive, Ref, Rewards, ScoringConfig, Section, StopTexts
 from rlkit.config.meant import instead_in
 from rlkit.data import NO_GOLDS, Problem
@@ -118,9 +119,11 @@ def load_settings(settings: Mapping[str, Any], overrides: Sequence[str] = ()) ->
             raise ConfigError(f"-s {override}: for an evaluation, write -s {override.removeprefix('data.')}")
         configs.set_key(data, override)
     try:
-        return EvaluationConfig.model_validate(data)
+        config = EvaluationConfig.model_validate(data)
     except ValidationError as error:
         raise explain(error, EvaluationConfig, instead=instead_in(EvaluationConfig)) from error
+    secrets.check(config.model_dump(mode="json"))
+    return config
 
 
 def samples_of(suite: OpenSuite, config: EvaluationConfig) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rlkit.evaluation.settings import EvaluationConfig, fits, samples_of
 from rlkit.evaluation.suites import OpenSuite
-from rlkit.wording import counted, number, one_line, quoted
+from rlkit.wording import counted, number, one_line, quoted, visible
 
 SHOWN = 10
 """Bad golds that are named; the others are counted."""
@@ -102,7 +103,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
         for metric in (f"mean@{n}", f"pass@{n}", f"maj@{n}"):
             if (e := result["metrics"].get(metric)) is not None:
                 made.add_row(
-                    name,
+                    Text(visible(name)),
                     metric + ("*" if metric == result["quoted"] else ""),
                     f"{100 * e['value']:.1f}",
                     f"{100 * e['low']:.1f} to {100 * e['high']:.1f}",

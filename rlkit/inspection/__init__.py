@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlkit.errors import ConfigError, RlkitError, nearest
-from rlkit.wording import counted
+from rlkit.wording import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +30,13 @@ def inspect(
     step: int | None = None,
     prompt: str | None = None,
     surprise: str | None = None,
+    trusts: bool = False,
 ) -> Path:
     """Print a step of one run, or of two side by side, and write it and others as a page, whose path is printed and
     returned.
 
-    `prompt` is how a prompt's id begins, `surprise` a name in `surprises.KINDS`. Raises ConfigError for what does
+    `prompt` is how a prompt's id begins, `surprise` a name in `surprises.KINDS`. `trusts`:
+    code in the folder of a model may run, for its tokenizer. Raises ConfigError for what does
     not exist, RlkitError for files that cannot be read or written.
     """
     from rlkit.inspection import page, terminal
@@ -49,7 +51,7 @@ def inspect(
     folders = [RunFolder.open(run) for run in runs]
     number = choose_step(folders, step)
     models = [folder.read_config().model for folder in folders]
-    texts = {model.path: Texts.of(model) for model in models}
+    texts = {model.path: Texts.of(model, trusts) for model in models}
 
     def load(number: int) -> list[Step]:
         return [load_step(folder, number, texts[model.path]) for folder, model in zip(folders, models, strict=True)]
@@ -73,9 +75,10 @@ def inspect(
     if len(printed) < len(shown):
         rest = ", ".join(groups[0].prompt_id for groups in shown[len(printed) :][:3])
         more = counted(len(shown) - len(printed), "prompt")
-        console.print(f"{more} more in this step; see another with --prompt ID (such as {rest})", markup=False)
+        said = f"{more} more in this step; see another with --prompt ID (such as {rest})"
+        console.print(visible(said), markup=False)
     some = f" (the first {held} of {len(rows)} prompts)" if held < len(rows) else ""
-    console.print(f"page{some}: {file}", markup=False, soft_wrap=True)
+    console.print(visible(f"page{some}: {file}"), markup=False, soft_wrap=True)
     return file
 
 

@@ -60,6 +60,8 @@ def write(file: Path, asked: View, others: Iterable[View], count: int, chosen: s
     }
     steps = [_step(views[number], held[number]) for number in numbers]
     data = as_json(head)[:-1] + ',"steps":[' + ",".join(steps) + "]}"
+    if file.parent.is_symlink():
+        raise RlkitError(f"{file.parent} is a link: the page is written into the run's own folder alone. Remove it")
     try:
         file.parent.mkdir(exist_ok=True)
         render(

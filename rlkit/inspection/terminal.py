@@ -83,12 +83,12 @@ def show(
     beside = len(steps) > 1 and console.width >= SIDE_BY_SIDE
     width = (console.width - 3) // 2 if beside else console.width
     for note in dict.fromkeys(note for step in steps for note in step.notes):
-        console.print(Text(f"{note}.", style="dim"))
+        console.print(Text(visible(f"{note}."), style="dim"))
     for groups in rows:
         first = groups[0]
         again = f", time {first.occurrence + 1} in this step" if first.occurrence else ""
         console.print()
-        console.print(Rule(Text(f"prompt {first.prompt_id}{again}", style="bold"), align="left", style="dim"))
+        console.print(Rule(Text(visible(f"prompt {first.prompt_id}{again}"), style="bold"), align="left", style="dim"))
         console.print(Text(_ending(first.prompt)))
         console.print(Text(f"gold {visible(gold_answer(first.gold))}", style="dim"))
         views = [
@@ -114,7 +114,7 @@ def _group(
 ) -> Iterator[RenderableType]:
     scale = Scale.of(group)
     if named:
-        yield Text(f"{step.run} ({step.algorithm})", style="bold")
+        yield Text(visible(f"{step.run} ({step.algorithm})"), style="bold")
     yield Text(f"baseline, the group's mean reward: {number(group.baseline)}", style="dim")
     yield from _legend(step, group, scale, coloured)
     kept = [response for response in group.responses if only is None or response.row in only]
@@ -130,14 +130,14 @@ def _legend(step: Step, group: Group, scale: Scale, coloured: bool) -> Iterator[
         yield Text("nothing is kept of what these tokens were credited", style="dim")
         return
     if coloured and scale.credit == 0:
-        yield Text(f"colour  {label(step, credited)}: 0 throughout", style="dim")
+        yield Text(visible(f"colour  {label(step, credited)}: 0 throughout"), style="dim")
     elif coloured:
         places = decimals(scale.credit)
         text = Text("colour  ", style="dim")
         text.append(f"{signed(-scale.credit, places)} ")
         for share in range(-len(_MORE), len(_MORE) + 1):
             text.append(" ", scale.background(share / len(_MORE) * scale.credit))
-        text.append(f" {signed(scale.credit, places)}  {label(step, credited)}", "dim")
+        text.append(visible(f" {signed(scale.credit, places)}  {label(step, credited)}"), "dim")
         yield text
     if coloured and any("value" in r.series for r in group.responses):
         ends = f"{number(scale.low)} {_BARS[0]} to {_BARS[-1]} {number(scale.high)}"
@@ -266,4 +266,4 @@ def _numbered(cells: Sequence[Cell], name: str, scale: Scale, width: int) -> Ite
     for line in _wrapped(cells, width - 11, column):
         for said, write in rows:
             text = "".join(" " * (column(cell) - cell_len(write(cell))) + write(cell) for cell in line)
-            yield Text(f"     {said:<10}{text}")
+            yield Text(visible(f"     {said:<10}{text}"))

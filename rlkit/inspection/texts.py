@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.config import ModelConfig
-from rlkit.embedded import resolve
+from rlkit.embedded import resolve, wants_trust
 from rlkit.inspection.steps import Piece
 
 PART = "·"
@@ -26,17 +26,20 @@ class Texts:
     """Why there is no tokenizer."""
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Texts:
-        """The tokenizer of the run's model. Where it cannot be loaded this warns, and token ids stand for texts."""
+    def of(cls, config: ModelConfig, trusts: bool = False) -> Texts:
+        """The tokenizer of the run's model. Where it cannot be loaded this warns, and token ids stand for texts.
+
+        trusts: code in the model's folder may run, whatever the run's config says of it.
+        """
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(resolve(config.path), trust_remote_code=config.trust_remote_code))
+            return cls(AutoTokenizer.from_pretrained(resolve(config.path), trust_remote_code=trusts))
         except (OSError, ValueError, ImportError, KeyError) as error:
             said = (
                 f"the tokenizer of {config.path} cannot be loaded ({str(error).splitlines()[0]}): token ids are shown "
-                "in place of their texts"
+                f"in place of their texts{wants_trust(error)}"
             )
             warnings.warn(said, stacklevel=2)
             return cls(None, said)

@@ -2,9 +2,9 @@
 
 A page is a template in this folder that extends base.html, rendered by `render`. Templates have the globals
 `chart(Chart)`, `axis(clocks)`, `data(id, JSON)` and `palette`, and the filters `number`, `percent`, `duration`,
-`visible`, `gold_answer` and `code`. A script beside a template under its name (inspection.js) goes into its pages; no
-other script runs in them, wherever it comes from: a page's Content-Security-Policy names the scripts by their hashes,
-and forbids the network.
+`gold_answer` and `code`; of any text that they show control characters are made visible. A script beside a template
+under its name (inspection.js) goes into its pages; no other script runs in them, wherever it comes from: a page's
+Content-Security-Policy names the scripts by their hashes, and forbids the network.
 """
 
 from __future__ import annotations
@@ -101,9 +101,14 @@ def render(template: str, file: Path, **context: Any) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {f.__name__: f for f in (number, percent, duration, visible, gold_answer, code)}
+    environment.filters |= {f.__name__: f for f in (number, percent, duration, gold_answer, code)}
     environment.globals |= {"chart": chart, "axis": axis, "data": data, "palette": PALETTE}
     scripts = [HERE / "chart.js", HERE / f"{template}.js"]
     sources = [_markup("\n" + script.read_text()) for script in scripts if script.is_file()]
@@ -120,7 +125,8 @@ def chart(chart: Chart) -> Markup:
     """The figure's HTML: the data as JSON for chart.js, and what they say as a sentence for who sees no picture."""
     from markupsafe import escape
 
-    shown = as_json(asdict(chart) | {"series": [_plain(series) for series in chart.series]})
+    texts = {name: visible(getattr(chart, name)) for name in ("title", "x_label", "y_label")}
+    shown = as_json(asdict(chart) | texts | {"series": [_plain(series) for series in chart.series]})
     title, said = escape(visible(chart.title)), escape(describe(chart))
     return _markup(
         f'<figure class="chart"><figcaption>{title}</figcaption>'
@@ -150,8 +156,12 @@ def data(id: str, json: str) -> Markup:
 
 
 def as_json(value: Any) -> str:
-    """Such that no text in it can end the element that it stands in."""
+    """Such that no text in it can end the element that it stands in, or turn round what stands beside it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    if not text.isprintable():
+        text = "".join(
+            each if each.isprintable() else json.dumps(visible(each), ensure_ascii=False)[1:-1] for each in text
+        )
     return text.replace("<", "\\u003c")
 
 
@@ -223,8 +233,14 @@ def code(text: str) -> Markup:
     """The text, escaped, with what stands between backticks as code."""
     from markupsafe import escape
 
-    parts = [f"<code>{escape(part)}</code>" if at % 2 else str(escape(part)) for at, part in enumerate(text.split("`"))]
+    texts = enumerate(visible(text).split("`"))
+    parts = [f"<code>{escape(part)}</code>" if at % 2 else str(escape(part)) for at, part in texts]
     return _markup("".join(parts))
+
+
+def _shown(value: Any) -> Any:
+    """What a template shows; markup, which is made here, as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _markup(text: str) -> Markup:

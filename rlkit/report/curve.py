@@ -35,7 +35,7 @@ def picture(metrics: Metrics, title: str) -> Picture:
     """
     from matplotlib.ticker import MaxNLocator
 
-    from rlkit.pages.figure import Picture
+    from rlkit.pages.figure import Picture, drawn
 
     panels = [panel for panel in PANELS if series(metrics, panel[0])[0]]
     figure = Picture(figsize=(9, 6.4 if panels else 4.2), layout="constrained")
@@ -44,7 +44,7 @@ def picture(metrics: Metrics, title: str) -> Picture:
     below = [figure.add_subplot(grid[1, column]) for column in range(len(panels))]
 
     _draw_reward(top, metrics)
-    top.set_title(title, loc="left", fontweight="bold")
+    top.set_title(drawn(title), loc="left", fontweight="bold")
     for axes, (name, panel, unit) in zip(below, panels, strict=True):
         steps, values = series(metrics, name)
         axes.plot(steps, values, color=TRAIN, linewidth=1.2)
@@ -63,6 +63,8 @@ def picture(metrics: Metrics, title: str) -> Picture:
 
 
 def _draw_reward(axes: Any, metrics: Metrics) -> None:
+    from rlkit.pages.figure import drawn
+
     steps, rewards = series(metrics, "reward/mean")
     if steps:
         window = drawing_window(len(steps))
@@ -75,7 +77,7 @@ def _draw_reward(axes: Any, metrics: Metrics) -> None:
         axes.plot(
             *series(metrics, name),
             color=HELD_OUT,
-            label=f"pass rate, {suite_of(name)}",
+            label=drawn(f"pass rate, {suite_of(name)}"),
             zorder=3,
             clip_on=False,
             **style,

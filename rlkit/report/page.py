@@ -22,6 +22,7 @@ from rlkit.report.distributions import Step, by_prompt, histograms, read_steps
 from rlkit.report.panels import evaluation, learning, noise, parts, sections
 from rlkit.report.stored import STEPS, stored
 from rlkit.report.warnings import warnings_of
+from rlkit.secrets import hide
 from rlkit.wording import duration, number
 
 PHASES = {
@@ -85,7 +86,7 @@ def write(run: Path) -> Path:
         chosen=len(chosen),
         steps=len(steps),
         path=shlex.quote(str(folder.path)),
-        settings=yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True),
+        settings=hide(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)),
         provenance=_provenance(folder),
     )
     return folder.report
@@ -200,7 +201,7 @@ def _provenance(folder: RunFolder) -> list[tuple[str, str]]:
     git = record["git"]
     rows = [
         ("started", record["time"]),
-        ("command", shlex.join(record["command"])),
+        ("command", hide(shlex.join(record["command"]))),
         ("git commit", f"{git['commit']}{', with changes' if git['changed'] else ''}" if git else "none"),
         ("platform", f"{record['platform']}, {record['cores']} cores"),
         ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),

@@ -19,6 +19,7 @@ from rlkit.blame import debugging, place
 from rlkit.errors import PluginError, RlkitError, TokensUnknownError, nearest
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status, UnknownTokens
+from rlkit.secrets import hide
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
 
@@ -182,12 +183,12 @@ def named(sample: Sample) -> str:
 def tail(error: BaseException) -> str:
     """The exception with its last frames, without this package's own; with all of them where one debugs."""
     if debugging():
-        return "".join(traceback.format_exception(error)).rstrip()
+        return hide("".join(traceback.format_exception(error)).rstrip())
     here = str(Path(__file__).parent)
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(here):
         frame = frame.tb_next
-    return "".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip()
+    return hide("".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip())
 
 
 def in_brief(said: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.scoring.worker import LONGEST_REPLY, OUT_OF_MEMORY, frame, unframe
+from rlkit.secrets import hide
 
 _KEPT_OUTPUT = 4096
 _CHUNK = 2**18
@@ -116,14 +117,14 @@ class WorkerProcess:
                 # A reward that never stops printing fills no disk.
                 if not self._log.is_file() or self._log.stat().st_size < _LARGEST_LOG:
                     with self._log.open("ab") as file:
-                        file.write(printed)
+                        file.write(hide(printed.decode(errors="replace")).encode())
             except OSError:
                 self._log = None
 
     def last_output(self) -> str:
         """The end of what it printed on stdout and stderr."""
         self.drain()
-        return self._tail.decode(errors="replace").strip()
+        return hide(self._tail.decode(errors="replace")).strip()
 
     def dead(self) -> bool:
         """It has ended, or is as good as dead. Its process id stays taken until `kill`."""

@@ -35,6 +35,7 @@ def serve(
     be: vLLM is not there, the port is taken, a key is missing.
     """
     distribution.check_extra("rlkit serve", "vllm")
+    _check_options(options)
     key = _key(host, key_variable)
     _check_free(host, port)
     command = [
@@ -109,6 +110,15 @@ def _key(host: str, variable: str | None) -> str | None:
             f"  rlkit serve ... --host {host} --api-key-env RLKIT_KEY"
         )
     return None
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """ConfigError for options of vLLM's that would go round what is checked here; it takes their beginnings too."""
+    for option in options:
+        name = option.partition("=")[0].replace("_", "-")
+        for ours in ("--host", "--port", "--api-key", "--middleware", "--trust-remote-code", "--uds"):
+            if len(name) > 3 and ours.startswith(name):
+                raise ConfigError(f"{option} behind `--`: leave it out there; `rlkit serve --help` has rlkit's own")
 
 
 def loopback(host: str) -> bool:

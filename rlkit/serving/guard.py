@@ -66,6 +66,8 @@ class Guard:
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
         if path in _OPEN and scope["type"] == "http":
             await self._app(scope, receive, send)
+        elif not self._key and "origin" in headers:
+            await _answer(send, 403, {"error": "pages in a browser may not use a server without a key"})
         elif not self._knows_the_key(headers):
             await _answer(send, 401, {"error": "the key is missing or wrong"})
         elif path == "/rlkit/about":

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from rlkit.sweeps.jobs import Job, left_s
-from rlkit.wording import duration
+from rlkit.wording import duration, visible
 
 
 class Display:
@@ -82,4 +82,4 @@ class Display:
         self.progress.update(self.overall, completed=len(self.ended), said=said)
 
     def say(self, line: str) -> None:
-        self.terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.terminal.print(visible(line), markup=False, highlight=False, soft_wrap=True)

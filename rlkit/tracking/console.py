@@ -12,7 +12,7 @@ from rlkit.records.metrics import evaluation_of
 from rlkit.tracking import RunInfo
 from rlkit.tracking.bar import Bar
 from rlkit.tracking.terminal import Shows
-from rlkit.wording import counted, excerpt, folded, number, one_line, thousands
+from rlkit.wording import counted, excerpt, folded, number, one_line, thousands, visible
 
 if TYPE_CHECKING:
     from rlkit.report import Warning
@@ -98,7 +98,7 @@ class Console:
 
     def _print(self, line: str, style: str = "", indent: int = 2) -> None:
         """`indent`: of what is folded on a terminal."""
-        line = folded(line, self.terminal.width if self.terminal.is_terminal else None, indent)
+        line = folded(visible(line), self.terminal.width if self.terminal.is_terminal else None, indent)
         # What a model wrote may hold what the terminal's encoding lacks, and must not end the run.
         encoding = self.terminal.encoding
         self.terminal.print(Text(line.encode(encoding, "backslashreplace").decode(encoding), style))

@@ -35,7 +35,8 @@ class TensorboardTracker:
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         for number, row in enumerate(rows):
-            said = f"reward {row['reward']}, answer {row['answer']}\n\n{_as_code(row['prompt'] + row['response'])}"
+            code = _as_code(f"answer {row['answer']}\n\n{row['prompt']}{row['response']}")
+            said = f"reward {row['reward']}\n\n{code}"
             # Half of a pair of surrogates has no UTF-8, in which TensorBoard keeps texts.
             self._writer(step).add_text(f"samples/{number}", visible(said), step)
 

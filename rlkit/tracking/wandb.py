@@ -110,6 +110,7 @@ def _numbers(column: Sequence[str]) -> list[Any]:
 def _package() -> Any:
     """wandb itself. ConfigError where it is not installed."""
     distribution.check_extra("tracker wandb", "wandb")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else its own faults go to its makers, offline too
     import wandb
 
     return wandb

@@ -158,7 +158,13 @@ def test_every_plugin_that_ships_and_its_options_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")), "../README.md", "../CONTRIBUTING.md"]
+    "page",
+    [
+        *sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")),
+        "../README.md",
+        "../CONTRIBUTING.md",
+        "../SECURITY.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     here = DOCS / page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from typing import Any
 
@@ -181,6 +182,52 @@ def test_an_address_that_others_reach_wants_a_key(
     assert done.exit_code == 2
     assert "NO_KEY_HERE, which is not set" in done.output
     assert started == []
+
+
+@pytest.mark.parametrize("option", ["--host", "--host=0.0.0.0", "--hos", "--api_key", "--trust-remote-code"])
+def test_options_of_vllms_own_go_round_no_check(option: str, started: list[Any]) -> None:
+    done = CliRunner().invoke(main, ["serve", "embedded:xs", "--", option, "0.0.0.0"])
+    assert done.exit_code == 2
+    assert f"{option} behind `--`: leave it out there" in done.output
+    assert started == []
+
+
+@pytest.mark.parametrize("path", ["/rlkit/lease", "/v1/completions", "/update_weights"])
+def test_a_page_in_a_browser_may_not_use_a_server_without_a_key(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(guard.KEY, raising=False)
+    passed: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope["path"])
+
+    async def sent(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    for origin, expected in ((b"http://evil.example", 403), (b"null", 403)):
+        statuses: list[Any] = []
+        scope = {"type": "http", "path": path, "headers": [(b"origin", origin)]}
+        asyncio.run(guard.Guard(app)(scope, None, sent))  # type: ignore[arg-type]
+        assert statuses[0] == expected
+    assert passed == []
+
+
+def test_the_store_for_weights_listens_on_one_address() -> None:
+    """It has no key."""
+    store = gloo.listen()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection((own_address(), store.port), timeout=2):
+        pass
+    with socket.create_connection(("127.0.0.1", store.port), timeout=2):
+        pass
+
+
+def own_address() -> str:
+    """One that other machines have for this one; skipped where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            pytest.skip("this machine has no address but its own")
+        return str(probe.getsockname()[0])
 
 
 def test_a_port_that_is_taken(started: list[Any]) -> None:

@@ -138,18 +138,20 @@ def test_a_runs_rollouts_get_the_verdicts_they_had(run: Path) -> None:
     assert "final_answer and recorded agree on 100.00%" in said.output
 
 
-def test_a_run_s_own_plugins_are_known(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "ones.py").write_text(
+def test_a_run_s_plugins_are_imported_where_they_are_named(run: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "ones.py"
+    plugin.write_text(
         "from rlkit import reward\n@reward('ones_verify')\ndef ones(samples): return [1.0] * len(samples)\n"
     )
     there = tmp_path / "run"
     shutil.copytree(run, there)
     config = yaml.safe_load((there / "config.yaml").read_text())
-    (there / "config.yaml").write_text(yaml.safe_dump({**config, "plugins": [str(tmp_path / "ones.py")]}))
-    assert invoke(there, "--reward", "ones_verify").exit_code == 0
-    said = invoke(there, "--reward", "ones_verfy")
-    assert isinstance(said.exception, ConfigError)
-    assert "unknown reward 'ones_verfy'; did you mean 'ones_verify'?" in str(said.exception)
+    (there / "config.yaml").write_text(yaml.safe_dump({**config, "plugins": [str(plugin)]}))
+    unnamed = invoke(there, "--reward", "ones_verify")
+    assert isinstance(unnamed.exception, ConfigError)
+    assert "unknown reward 'ones_verify'. The run had plugins, which are not imported unless" in str(unnamed.exception)
+    assert f"add --plugin {plugin}" in str(unnamed.exception)
+    assert invoke(there, "--reward", "ones_verify", "--plugin", str(plugin)).exit_code == 0
 
 
 def test_a_run_is_evaluated_by_its_newest_model(run: Path, tmp_path: Path) -> None:

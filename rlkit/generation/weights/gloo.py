@@ -38,7 +38,7 @@ class GlooRoute:
     def __init__(self, server: Server, workers: int) -> None:
         self._server = server
         own = address_towards(*place(server.url))
-        store = listen()
+        store = listen(own)
         with ThreadPoolExecutor(1) as beside:
             # The workers answer only when they have met the trainer.
             joined = beside.submit(
@@ -64,9 +64,16 @@ class GlooRoute:
         self._group = None
 
 
-def listen() -> Any:
-    """A store on a free port of this machine, by which a group finds itself; `port` is its port."""
-    return TCPStore("0.0.0.0", 0, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+def listen(address: str = "127.0.0.1") -> Any:
+    """A store on a free port of this machine, by which a group finds itself; `port` is its port.
+
+    It has no key: so it listens on this one address of the machine, by which the others reach it.
+    """
+    taken = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    port = taken.getsockname()[1]
+    return TCPStore(
+        address, port, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=taken.detach()
+    )
 
 
 def join(store: Any, rank: int, size: int, address: str) -> Any:
