@@ -47,12 +47,12 @@ math.warm_up = algebra.warm_up  # type: ignore[attr-defined]
 
 
 def _verdict(sample: Sample, place: Place, strict: bool, tolerance: float | str) -> RewardResult:
-    whole, gold = _gold(sample.answer)
+    whole, gold, letter = _gold(sample.answer)
     if gold is None:
         return RewardResult(value=None, status="bad_gold")
     response = clean(sample.response)
     given = find(response, place, strict)
-    sentence = told(response, strict) if place == "auto" and option(normal(gold)) else None
+    sentence = told(response, strict) if place == "auto" and letter else None
     if sentence is not None:
         given = chosen(normal(sentence.replace("**", "")))
     if given is None or not given.strip():
@@ -72,10 +72,11 @@ def _verdict(sample: Sample, place: Place, strict: bool, tolerance: float | str)
 
 
 @functools.lru_cache(maxsize=4096)
-def _gold(text: str) -> tuple[str, str | None]:
-    """All of a gold, and the answer in it."""
+def _gold(text: str) -> tuple[str, str | None, str | None]:
+    """All of a gold, the answer in it, and the letter where that is an option's."""
     text = clean(text)
-    return text, find_gold(text)
+    gold = find_gold(text)
+    return text, gold, option(normal(gold)) if gold else None
 
 
 def _tolerance(sample: Sample, tolerance: float | str) -> Fraction:
