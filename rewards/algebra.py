@@ -10,6 +10,8 @@ import cmath
 import functools
 import logging
 import re
+import zlib
+from fractions import Fraction
 from typing import Any
 
 LONGEST = 400
@@ -32,6 +34,7 @@ _HOSTILE = re.compile(
 _DEEPEST = 12
 _CLOSE = 1e-5
 """Share by which numbers may differ that math-verify takes for equal."""
+_ALIKE = 1e-25
 _NOTHING = 1e-100
 """What evaluation to 15 digits leaves of an exact zero is far below."""
 
@@ -97,7 +100,7 @@ def equal(given: str, gold: str) -> bool:
         # It compares numbers to six decimals, however small they are.
         if equal:
             return not (_differ(found[0], wanted[0], _CLOSE) or _exactly_apart(found[0], wanted[0]))
-        return _count_alike(found[0], wanted[0])
+        return _alike(found[0], wanted[0])
     except Exception as error:
         raise UndecidedError(repr(error)) from error
 
@@ -108,16 +111,15 @@ def _parsed(text: str) -> list[Any]:
 
     for name in ("math_verify.parser", "math_verify.grader", "math_verify.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    return list(parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True))
+    return [_settled(each) for each in parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)]
 
 
 def _differ(a: Any, b: Any, share: float = 1e-3) -> bool:
     """Whether two expressions differ by more than that share of their size at two points: far cheaper than to simplify
     their difference."""
-    from sympy import Expr, Integral, Limit, Product, Sum
+    from sympy import Expr
 
-    slow = (Integral, Limit, Product, Sum)
-    if not all(isinstance(each, Expr) and not each.has(*slow) for each in (a, b)):
+    if not all(isinstance(each, Expr) and not each.has(*_slow()) for each in (a, b)):
         return False
     try:
         return _far_apart(a, b, 1, share) and _far_apart(a, b, 2, share)
@@ -134,10 +136,9 @@ def _far_apart(a: Any, b: Any, point: int, share: float) -> bool:
 def _exactly_apart(a: Any, b: Any) -> bool:
     """Whether two expressions differ at two points, however little, where neither is a number in digits, which may be
     meant as rounded."""
-    from sympy import Expr, Float, Integral, Limit, Product, Sum
+    from sympy import Expr, Float
 
-    inexact = (Float, Integral, Limit, Product, Sum)
-    if not all(isinstance(each, Expr) and not each.is_Rational and not each.has(*inexact) for each in (a, b)):
+    if not all(isinstance(each, Expr) and not each.is_Rational and not each.has(Float, *_slow()) for each in (a, b)):
         return False
     try:
         apart = [complex((a - b).evalf(15, subs=_values(a, point) | _values(b, point))) for point in (1, 2)]
@@ -146,30 +147,70 @@ def _exactly_apart(a: Any, b: Any) -> bool:
     return all(cmath.isfinite(each) and abs(each) > _NOTHING for each in apart)
 
 
-def _count_alike(a: Any, b: Any) -> bool:
-    """Whether two expressions in numbers that count something (k, m, n) agree at ten points, to all digits: there
-    sqrt(1/n) is 1/sqrt(n), which math-verify, to which n may be negative, does not say."""
-    from sympy import Expr
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two expressions agree at ten points, positive and negative, to all of thirty digits. math-verify does not
+    say all that it could: that |3+4i| is 5, and, to which n may be negative, that sqrt(1/n) is 1/sqrt(n)."""
+    from sympy import Expr, ceiling, floor
 
-    if not all(isinstance(each, Expr) for each in (a, b)):
+    if not all(isinstance(each, Expr) and not each.has(*_slow()) for each in (a, b)):
         return False
-    names = {s.name for s in a.free_symbols}
-    if names.isdisjoint("kmn") or names != {s.name for s in b.free_symbols}:
+    names = {s.name for s in a.free_symbols} - {"i"}
+    if names != {s.name for s in b.free_symbols} - {"i"} or (
+        names and (a.has(floor, ceiling) or b.has(floor, ceiling))
+    ):
         return False
     try:
-        return not any(_far_apart(a, b, point, 1e-13) for point in range(-5, 6)) and all(
-            cmath.isfinite(complex(a.evalf(15, subs=_values(a, point)))) for point in range(-5, 6)
-        )
+        return all(_agree(a, b, point) for point in ((*range(-5, 0), *range(1, 6)) if names else (1,)))
     except Exception:  # no value at a point: math-verify's word stands
         return False
 
 
+def _agree(a: Any, b: Any, point: int) -> bool:
+    from sympy import Abs
+
+    x, y = (each.subs(_values(each, point)).evalf(30) for each in (a, b))
+    finite = all(each.is_number and cmath.isfinite(complex(each)) for each in (x, y))
+    return finite and bool(Abs(x - y).evalf(30) <= _ALIKE * max(abs(complex(x)), abs(complex(y)), _NOTHING))
+
+
+def number(text: str, digits: int) -> Fraction | None:
+    """The value of an expression without unknowns, to so many digits; None where there is none. Raises RefusedError."""
+    from sympy import Expr
+
+    refuse(text)
+    try:
+        found = _parsed(text)[0]
+        if not isinstance(found, Expr) or found.free_symbols or found.has(*_slow()):
+            return None
+        value = found.evalf(digits)
+        return Fraction(str(value)) if value.is_Float or value.is_Rational else None
+    except Exception:  # what math-verify cannot read has no value
+        return None
+
+
+def _slow() -> tuple[Any, ...]:
+    from sympy import Integral, Limit, Product, Sum
+
+    return (Integral, Limit, Product, Sum)
+
+
 def _values(expression: Any, point: int) -> dict[Any, Any]:
-    """By name: parsed apart, the same letter may be two symbols to sympy. Exact, so that what cancels is nothing."""
-    from sympy import Rational
+    """By name: parsed apart, the same letter may be two symbols to sympy. Exact, so that what cancels is nothing. k, m
+    and n count something; i is the imaginary unit."""
+    from sympy import I, Rational
 
     found = {}
     for symbol in expression.free_symbols:
-        value = Rational(37 * point, 100) + Rational(sum(map(ord, symbol.name)) % 97, 50)
-        found[symbol] = abs(value) if symbol.name in "kmn" else value
+        spread = zlib.crc32(symbol.name.encode()) % 997
+        value = Rational(37 * point, 100) * (1 + Rational(spread, 997)) + Rational(spread, 7000)
+        found[symbol] = I if symbol.name == "i" else abs(value) if symbol.name in "kmn" else value
     return found
+
+
+def _settled(expression: Any) -> Any:
+    """The limit of what does not depend on its variable is that."""
+    from sympy import Limit
+
+    if isinstance(expression, Limit) and expression.args[1] not in expression.args[0].free_symbols:
+        return expression.args[0]
+    return expression

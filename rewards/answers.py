@@ -8,15 +8,22 @@ and, unless `strict`, a response that is nothing but an answer, the last formula
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from typing import Literal
+
+from .languages import ANCHOR, CORRECTION, DENIED, ENDS_A_SENTENCE, NOT_ANOTHER, denied, joins, takes_back, unsure
+from .rational import value
+from .wording import symbols
 
 Place = Literal["auto", "boxed", "answer_tag", "hashes", "last_number"]
 
 LONGEST_RESPONSE = 200_000
 """Characters of a response that are looked at: the last ones."""
 _LONGEST_BARE = 400
+
+_MOST_BOXES = 12
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
@@ -48,12 +55,6 @@ _JOINT = re.compile(
 )
 _DELIMITERS = re.compile(r"(?:\s|\$|\\[()\[\], ])*")
 _SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b")
-_ANCHOR = re.compile(
-    r"(?:answers?|solution|result|option|choice|réponse|respuesta|antwort|resposta|答案)[*_\s]{0,4}"
-    r"(?:is|are|was|:|=|是|est|es|ist|为|：)[*_:\s]{0,6}|answers?\s{0,4}(?=\$|\\[(\[])",
-    re.IGNORECASE,
-)
-_CORRECTION = re.compile(r"[.!?\n]\s{0,3}(?:but )?(?:wait|hmm|hold on|actually|no,|correction)\b", re.IGNORECASE)
 _FINAL = re.compile(r"final answer is:?\s?(?=[$0-9-]|\\[(\[])", re.IGNORECASE)
 # Bounded, so that many that never close cost no more than linear time.
 _FORMULA = re.compile(
@@ -61,7 +62,8 @@ _FORMULA = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|\n\s*\n|\n(?=[^\s\\$])|<\|")
 _NUMBER = re.compile(
-    r"(?<![\w.^{])[-+]?\s?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s[0-9]+)?(?:/[0-9]+)?"
+    r"(?<![\w.^{])(?:[0-9.]{1,20}[*/]){0,6}[0-9.]{1,20}\^(?:[0-9]{1,20}|\{[-0-9*/+]{1,20}\})(?![\w^])"
+    r"|(?<![\w.^{])[-+]?\s?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:\s[0-9]+)?(?:/[0-9]+)?"
     r"(?:\s?(?:\\?%|percent\b))?|(?<![\w.])[-+]?\.[0-9]+|[0-9]+(?:\.[0-9]+)?(?=[^\W\d_a-zA-Z])"
 )
 _COMMAND = re.compile(
@@ -148,19 +150,35 @@ def last_box(text: str) -> str | None:
     r"""What stands in the last \boxed{} or \fbox{}, or, as "a, b", in several that only ",", "and", "or" part.
 
     Several with nothing between them are one answer of several parts as well: else one could list guesses.
-    None where there is none, or the last one does not close.
+    None where there is none, where the last one does not close, and where the words beside it deny it.
     """
     boxes, opened = _boxes(text)
-    if not boxes or opened > boxes[-1][1]:
+    if not boxes or opened > boxes[-1][1] or denied(text, boxes[-1][0], boxes[-1][2]):
         return None
     first = len(boxes) - 1
     while first > 0:
         between = text[boxes[first - 1][2] : boxes[first][0]]
-        if len(between) > 80 or not (_DELIMITERS.fullmatch(between) or _joins(between)):
+        if len(between) > 80 or not (_DELIMITERS.fullmatch(between) or _joins(between) or _hedges(between)):
             break
         first -= 1
     parts = [text[start:end].strip() for _, start, end in ((b[0], b[1], b[3]) for b in boxes[first:])]
     return ", ".join(parts) or None
+
+
+def boxes_apart(text: str) -> list[str]:
+    """What stands in each box, where several have prose between them that takes none of them back; else nothing."""
+    text = text.rpartition("</think>")[2]
+    boxes, opened = _boxes(text)
+    between = " ".join(text[a[2] : b[0]] for a, b in itertools.pairwise(boxes))
+    ahead = text[max(0, boxes[0][0] - 40) : boxes[0][0]] if boxes else ""
+    if not 2 <= len(boxes) <= _MOST_BOXES or opened > boxes[-1][1] or takes_back(ahead, between):
+        return []
+    return [text[box[1] : box[3]].strip() for box in boxes]
+
+
+def _hedges(between: str) -> bool:
+    """or maybe; , perhaps; and, in a sentence of its own: Or maybe"""
+    return len(between) < 60 and joins(between.lstrip(" .$\n").partition(".")[0])
 
 
 def _joins(between: str) -> bool:
@@ -217,11 +235,8 @@ def _last_number(text: str) -> str | None:
 
 
 def _anchored(text: str) -> str | None:
-    anchor, end = None, len(text.rstrip(" .*\n"))
-    for match in _ANCHOR.finditer(text):
-        if match.end() < end:
-            anchor = match
-    if anchor is None or _CORRECTION.search(text, anchor.end()):
+    anchor = _anchor(text)
+    if anchor is None or CORRECTION.search(text, anchor.end()):
         return None
     rest = text[anchor.end() : anchor.end() + 2000].lstrip()
     rest = _in_bold(text, anchor, rest)
@@ -234,12 +249,52 @@ def _anchored(text: str) -> str | None:
         return rest[: last.end()] if last is not opening else _inside(opening)
     stop = _SENTENCE_END.search(rest)
     sentence = rest[: stop.start()] if stop else rest
+    if DENIED.match(text[anchor.start() : anchor.end()] + sentence):
+        return None
+    sentence = _without_remark(NOT_ANOTHER.sub("", ENDS_A_SENTENCE.sub("", sentence)))
     if not _prose(sentence):
         return _bare(sentence) or None
+    if named := _named(sentence):
+        return named
     option = re.match(r"\(?([A-J])\)?(?=[,.:;]|\s)", sentence)
     if option:
         return option[1]
+    if unsure(sentence) and len(set(_NUMBER.findall(sentence))) > 1:
+        return None
     return _after_copula(sentence) or _last_formula(sentence) or _first_number(sentence)
+
+
+def _anchor(text: str) -> re.Match[str] | None:
+    """The last "answer is" that something follows."""
+    anchor, end = None, len(text.rstrip(" .*\n"))
+    for match in ANCHOR.finditer(text):
+        if match.end() < end:
+            anchor = match
+    return anchor
+
+
+def _without_remark(sentence: str) -> str:
+    """42 (2 * 21) says 42, with how it came about."""
+    number, _, remark = sentence.partition(" (")
+    same = remark.endswith(")") and value(number) is not None and value(number) == value(remark[:-1])
+    return number if same else sentence
+
+
+def told(text: str, strict: bool = False) -> str | None:
+    """The sentence that says the answer in words: the one with the last "answer is", else, unless `strict`, the last
+    line. None where a tag, a box or #### marks the answer."""
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    if _opens_a_box(text) or "####" in text or "</answer>" in text:
+        return None
+    anchor = _anchor(text)
+    if anchor is None:
+        return None if strict else text.strip().rpartition("\n")[2][-_LONGEST_BARE:]
+    if CORRECTION.search(text, anchor.end()):
+        return text[anchor.start() :].strip().rpartition("\n")[2][-_LONGEST_BARE:]
+    before = max(text.rfind(mark, 0, anchor.start()) for mark in (". ", "! ", "? ", "\n")) + 1
+    rest = text[anchor.end() : anchor.end() + _LONGEST_BARE].lstrip()
+    stop = _SENTENCE_END.search(rest)
+    return text[max(before, anchor.start() - _LONGEST_BARE) : anchor.end()] + (rest[: stop.start()] if stop else rest)
 
 
 def _in_bold(text: str, anchor: re.Match[str], rest: str) -> str:
@@ -273,7 +328,7 @@ def _final(text: str) -> str | None:
 
 
 def _joined(between: str) -> bool:
-    return len(between) < 20 and _SEPARATOR.sub("", between).strip() == "" and bool(between.strip())
+    return len(between) < 20 and _SEPARATOR.sub("", between).strip() in ("", "=") and bool(between.strip())
 
 
 def _inside(formula: re.Match[str]) -> str:
@@ -286,6 +341,13 @@ def _after_copula(sentence: str) -> str | None:
         end = match.end()
     rest = sentence[end:].strip(" *_.") if end >= 0 else ""
     return rest if rest and not _prose(rest) and re.search(r"[0-9\\$]|^[A-Za-z]$", rest) else None
+
+
+def _named(sentence: str) -> str | None:
+    """The set of real numbers that a sentence names."""
+    sentence = sentence.replace("$", "").strip(" *_.\n")
+    copula = _COPULA.search(sentence)
+    return symbols(sentence) or (symbols(sentence[copula.end() :]) if copula else None)
 
 
 def _last_formula(text: str) -> str | None:
@@ -307,16 +369,26 @@ def _first_number(text: str) -> str | None:
 
 def _unmarked(text: str) -> str | None:
     text = _LEAD.sub("", _bare(text))
+    last = next((s for s in reversed(_SENTENCE_END.split(text[-_LONGEST_BARE:])) if s.strip()), "")
+    if DENIED.search(last):
+        return None
+    if named := _named(last):
+        return named
     if not _prose(text):
         opening = _FORMULA.search(text)
         told = opening is not None and _WORD.search(text[: opening.start()])
         return (_last_formula(text) if told else text) or None
     formula = _last_formula(text[-20_000:])
     number = _last_number(text)
-    if formula is None or number is None:
-        return formula or number
+    if formula is None and number is None:
+        return None
+    if unsure(last) and len(set(_NUMBER.findall(last))) > 1:
+        return None
     # Whichever comes last, but a number in the formula is part of it.
-    return formula if text.rfind(formula) + len(formula) >= text.rfind(number) else number
+    ahead = number is None or (formula is not None and text.rfind(formula) + len(formula) >= text.rfind(number))
+    found = (formula if ahead else number) or ""
+    start = text.rfind(found)
+    return None if denied(text, start, start + len(found)) else found
 
 
 def _prose(text: str) -> bool:

@@ -9,17 +9,28 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from . import algebra
+from .options import chosen, option
 from .rational import value
+from .regions import region
 from .structure import LONGEST, Equation, Leaf, Many, Node, Span, is_label, normal, parse
+from .wording import symbols
 
 _LONGEST_TEXT = 20_000
 _MOST_BY_ALGEBRA = 8
 _AMBIGUOUS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-_OPTION = re.compile(r"(?:[Oo]ption |[Cc]hoice )?\(?\s*([A-J])\s*\)?(?:[.:)\s,]\s*\S.*)?", re.DOTALL)
-_OPTION_ONLY = re.compile(r"\(?\s*([A-J])\s*\)?[.:]?")
 _COMPUTES = re.compile(r"\\(?:begin|cup|cap|setminus|mathbb|pm|cdot|times|[lg]e)(?![a-zA-Z])|<|>")
-_MULTIPLE = re.compile(r"(?:-?[0-9.]*\s*[a-z]\s*\^.*|-?[0-9.]+\s*[a-z]|-\s*[a-z])")  # x^2 = 9 does not say 9
 _UNDEFINED = re.compile(r"/\s*\{?0+(?![0-9.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}")
+_DECIMAL = re.compile(
+    r"(?P<sign>-?)\s*(?P<whole>[0-9]{0,20})\.(?P<digits>[0-9]{1,40})(?P<dots>\s*\\[ld]?dots)?\s*(?P<percent>%?)"
+)
+_DIGITS, _DECIMALS = 6, 4
+"""A decimal of fewer is another number than the exact one that it is near to."""
+_NUMERAL = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+_DENIES = re.compile(
+    r"\\(?:not|neg|lnot|sim)(?![a-zA-Z])|\b(?:not|isn't|wrong|incorrect|false|neither)\b|(?<=[\w)}\]])\s*\?|^\\ne(?![a-zA-Z])",
+    re.IGNORECASE,
+)
+_FOLLOWS = re.compile(r"\\(?:implies|Rightarrow|Longrightarrow|therefore|to|rightarrow)(?![a-zA-Z])")
 _CLOCK = re.compile(
     r"([0-9]{1,2}(?::[0-9]{2})?)(?:\s|\\[ ,;]|~)*(?:\\(?:text|mathrm|mbox|textrm)\s?\{\s*)?([ap])\.?\s?m\.?\s*\}?", re.I
 )
@@ -71,6 +82,12 @@ def same(given: str, gold: str, rules: Rules) -> bool:
         return True
     if len(a) > LONGEST or len(b) > LONGEST:
         raise algebra.RefusedError
+    if _DENIES.search(a) and not _DENIES.search(b) and symbols(a) is None:
+        return False
+    if _FOLLOWS.search(a) and not _FOLLOWS.search(b) and r"\lim" not in a:
+        before, a = _FOLLOWS.split(a)[-2:]
+        if before.strip() and "=" not in before:
+            return False
     verdict = _option(a, b)
     if verdict is not None:
         return verdict
@@ -79,6 +96,18 @@ def same(given: str, gold: str, rules: Rules) -> bool:
     if "," in a and _AMBIGUOUS.search(b):
         return _same(parse(a, thousands=False), _gold_tree(b, False), rules)
     return False
+
+
+def same_in_order(given: Sequence[str], gold: str, rules: Rules) -> bool:
+    """Whether answers that stand apart are the parts of the gold, in order."""
+    if len(given) < 2 or max(map(len, (gold, *given))) > LONGEST:
+        return False
+    wanted = _gold_tree(_normal_gold(gold), True)
+    if not (isinstance(wanted, Many) and wanted.kind in ("list", "set")) and not (
+        isinstance(wanted, Span) and (wanted.opening, wanted.closing) == ("(", ")")
+    ):
+        return False
+    return _in_order([parse(normal(each)) for each in given], wanted.items, rules)
 
 
 def number(text: str) -> Fraction | None:
@@ -107,14 +136,13 @@ def _tight(text: str) -> str:
 
 
 def _option(given: str, gold: str) -> bool | None:
-    """Where the gold is an option's letter: the letter that the answer begins with."""
-    wanted = _OPTION_ONLY.fullmatch(gold) or re.match(r"\(([A-J])\)\s*\S|([A-J])[.)]?\s+[A-Z][a-z]", gold)
+    """Where the gold is an option's letter: whether the answer chooses it."""
+    wanted = option(gold)
     if not wanted:
         return None
-    letter = next(group for group in wanted.groups() if group)
-    chosen = _OPTION.fullmatch(given)
-    if chosen:
-        return chosen[1] == letter
+    letter = chosen(given)
+    if letter:
+        return letter == wanted
     return None if is_label(given) and len(given) < 3 else False
 
 
@@ -125,6 +153,10 @@ def _same(a: Node, b: Node, rules: Rules) -> bool:
         return _same_equations(a, b, rules)
     if isinstance(a, Leaf) and isinstance(b, Leaf):
         return _same_leaves(a.text, b.text, rules)
+    if any(isinstance(each, Many) and each.kind in ("union", "meet", "minus") for each in (a, b)):
+        given, wanted = region(a), region(b)
+        if given is not None and given == wanted:
+            return True
     if isinstance(a, Span) and isinstance(b, Span):
         alike = (a.opening, a.closing) == (b.opening, b.closing) or (len(a.items) != 2 and len(b.items) != 2)
         return alike and _in_order(a.items, b.items, rules)
@@ -134,7 +166,8 @@ def _same(a: Node, b: Node, rules: Rules) -> bool:
         return a.kind == b.kind and _in_order(a.items, b.items, rules)
     for one, other in ((a, b), (b, a)):
         if isinstance(one, Many) and one.kind in ("set", "list"):
-            if len(set(map(_exact, one.items))) == 1 and not isinstance(other, Many):
+            alone = len(set(map(_exact, one.items))) == 1 and one.items[0] != Leaf(r"\emptyset")
+            if alone and not isinstance(other, Many):
                 return _same(one.items[0], other, rules) if one is a else _same(other, one.items[0], rules)
             if isinstance(other, Span) and one.kind == "list":
                 pair = (one.items, other.items) if one is a else (other.items, one.items)
@@ -165,10 +198,13 @@ def _written(node: Node) -> str:
         return r"\begin{pmatrix}" + r"\\".join(parts) + r"\end{pmatrix}"
     if node.kind == "row":
         return "&".join(parts)
-    return r"\cup ".join(parts) if node.kind == "union" else r"\{" + ",".join(parts) + r"\}"
+    joint = {"union": r"\cup ", "meet": r"\cap ", "minus": r"\setminus "}.get(node.kind)
+    return joint.join(parts) if joint else r"\{" + ",".join(parts) + r"\}"
 
 
 def _same_equations(a: Node, b: Node, rules: Rules) -> bool:
+    if isinstance(a, Equation) and _contradicts_itself(a):
+        return False
     if isinstance(a, Equation) and isinstance(b, Equation):
         if is_label(a.left) and is_label(b.left):
             return _same_labels(a.left, b.left) and _same(a.right, b.right, rules)
@@ -176,9 +212,26 @@ def _same_equations(a: Node, b: Node, rules: Rules) -> bool:
             return _same(a.right, b.right, rules)
         return _by_algebra(a.whole, b.whole, rules)
     if isinstance(a, Equation):
-        return not _MULTIPLE.fullmatch(a.left) and _same(a.right, b, rules)
+        return not _to_be_solved(a) and _same(a.right, b, rules)
     assert isinstance(b, Equation)
     return is_label(b.left) and _same(a, b.right, rules)
+
+
+def _contradicts_itself(equation: Equation) -> bool:
+    """6 = 7, x = 6 = 7: two numbers. Of what is computed, the last part counts."""
+    numbers = [Fraction(part) for part in map(str.strip, equation.whole.split("=")) if _NUMERAL.fullmatch(part)]
+    return bool(numbers) and max(numbers) - min(numbers) > max(map(abs, numbers)) / 100
+
+
+def _to_be_solved(equation: Equation) -> bool:
+    """x + 1 = 7 does not say 7: it computes with an unknown, and gives a number. ab = 7 and x = 8 - 1 = 7 do."""
+    left, right = equation.left, equation.right
+    if is_label(left) or equation.whole.count("=") > 1 or not isinstance(right, Leaf) or value(right.text) is None:
+        return False
+    if re.search(r"_|[a-zA-Z]\s*\(|\||\\(?!(?:frac|sqrt|cdot|times|pi)(?![a-z]))[a-zA-Z]{2}", left):
+        return False
+    letters = re.sub(r"\\[a-zA-Z]+", "", left)
+    return bool(re.fullmatch(r"[^a-zA-Z]*([a-z])(?:[^a-zA-Z]|\1)*", letters))
 
 
 def _same_labels(a: str, b: str) -> bool:
@@ -225,13 +278,17 @@ def _same_leaves(a: str, b: str, rules: Rules) -> bool:
         return True
     numbers = value(x.text), value(y.text)
     if numbers[0] is not None and numbers[1] is not None:
-        return _same_numbers(numbers[0], numbers[1], x.text, y.text, rules.tolerance)
+        return _same_numbers(numbers[0], numbers[1], x.text, y.text, rules.tolerance) or _rounded(x.text, y.text)
     if _UNDEFINED.search(a) or _UNDEFINED.search(b):
         return False
     if _words(a) or _words(b):
         return _spelt(a) == _spelt(b)
     if _in_a_base(a) or _in_a_base(b):
         return False
+    if is_label(a) and is_label(b) and len(a) == len(b) == 1:
+        return False  # to math-verify, A is a
+    if _DECIMAL.fullmatch(x.text) or _DECIMAL.fullmatch(y.text):
+        return _rounded(x.text, y.text)
     return _by_algebra(x.text, y.text, rules)
 
 
@@ -242,6 +299,27 @@ def _same_numbers(a: Fraction, b: Fraction, text: str, gold: str, tolerance: Fra
     if ("%" in text) != ("%" in gold):
         return abs(a * (100 if "%" in text else 1) - b * (100 if "%" in gold else 1)) <= tolerance
     return False
+
+
+def _rounded(a: str, b: str) -> bool:
+    """Whether one is a decimal, the other to all its digits: 0.333333 is 1/3; or cut off, with dots: 0.3333..."""
+    one, other = _DECIMAL.fullmatch(a), _DECIMAL.fullmatch(b)
+    if bool(one) == bool(other):
+        return False
+    decimal, exact = (one, b) if one else (other, a)
+    assert decimal is not None
+    if len(decimal["digits"]) + len(decimal["whole"].lstrip("0")) < (4 if decimal["dots"] else _DIGITS):
+        return False
+    if len(decimal["digits"]) < _DECIMALS:
+        return False
+    target = value(exact)
+    if target is None:
+        target = algebra.number(exact, len(decimal[0]) + 10)
+    if target is None:
+        return False
+    target = target * 10 ** len(decimal["digits"]) * (100 if decimal["percent"] else 1)
+    written = int(decimal["sign"] + decimal["whole"] + decimal["digits"])
+    return written == (int(target) if decimal["dots"] else round(target))
 
 
 def _before_approximation(text: str) -> str:

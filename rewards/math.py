@@ -10,9 +10,11 @@ from rlkit import reward
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from . import algebra
-from .answers import Place, clean, find, find_gold
+from .answers import Place, boxes_apart, clean, find, find_gold, told
 from .common import any_gold, declares
-from .equivalence import Rules, same, same_text
+from .equivalence import Rules, same, same_in_order, same_text
+from .options import chosen, option
+from .structure import normal
 
 _SHOWN = 300
 
@@ -45,16 +47,22 @@ math.warm_up = algebra.warm_up  # type: ignore[attr-defined]
 
 
 def _verdict(sample: Sample, place: Place, strict: bool, tolerance: float | str) -> RewardResult:
-    whole, gold = _gold(sample.answer)
+    whole, gold, letter = _gold(sample.answer)
     if gold is None:
         return RewardResult(value=None, status="bad_gold")
-    given = find(clean(sample.response), place, strict)
+    response = clean(sample.response)
+    given = find(response, place, strict)
+    sentence = told(response, strict) if place == "auto" and letter else None
+    if sentence is not None:
+        given = chosen(normal(sentence.replace("**", "")))
     if given is None or not given.strip():
         return RewardResult(value=0.0, status="no_answer")
     info = {"answer": given[:_SHOWN]}
     rules = Rules(tolerance=_tolerance(sample, tolerance))
     try:
-        return RewardResult(value=float(same(given, gold, rules) or same_text(given, whole)), info=info)
+        right = same(given, gold, rules) or same_text(given, whole)
+        boxes = [] if right or place not in ("auto", "boxed") else boxes_apart(response)
+        return RewardResult(value=float(right or same_in_order(boxes, gold, rules)), info=info)
     except algebra.RefusedError:
         return RewardResult(value=0.0, status="refused", info=info)
     except algebra.BadGoldError as error:
@@ -64,10 +72,11 @@ def _verdict(sample: Sample, place: Place, strict: bool, tolerance: float | str)
 
 
 @functools.lru_cache(maxsize=4096)
-def _gold(text: str) -> tuple[str, str | None]:
-    """All of a gold, and the answer in it."""
+def _gold(text: str) -> tuple[str, str | None, str | None]:
+    """All of a gold, the answer in it, and the letter where that is an option's."""
     text = clean(text)
-    return text, find_gold(text)
+    gold = find_gold(text)
+    return text, gold, option(normal(gold)) if gold else None
 
 
 def _tolerance(sample: Sample, tolerance: float | str) -> Fraction:

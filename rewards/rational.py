@@ -12,7 +12,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<repeating>[0-9]*\.[0-9]*\\overline\s*\{[0-9]{1,60}\})"
     r"|(?P<number>(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
     r"(?:[eE][+-]?[0-9]{1,4}(?![0-9]))?)"
-    r"|(?P<command>\\(?:frac|sqrt|binom|cdot|times|div)(?![a-zA-Z]))|(?P<sign>[-+*/:^(){}\[\]!%]))"
+    r"|(?P<command>\\(?:frac|sqrt|binom|cdot|times|div|bmod)(?![a-zA-Z]))|(?P<sign>[-+*/:^(){}\[\]!%]))"
 )
 
 
@@ -74,6 +74,9 @@ class _Reader:
             elif self.token in ("/", ":", r"\div"):
                 self.next()
                 result = _bounded(result / self.factor())
+            elif self.token == r"\bmod":
+                self.next()
+                result = _bounded(result % self.factor())
             elif self.token in ("(", "{", r"\frac", r"\sqrt", r"\binom"):
                 result = _bounded(result * self.power())
             else:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from .wording import symbols
 
 LONGEST = 1000
 """Characters of an answer that is taken apart; a longer one is compared as text alone."""
@@ -35,6 +37,7 @@ _SMALL_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
     (re.compile(r"\\(?:lbrace|lbrack)(?![a-zA-Z])"), lambda m: r"\{" if "brace" in m[0] else "["),
     (re.compile(r"\\(?:rbrace|rbrack)(?![a-zA-Z])"), lambda m: r"\}" if "brace" in m[0] else "]"),
     (re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\(?:degree|deg)(?![a-zA-Z])"), " "),
+    (re.compile(r"(?<=[0-9])\s*(?:\.{3,}|\\c?dots(?![a-zA-Z]))"), r"\\ldots"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\\(?:ast)(?![a-zA-Z])"), "*"),
@@ -42,9 +45,9 @@ _SMALL_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
     (re.compile(r"\\operatorname\s*\{gcd\}"), r"\\gcd "),
     (re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
     # Intervals with outward brackets.
-    (re.compile(r"\]([^\[\](),;]+),([^\[\](),;]+)\["), r"(\1,\2)"),
-    (re.compile(r"\[([^\[\](),;]+),([^\[\](),;]+)\["), r"[\1,\2)"),
-    (re.compile(r"\]([^\[\](),;]+),([^\[\](),;]+)\]"), r"(\1,\2]"),
+    (re.compile(r"\]([^\[\](),;]+)[,;]([^\[\](),;]+)\["), r"(\1,\2)"),
+    (re.compile(r"\[([^\[\](),;]+)[,;]([^\[\](),;]+)\["), r"[\1,\2)"),
+    (re.compile(r"\]([^\[\](),;]+)[,;]([^\[\](),;]+)\]"), r"(\1,\2]"),
     (re.compile(r"\\(?:bf|it|rm)(?![a-zA-Z])"), ""),
     (re.compile(r"\\frac\s*(\\(?:pi|theta|alpha))\s*([0-9a-zA-Z])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
@@ -97,9 +100,9 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """`list` and `set`: the order does not count. `union`: of sets and intervals. `matrix`: of rows."""
+    """`list`, `set`: the order does not count. `union`, `meet`, `minus`: of sets and intervals. `matrix`: of rows."""
 
-    kind: Literal["list", "set", "union", "matrix", "row"]
+    kind: Literal["list", "set", "union", "meet", "minus", "matrix", "row"]
     items: tuple[Node, ...]
 
 
@@ -127,6 +130,14 @@ _INFINITY = Leaf(r"\infty")
 _MINUS_INFINITY = Leaf(r"-\infty")
 REALS = Span("(", (_MINUS_INFINITY, _INFINITY), ")")
 _THOUSANDS = re.compile(r"(?<![0-9,.])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
+_OR_ALONE = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])")
+_AND_ALONE = re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-zA-Z])")
+_UNKNOWN = re.compile(r"(?<![a-zA-Z\\])[a-df-zA-Z](?![a-zA-Z])")
+_IN_REALS = re.compile(r"[a-zA-Z]\s*\\in\s*\\mathbb\s*\{?R\}?")
+_REALS_PART = re.compile(r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\s*\{?\s*(?P<from>\\ge|>)\s*0\s*\}?)")
+_MINUS = re.compile(r"\\mathbb\s*\{?R\}?\s*(?:\\(?:setminus|backslash)(?![a-zA-Z])|-\s*(?=[\[(\\]))")
+_REGIONS = ("union", "meet", "minus")
 _AND = re.compile(r"(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|(?:(?<=[\s}\])])\\(?:lor|vee|text\{or\})(?![a-zA-Z]))")
 _MATRIX = re.compile(r"\\begin\s*\{([pbBvV]?matrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 _RELATION = re.compile(r"<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|\\in(?![a-zA-Z])|=")
@@ -172,6 +183,10 @@ def parse(text: str, thousands: bool = True) -> Node:
 
 
 def _top(text: str) -> Node:
+    text = symbols(text) or text
+    condition = _condition(text)
+    if condition is not None:
+        return condition
     text = _AND.sub(",", text).strip()
     groups = [g for g in split(text, lambda a: a == ";") if g.strip()]
     if len(groups) > 1:
@@ -180,12 +195,41 @@ def _top(text: str) -> Node:
     return _row(_parts(text))
 
 
+def _condition(text: str) -> Node | None:
+    """What holds of one unknown, as a set: x >= 2 and x < 5 is where both meet, x < 2 or x > 5 a union."""
+    for words in (_OR_ALONE, _AND_ALONE):
+        parts = [part.strip() for part in split(words.sub("\0", text), lambda a: a == "\0")]
+        if len(parts) < 2:
+            continue
+        items = [_points(_condition(part) or _item(part)) for part in parts]
+        unknowns = {match[0] for part in parts for match in _UNKNOWN.finditer(part)}
+        if (
+            len(unknowns) == 1
+            and any(map(_is_region, items))
+            and all(_is_region(each) or isinstance(each, Many) for each in items)
+        ):
+            return Many("union" if words is _OR_ALONE else "meet", tuple(items))
+        return None
+    return None
+
+
+def _points(node: Node) -> Node:
+    """x = 2 as a set."""
+    return Many("set", (node.right,)) if isinstance(node, Equation) and is_label(node.left) else node
+
+
+def _is_region(node: Node) -> bool:
+    return bool(node.relation) if isinstance(node, Span) else isinstance(node, Many) and node.kind in _REGIONS
+
+
 def _parts(text: str) -> list[str]:
-    return [part.strip() for part in split(text, lambda a: a == ",") if part.strip()] or [text.strip()]
+    separator = ";" if len(split(text, lambda a: a == ";")) > 1 else ","
+    return [part.strip() for part in split(text, lambda a: a == separator) if part.strip()] or [text.strip()]
 
 
 def _row(parts: list[str]) -> Node:
     """One item, or several that commas part."""
+    parts = [part for part in parts if not _IN_REALS.fullmatch(part)] or parts
     nodes = [_item(part) for part in parts]
     if len(nodes) == 1:
         only = _flat(nodes)
@@ -200,7 +244,14 @@ def _row(parts: list[str]) -> Node:
             nodes = rights
         elif period < len(nodes) and len(nodes) % period == 0:  # x = 1, y = 2, x = 2, y = 1
             nodes = [Span("(", tuple(rights[i : i + period]), ")") for i in range(0, len(rights), period)]
-    if all(isinstance(node, Span) and node.relation for node in nodes):  # x < 2 or x > 5
+    if all(isinstance(node, Span) and node.relation for node in nodes):  # x < 2, x > 5
+        return Many("union", tuple(nodes))
+    if r"\ne" in parts[0] and _is_region(nodes[0]) and not any(map(_RELATION.search, parts[1:])):  # x != 1, 2
+        points = (_item(_RELATION.split(parts[0])[1]), *nodes[1:])
+        return Many("minus", (REALS, Many("set", points)))
+    if all(map(_is_region, nodes)):  # x != 1, x != 2
+        return Many("meet", tuple(nodes))
+    if all(isinstance(node, Span) and {_INFINITY, _MINUS_INFINITY} & set(node.items) for node in nodes):
         return Many("union", tuple(nodes))
     return Many("list", tuple(_flat(nodes)))
 
@@ -215,9 +266,9 @@ def _flat(nodes: list[Node]) -> list[Node]:
     for node in nodes:
         if isinstance(node, Many) and node.kind == "list" and len(nodes) == 1:
             flat += node.items
-        elif isinstance(node, Leaf) and r"\pm" in node.text:
+        elif isinstance(node, Leaf) and _PLUS_MINUS.search(node.text):
             flat += [_item(_signed(node.text, plus=True)), _item(_signed(node.text, plus=False))]
-        elif isinstance(node, Equation) and isinstance(node.right, Leaf) and r"\pm" in node.right.text:
+        elif isinstance(node, Equation) and isinstance(node.right, Leaf) and _PLUS_MINUS.search(node.right.text):
             flat += _flat([node.right])
         else:
             flat.append(node)
@@ -244,8 +295,14 @@ def _item(text: str) -> Node:
         return Many("union", tuple(items))
     if text in (r"\mathbb{R}", r"\mathbb R", r"\R"):
         return REALS
-    if re.fullmatch(r"\\mathbb\s*\{?R\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{[^{},]*\\\}", text):
-        return _all_but(text[text.rindex(r"\{") + 2 : -2])
+    part = _REALS_PART.fullmatch(text)
+    if part:
+        return Span("[" if part["from"] == r"\ge" else "(", (Leaf("0"), _INFINITY), ")")
+    if minus := _MINUS.match(text):
+        rest = text[minus.end() :].strip()
+        return Many(
+            "minus", (REALS, Many("set", (_item(rest),)) if rest[:1] not in ("\\", "[", "(", "]") else _item(rest))
+        )
     return _bracketed(text)
 
 
@@ -275,9 +332,11 @@ def _bracketed(text: str) -> Node:
 
 
 def _set(inner: str) -> Node:
-    built = re.fullmatch(r"\s*([a-zA-Z])\s*(?:\\mid|\\vert|\||:)(?![a-zA-Z])(.*)", inner, re.DOTALL)
+    built = re.fullmatch(
+        r"\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(?![a-zA-Z])(.*)", inner, re.DOTALL
+    )
     if built:
-        return _item(built[2])
+        return _top(built[1])
     return Many("set", tuple(_flat([_item(part) for part in _parts(inner)])))
 
 
@@ -301,13 +360,19 @@ def _relations(text: str) -> Node | None:
     parts = [part.strip() for part in split(text, relation)]
     if not signs or not all(parts):
         return None
+    if signs == ["="] and is_label(parts[1]) and not is_label(parts[0]):
+        parts = parts[::-1]  # 7 = x
     if set(signs) == {"="}:
         return Equation(parts[0], _item(parts[-1]), text)
     if signs == [r"\in"] and is_label(parts[0]):
-        return _item(parts[1])
+        region = _item(parts[1])
+        return replace(region, relation=text) if isinstance(region, Span) and len(region.items) == 2 else region
     if signs == [r"\ne"] and is_label(parts[0]) and not is_label(parts[1]):
         return _all_but(parts[1])
     return _interval(parts, signs, text) or Leaf(text)
+
+
+_SIZE = re.compile(r"(?:\||\\[lr]?vert ?)\s*[a-zA-Z]\s*(?:\||\\[lr]?vert)")
 
 
 def _interval(parts: list[str], signs: list[str], text: str) -> Node | None:
@@ -319,6 +384,19 @@ def _interval(parts: list[str], signs: list[str], text: str) -> Node | None:
     if len(parts) == 3 and is_label(parts[1]) and not is_label(parts[0]) and not is_label(parts[2]):
         low, high = _item(parts[0]), _item(parts[2])
         return Span("(" if signs[0] == "<" else "[", (low, high), ")" if signs[1] == "<" else "]", text)
+    size = _SIZE.fullmatch(parts[0]) if len(parts) == 2 else None
+    if size:  # |x| < 2
+        return Span(
+            "(" if signs[0] == "<" else "[",
+            (_item(f"-({parts[1]})"), _item(parts[1])),
+            ")" if signs[0] == "<" else "]",
+            text,
+        )
+    size = _SIZE.fullmatch(parts[1]) if len(parts) == 2 else None
+    if size:
+        low, high = _item(f"-({parts[0]})"), _item(parts[0])
+        opening, closing = ("(", ")") if signs[0] == "<" else ("[", "]")
+        return Many("union", (Span("(", (_MINUS_INFINITY, low), closing), Span(opening, (high, _INFINITY), ")")))
     if len(parts) == 2 and is_label(parts[0]) and not is_label(parts[1]):
         return Span("(", (_MINUS_INFINITY, _item(parts[1])), ")" if signs[0] == "<" else "]", text)
     if len(parts) == 2 and is_label(parts[1]) and not is_label(parts[0]):

@@ -106,25 +106,26 @@ def accuracy(cases: list[dict[str, Any]]) -> None:
     counted = [i for i, c in enumerate(cases) if not c.get("contested") and not c.get("bomb")]
     rows: dict[str, Counter[str]] = {}
     for i in counted:
+        label = "right" if cases[i]["expected"] else "wrong"
         row = rows.setdefault(cases[i]["category"], Counter())
-        row["n"] += 1
+        row[label] += 1
         for name in VERIFIERS:
-            accepted = verdicts[name][i][0]
-            if accepted != cases[i]["expected"]:
-                row[f"{name} {'fp' if accepted else 'fn'}"] += 1
+            row[f"{label} {name}"] += verdicts[name][i][0]
     total: Counter[str] = sum(rows.values(), Counter())
-    print("| category | cases | rlkit false + | rlkit false - | math-verify false + | math-verify false - |")
-    print("|---|---|---|---|---|---|")
+    accepted = " | ".join(VERIFIERS)
+    print(f"| category | right answers | accepted: {accepted} | wrong answers | accepted: {accepted} |")
+    print("|---|---|---|---|---|---|---|")
     for category, row in [*sorted(rows.items()), ("**all**", total)]:
-        columns = [row[f"{name} {kind}"] for name in VERIFIERS for kind in ("fp", "fn")]
-        print(f"| {category} | {row['n']} | " + " | ".join(str(c) for c in columns) + " |")
+        columns = [row[key] for label in ("right", "wrong") for key in (label, *(f"{label} {n}" for n in VERIFIERS))]
+        print(f"| {category} | " + " | ".join(str(c) for c in columns) + " |")
     for name in VERIFIERS:
-        wrong = total[f"{name} fp"] + total[f"{name} fn"]
+        wrong = total["right"] - total[f"right {name}"] + total[f"wrong {name}"]
         seconds = sorted(((verdicts[name][i][2], cases[i]["prediction"][:60]) for i in range(len(cases))), reverse=True)
         timeouts = sum(verdict[1] == "timeout" for verdict in verdicts[name])
         hacked = sum(v[0] and not c["expected"] for c, v in zip(cases, verdicts[name], strict=True) if c.get("bomb"))
         print(
-            f"\n{name}: {1 - wrong / total['n']:.4f} of {total['n']} right; {timeouts} timeouts at {DEADLINE_S:g} s; "
+            f"\n{name}: {1 - wrong / len(counted):.4f} of {len(counted)} right; "
+            f"{timeouts} timeouts at {DEADLINE_S:g} s; "
             f"bombs accepted wrongly: {hacked}; slowest {seconds[0][0]:.2f} s: {seconds[0][1]!r}"
         )
     print("\n| contested case | gold | public label | rlkit | math-verify |\n|---|---|---|---|---|")
