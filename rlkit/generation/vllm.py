@@ -64,7 +64,7 @@ def check_groups(tensor_parallel: int, ranks: int, hosts: Sequence[str]) -> None
             raise ConfigError(
                 f"sampler.tensor_parallel is {tensor_parallel}, so ranks {first} to {first + tensor_parallel - 1} "
                 f"would share a model, and they are on {len(machines)} machines ({', '.join(machines)}): every token "
-                "would wait for the network between them, many times. Take a number that divides the ranks of each machine"
+                "would wait for the network between them. Take a number that divides the ranks of each machine"
             )
 
 
