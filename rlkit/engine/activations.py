@@ -32,7 +32,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, *before: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in before}
+        self._known = {self._place(tensor.untyped_storage()) for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -47,13 +47,17 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._watch(tensor.untyped_storage())
 
     def _watch(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or not size:
+        key, size = self._place(storage), storage.nbytes()
+        if not key or key in self._known or not size:
             return
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, key, size)
+
+    def _place(self, storage: Any) -> int:
+        """Where it is, several perhaps in one place; 0: nowhere, as what has no numbers."""
+        return int(storage.data_ptr())
 
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -166,6 +170,9 @@ class _Watched(Alive):  # type: ignore[no-untyped-call]
         if self.operations > self._limit:
             raise _Unknown("it goes through the tokens one after the other")
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _place(self, storage: Any) -> int:
+        return int(storage._cdata)
 
     def _watch(self, storage: Any) -> None:
         if storage.nbytes() >= TOKENS**2:
