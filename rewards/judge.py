@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlkit import reward
-from rlkit.http import Endpoint, Failure, authorisation, checked_url
+from rlkit.http import Endpoint, Failure, authorisation, checked_url, post_all
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 TEMPLATE = """\
@@ -43,8 +43,9 @@ _REMEMBERED = 10_000
 class JudgeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    base_url: str
-    """The server, up to and without /chat/completions: http://localhost:8000/v1."""
+    base_url: str | Annotated[list[str], Field(min_length=1)]
+    """The server, up to and without /chat/completions: http://localhost:8000/v1; or a list of several, among which
+    samples are spread."""
     model: str
     """The judge's name on that server."""
     api_key_env: str | None = None
@@ -60,7 +61,7 @@ class JudgeConfig(BaseModel):
     request: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024}
     """Fields of the request besides model and messages."""
     concurrency: Annotated[int, Field(ge=1)] = 16
-    """Requests under way at once, on each rank."""
+    """Requests under way at once on each server, of each rank."""
     retries: Annotated[int, Field(ge=0)] = 3
     """Attempts after the first: where the server cannot be reached, is busy or broken, or gives no verdict."""
     backoff_s: Annotated[float, Field(ge=0)] = 0.5
@@ -72,11 +73,14 @@ class JudgeConfig(BaseModel):
 
     @field_validator("base_url")
     @classmethod
-    def _url(cls, url: str) -> str:
-        url = checked_url(url)
-        if url.endswith("/chat/completions"):
-            raise ValueError(f"leave /chat/completions away: {url.removesuffix('/chat/completions')}")
-        return url
+    def _urls(cls, given: str | list[str]) -> str | list[str]:
+        urls = [checked_url(url) for url in ([given] if isinstance(given, str) else given)]
+        for url in urls:
+            if url.endswith("/chat/completions"):
+                raise ValueError(f"leave /chat/completions away: {url.removesuffix('/chat/completions')}")
+            if urls.count(url) > 1:
+                raise ValueError(f"{url} stands there twice")
+        return urls[0] if isinstance(given, str) else urls
 
     @field_validator("template")
     @classmethod
@@ -143,14 +147,17 @@ class Judge:
         self.usage = Usage()
         self._verdict = re.compile(config.verdict)
         self._memory: OrderedDict[str, Judgement] = OrderedDict()
-        self._endpoint = Endpoint(
-            url=f"{config.base_url}/chat/completions",
-            headers=authorisation(config.api_key_env, "reward judge"),
-            concurrency=config.concurrency,
-            timeout_s=config.timeout_s,
-            retries=config.retries,
-            backoff_s=config.backoff_s,
-        )
+        self._endpoints = [
+            Endpoint(
+                url=f"{url}/chat/completions",
+                headers=authorisation(config.api_key_env, "reward judge"),
+                concurrency=config.concurrency,
+                timeout_s=config.timeout_s,
+                retries=config.retries,
+                backoff_s=config.backoff_s,
+            )
+            for url in ([config.base_url] if isinstance(config.base_url, str) else config.base_url)
+        ]
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
         needs_gold = "{answer}" in self.config.template
@@ -165,7 +172,7 @@ class Judge:
                 known[key] = kept
             else:
                 asked[key] = body
-        for key, outcome in zip(asked, self._endpoint.post_all(list(asked.values()), self._read), strict=True):
+        for key, outcome in zip(asked, post_all(self._endpoints, list(asked.values()), self._read), strict=True):
             known[key] = outcome
             if isinstance(outcome, Judgement):
                 self._keep(key, outcome)
@@ -185,7 +192,8 @@ class Judge:
         return {"model": self.config.model, "messages": messages, **self.config.request}
 
     def _key(self, body: Mapping[str, Any]) -> str:
-        return hashlib.sha256(json.dumps([self._endpoint.url, body], sort_keys=True).encode()).hexdigest()
+        # Of several servers the first stands for all: the same judge is behind each.
+        return hashlib.sha256(json.dumps([self._endpoints[0].url, body], sort_keys=True).encode()).hexdigest()
 
     def _read(self, reply: Any) -> Judgement:
         try:

@@ -1,5 +1,5 @@
-"""JSON over HTTP: what all who ask a server share, and `Endpoint` for many requests to one that wait for nothing else,
-each with a deadline and bounded retries."""
+"""JSON over HTTP: what all who ask a server share, and many requests that wait for nothing else, each with a deadline
+and bounded retries: to one server (`Endpoint`), or spread over several (`post_all`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
+from rlkit.dispatch import NoServerError, ServerError, dispatch
 from rlkit.errors import ConfigError
 from rlkit.secrets import hide
 
@@ -71,18 +72,33 @@ class Endpoint:
         async with httpx.AsyncClient(headers=dict(self.headers), timeout=None, limits=limits) as client:
             return await asyncio.gather(*map(one, bodies))
 
-    async def _post(self, client: httpx.AsyncClient, body: Mapping[str, Any], read: Callable[[Any], T]) -> T | Failure:
+    async def _post(
+        self,
+        client: httpx.AsyncClient,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T],
+        deadline: float | None = None,
+        *,
+        others: bool = False,
+    ) -> T | Failure:
+        """`deadline`: of the loop's clock; None: it begins now. `others`: where this server is what fails, it is not
+        tried again, but a ServerError says so."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self.timeout_s
+        deadline = clock() + self.timeout_s if deadline is None else deadline
         for attempt in range(self.retries + 1):
             wait = self.backoff_s * 2**attempt * random.uniform(0.5, 1)
             try:
                 async with asyncio.timeout_at(deadline):
                     status, headers, content = await exchange(client, self.url, body)
             except TimeoutError:
-                return Failure("timeout", f"{self.url}: no answer within {self.timeout_s:g} s")
+                reason = f"{self.url}: no answer within {self.timeout_s:g} s"
+                if others:
+                    raise ServerError(reason) from None
+                return Failure("timeout", reason)
             except httpx.HTTPError as error:
                 reason = f"{self.url}: {type(error).__name__}: {error}"
+                if others:
+                    raise ServerError(reason) from error
             else:
                 excerpt = excerpt_of(content)
                 if 200 <= status < 300:
@@ -94,12 +110,79 @@ class Endpoint:
                     reason = f"{self.url}: status {status}: {excerpt}"
                     if status < 500 and status not in BUSY:
                         return Failure("error", hide(reason))
+                    if others:
+                        raise ServerError(hide(reason))
                     if (asked := headers.get("retry-after", "")).isdecimal():
                         wait = max(wait, float(asked))
             if attempt == self.retries or clock() + wait >= deadline:
                 break
             await asyncio.sleep(wait)
         return Failure("error", hide(f"{reason} (attempt {attempt + 1} of {self.retries + 1})"))
+
+
+@dataclass(eq=False)
+class _Place:
+    endpoint: Endpoint
+    out: str | None = None
+    failures: int = 0
+    """In a row."""
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.url
+
+
+def post_all(
+    endpoints: Sequence[Endpoint], bodies: Sequence[Mapping[str, Any]], read: Callable[[Any], T]
+) -> list[T | Failure]:
+    """`Endpoint.post_all` over several servers, which differ in their urls alone. What one cannot answer is sent to
+    another, and the one gets no more until it has rested, longer each time; `concurrency` is of each."""
+    if len(endpoints) == 1:
+        return endpoints[0].post_all(bodies, read)
+    return _run(_spread(endpoints, bodies, read)) if bodies else []
+
+
+async def _spread(
+    endpoints: Sequence[Endpoint], bodies: Sequence[Mapping[str, Any]], read: Callable[[Any], T]
+) -> list[T | Failure]:
+    one, clock = endpoints[0], asyncio.get_running_loop().time
+    deadlines: dict[int, float] = {}
+    found: dict[int, T | Failure] = {}
+
+    async def ask(place: _Place, index: int) -> T | Failure:
+        deadline = deadlines.setdefault(index, clock() + one.timeout_s)
+        if clock() >= deadline:
+            return Failure("timeout", f"{place.url} and others: no answer within {one.timeout_s:g} s")
+        answer = await place.endpoint._post(client, bodies[index], read, deadline, others=True)
+        place.failures = 0
+        return answer
+
+    async def watch(place: _Place) -> None:
+        if place.out is None:
+            await asyncio.Event().wait()  # it is a request that finds out
+        place.failures += 1
+        await asyncio.sleep(min(one.backoff_s * 2**place.failures, one.timeout_s))
+
+    def give_up(index: int, error: ServerError) -> T | Failure:
+        return Failure("error", f"{error} (attempt {one.retries + 1} of {one.retries + 1})")
+
+    async with httpx.AsyncClient(headers=dict(one.headers), timeout=None, limits=httpx.Limits()) as client:
+        try:
+            async for index, answer in dispatch(
+                [[index] for index in range(len(bodies))],
+                [_Place(endpoint) for endpoint in endpoints],
+                ask,
+                watch,
+                concurrency=one.concurrency,
+                patience_s=one.timeout_s,
+                attempts=one.retries + 1,
+                give_up=give_up,
+            ):
+                found[index] = answer
+        except NoServerError as error:
+            nobody = Failure("error", str(error))
+            return [found.get(index, nobody) for index in range(len(bodies))]
+    return [found[index] for index in range(len(bodies))]
 
 
 def excerpt_of(content: bytes) -> str:

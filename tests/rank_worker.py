@@ -411,8 +411,7 @@ def storages(policy: Any) -> set[int]:
 def held(config: RunConfig, seed: int, folder: Path) -> dict[str, float]:
     """Bytes of the tensors that there are because of a policy: between its updates, at the peak of the second of two,
     and in its checkpoint."""
-    from alive import Alive
-
+    from rlkit.engine.activations import Alive
     from rlkit.engine.deepspeed import Engine
     from rlkit.engine.models import load_policy
 

@@ -39,6 +39,7 @@ from rlkit.assembly.run import build_loop  # noqa: E402
 from rlkit.closing import closing  # noqa: E402
 from rlkit.config import RunConfig  # noqa: E402
 from rlkit.engine import distributed, flops, memory  # noqa: E402
+from rlkit.engine.activations import bytes_of_a_token  # noqa: E402
 from rlkit.engine.deepspeed import Engine  # noqa: E402
 from rlkit.engine.models import load_policy, model_shape  # noqa: E402
 from rlkit.engine.modules import Policy  # noqa: E402
@@ -459,7 +460,7 @@ def memory_truth(stage: int, item: Item) -> None:
     gpu = torch.cuda.is_available()
     tokens = rows * (prompt + response)
     logits = peak_bytes(tokens, size.vocabulary, gpu, learns=size.width, width=2)
-    passing = _activations(shape, tokens)
+    passing = tokens * (bytes_of_a_token(config.model) or 0.0)
     bucket = said.sampling - 18 * size.parameters if stage == 3 else 0.0
     # A process has more in memory than tensors, and not yet all of these: tests/unit/test_memory.py counts them.
     near = 0.05 if gpu else 0.4
@@ -484,13 +485,6 @@ def memory_truth(stage: int, item: Item) -> None:
         work = partial(policy.update, batch, targets, policy_gradient)
         peak(f"update {number}", said.training - missing, said.training, work)
     resident("after update 2", said.sampling)
-
-
-def _activations(shape: dict[str, Any], tokens: int) -> float:
-    """Bytes in bfloat16, most of them: what each layer was given, and one layer's own with its gradients."""
-    width, heads = shape["hidden_size"], shape["num_attention_heads"] + 2 * shape["num_key_value_heads"]
-    layer = 6 * width + 4 * heads * shape["head_dim"] + 5 * shape["intermediate_size"]
-    return 2.0 * tokens * (shape["num_hidden_layers"] * width + 2 * layer)
 
 
 def speed(item: Item) -> None:

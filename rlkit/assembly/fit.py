@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
@@ -48,7 +49,7 @@ def memory_of(
 
 
 def check_fit(config: RunConfig, algorithm: Algorithm, inputs: Inputs, ranks: int) -> None:
-    """ConfigError for a run that this machine has not the memory for, activations left aside."""
+    """ConfigError for a run that this machine has not the memory for."""
     memory = memory_of(config, algorithm, inputs, ranks)
     if memory is not None and (wrong := misfits(config, memory, ranks)):
         raise ConfigError(f"{config.model.path} does not fit here: {'; and '.join(wrong)}")
@@ -129,7 +130,8 @@ def _mends(config: RunConfig, memory: Memory, ranks: int, gpu: int) -> str:
         return ". Any of these makes it fit: " + ", or ".join(fits)
     return (
         ". No one setting makes it fit: take more GPUs (--nproc) with engine.zero_stage: 3, several of "
-        "engine.offload_optimizer: true, model.lora: {rank: 16} and a smaller sampler.gpu_memory, or a smaller model"
+        "engine.offload_optimizer: true, model.gradient_checkpointing: true, model.lora: {rank: 16} and a smaller "
+        "sampler.gpu_memory, or a smaller model"
     )
 
 
@@ -154,6 +156,13 @@ def _changes(config: RunConfig, memory: Memory, ranks: int, gpu: int) -> Iterato
         share = int(100 * (gpu - memory.sampling + memory.sampler.sampling) / gpu) / 100
         if share * gpu > memory.sampler.host:  # its weights alone
             yield f"sampler.gpu_memory: {share:g}", with_("sampler", gpu_memory=share)
+    if memory.training > gpu >= memory.training - memory.micro_batch:
+        tokens = config.batch.tokens_per_microbatch
+        room = (gpu - memory.training + memory.micro_batch) / memory.micro_batch
+        if memory.longest <= (fewer := 2 ** int(math.log2(room * tokens))):
+            yield f"batch.tokens_per_microbatch: {fewer}", with_("batch", tokens_per_microbatch=fewer)
+    if not config.model.gradient_checkpointing:
+        yield "model.gradient_checkpointing: true", with_("model", gradient_checkpointing=True)
     for stage in range(config.zero_stage + 1, 4):
         if ranks > 1 or stage == 2:
             yield f"engine.zero_stage: {stage}", with_("engine", zero_stage=stage)

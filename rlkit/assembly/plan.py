@@ -261,9 +261,9 @@ def _memory(config: RunConfig, memory: Memory | None, ranks: int, gpu: int | Non
         for row in rows
     ]
     wrong = misfits(config, memory, ranks, gpu)
-    lines.append(
-        "activations come on top" + ("; policy and critic do not learn at once" if "critic" in memory.parts else "")
-    )
+    notes = ["activations come on top: this model's are not known"] if memory.activations is None else []
+    notes += ["policy and critic do not learn at once"] if "critic" in memory.parts else []
+    lines += ["; ".join(notes)] if notes else []
     return {"memory": "\n".join(lines)} | ({"does not fit": "\n".join(wrong)} if wrong else {})
 
 

@@ -223,6 +223,10 @@ def build_loop(
         if samples:
             sampler_ref, why_sampler = resolve_sampler(config.sampler, config.model)
             config = config.model_copy(update={"sampler": sampler_ref})
+            if sampler_ref.kind == "vllm":
+                from rlkit.generation.vllm import check_groups
+
+                check_groups(sampler_ref.options["tensor_parallel"], distributed.world_size(), distributed.hosts())
 
         if distributed.main_rank() and shows in ("bar", "lines"):
             print(make_plan(config, algorithm, why_sampler, inputs, distributed.world_size(), columns()), flush=True)

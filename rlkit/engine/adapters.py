@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from rlkit.config import LoraConfig
 from rlkit.errors import ConfigError, nearest
 
 ADAPTER = "default"
+DOWN, UP, SCALE = ".lora_A", ".lora_B", ".lora_scale"
+"""After the name of a weight: its adapter's parts, where they are given out beside it."""
 BYPASSED = {"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}
 """Families whose kernels read the weights of these layers past their modules, so that adapters would do nothing."""
 BYPASSED_LAYERS = {"x_proj", "dt_proj", "out_proj"}
@@ -118,11 +120,47 @@ def weight_of(model: Any, name: str) -> tuple[list[nn.Parameter], Callable[[], T
 def merged_weight(layer: Any) -> Tensor:
     """The weight of a layer with its adapters in it, in its own dtype: added up in float32, since what they add, small
     beside the weight, would be rounded twice in bfloat16."""
-    weight = layer.base_layer.weight
-    down, up = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float()
-    added = up @ down * layer.scaling[ADAPTER]
-    merged: Tensor = weight.float() + (added.T if layer.fan_in_fan_out else added)
-    return merged.to(weight.dtype)
+    return merge(
+        layer.base_layer.weight,
+        layer.lora_A[ADAPTER].weight,
+        layer.lora_B[ADAPTER].weight,
+        layer.scaling[ADAPTER],
+        turned=layer.fan_in_fan_out,
+    )
+
+
+def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float, *, turned: bool = False) -> Tensor:
+    """See `merged_weight`; `turned`: the weight is [in, out]."""
+    added = up.float() @ down.float() * scale
+    return (weight.float() + (added.T if turned else added)).to(weight.dtype)
+
+
+def parts_of(model: Any, name: str) -> tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]] | None:
+    """Of a weight with an adapter: the parameters, and a function that gives it and the adapter's parts, each under its
+    name; None where there is no adapter, or the weight is [in, out]."""
+    if not name.endswith(".base_layer.weight"):
+        return None
+    layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+    if layer.fan_in_fan_out:
+        return None
+    own = name.replace(".base_layer.", ".")
+    weight, down, up = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    scale = torch.tensor(layer.scaling[ADAPTER], dtype=torch.float64)
+    return [weight, down, up], lambda: {
+        own: weight.detach(),
+        own + DOWN: down.detach(),
+        own + UP: up.detach(),
+        own + SCALE: scale,
+    }
+
+
+def merged(weights: Mapping[str, Tensor], among: Set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights that have to do with the names in `among`, each with its adapter in it where it has one."""
+    for name, weight in weights.items():
+        if not name.endswith((DOWN, UP, SCALE)) and not among.isdisjoint((name, name + DOWN, name + UP, name + SCALE)):
+            if name + DOWN in weights:
+                weight = merge(weight, weights[name + DOWN], weights[name + UP], float(weights[name + SCALE]))
+            yield name, weight
 
 
 def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:

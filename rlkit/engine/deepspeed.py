@@ -427,8 +427,9 @@ class Engine:
             tensor.view(integers).bitwise_xor_(mask)
         self.renew()
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self, *, apart: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their Hugging Face names, whole, on every rank; LoRA merged, tied weights once.
+        `apart`: an adapter's parts come beside their weight, which is without them (see `parts_of`).
 
         The tensors are copies. Go through all of it on every rank: under ZeRO-3 they are gathered when their turn
         comes, so many at once as make up 256 MB.
@@ -436,7 +437,7 @@ class Engine:
         if not isinstance(self._module, Policy):
             raise RlkitError("only a policy's weights are given out")
         lasting = {tensor.untyped_storage().data_ptr() for tensor in self._tensors()}
-        for groups in _together(self._module.weight_groups(), GATHERED_BYTES if self._stage == 3 else 0):
+        for groups in _together(self._module.weight_groups(apart), GATHERED_BYTES if self._stage == 3 else 0):
             for weight in self._copies(groups, lasting).items():
                 alive()
                 yield weight

@@ -1,4 +1,4 @@
-"""Who needs how much memory: the plan and the sweep ask here. Activations are not in it.
+"""Who needs how much memory: the plan and the sweep ask here.
 
 The bytes that DeepSpeed holds for a parameter are measured: tests/unit/test_memory.py holds them to it.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rlkit.config import AverageReference, ModelConfig, RunConfig
+from rlkit.engine.activations import bytes_of_a_token
 from rlkit.engine.models import Shape, adapter_parameters, model_shape
 from rlkit.engine.settings import deepspeed_config
 from rlkit.ops.head import peak_bytes
@@ -49,6 +50,8 @@ class Memory:
     sampler: Held
     head: Held
     """The head's logits and what is made of them, as many as are in memory at once, and its gradient."""
+    activations: Held | None = None
+    """What a micro-batch leaves for its backward pass, and gradients on their way; None: it is not known."""
     states: float = 0.0
     """In host memory: the reference's hidden states of a rollout."""
     longest: int = 0
@@ -62,6 +65,7 @@ class Memory:
             "reference": self.reference,
             "critic": self.critic,
             "logits": self.head,
+            "activations": self.activations or Held(),
             "sampler": self.sampler,
             "hidden states": Held(host=self.states),
         }
@@ -75,12 +79,17 @@ class Memory:
         return self.reference.training + max(policy.training + critic.sampling, policy.sampling + critic.training)
 
     @property
+    def micro_batch(self) -> float:
+        """For one on its way, as far as it is known: where activations are not, for its logits alone."""
+        return self.head.training + (self.activations.training if self.activations is not None else 0.0)
+
+    @property
     def sampling(self) -> float:
         return sum(held.sampling for held in self.parts.values())
 
     @property
     def training(self) -> float:
-        return self.engines + self.head.training + self.sampler.training
+        return self.engines + self.micro_batch + self.sampler.training
 
     @property
     def host(self) -> float:
@@ -126,9 +135,18 @@ def estimate(
         critic=critic,
         sampler=_sampler(config, shape, gpu, ranks, longest),
         head=Held(training=logits),
+        activations=_activations(config, tokens, has_critic),
         states=states,
         longest=longest,
     )
+
+
+def _activations(config: RunConfig, tokens: int, has_critic: bool) -> Held | None:
+    paths = {config.model.path} | ({config.critic.path or config.model.path} if has_critic else set())
+    # Policy and critic do not learn at once.
+    each = [bytes_of_a_token(config.model.model_copy(update={"path": path})) for path in paths]
+    known = [size for size in each if size is not None]
+    return Held(training=tokens * max(known)) if len(known) == len(each) else None
 
 
 def engine_bytes(config: RunConfig, ranks: int, trained: int, frozen: int = 0) -> Held:

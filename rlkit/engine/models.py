@@ -91,6 +91,27 @@ def adapter_parameters(config: ModelConfig) -> int:
     return config.lora.rank * sum(sum(layer.weight.shape) for layer in layers)
 
 
+def without_numbers(config: ModelConfig) -> Any:
+    """The model as `load_policy` has it, adapters and all, on PyTorch's meta device; None where its config cannot be
+    read from here."""
+    _settle_hub(config.path)
+    try:
+        settings = AutoConfig.from_pretrained(resolve(config.path), trust_remote_code=config.trust_remote_code)
+    except OSError:
+        return None
+    _without_dropout(settings)
+    dtype = getattr(torch, config.settled().dtype)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        _checkpoint(model, config)
+        if config.lora is not None:
+            add_adapters(nn.ModuleList([model]), model, config.lora)
+            for name, adapter in model.named_parameters():
+                if ".lora_" in name:
+                    adapter.data = adapter.data.to(dtype)  # as peft has them beside weights with numbers
+    return model
+
+
 def kept_of_a_token(settings: Any) -> int:
     """See `Shape.kept`; `settings` of transformers' text model."""
     heads = getattr(settings, "num_attention_heads", None)
@@ -130,10 +151,7 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path", cut
     path = resolve(config.path)
     with _explained(config, setting):
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        for key, value in settings.to_dict().items():
-            # With dropout the gradient's log-probs would be of another policy than the one that sampled.
-            if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
-                setattr(settings, key, 0.0)
+        _without_dropout(settings)
         with nullcontext() if cut is None else _cutting(cut):
             model = kind.from_pretrained(
                 path,
@@ -141,9 +159,20 @@ def _pretrained(kind: Any, config: ModelConfig, setting: str = "model.path", cut
                 dtype=getattr(torch, config.settled().dtype),
                 trust_remote_code=config.trust_remote_code,
             )
+    _checkpoint(model, config)
+    return model.eval()
+
+
+def _without_dropout(settings: Any) -> None:
+    """With it the gradient's log-probs would be of another policy than the one that sampled."""
+    for key, value in settings.to_dict().items():
+        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+            setattr(settings, key, 0.0)
+
+
+def _checkpoint(model: Any, config: ModelConfig) -> None:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.eval()
 
 
 def on_hub(path: str) -> bool:

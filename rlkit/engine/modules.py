@@ -22,6 +22,7 @@ from rlkit.engine.adapters import (
     adapter_parameters,
     adapters_off,
     merged_weight,
+    parts_of,
     weight_of,
     write_adapter,
 )
@@ -137,12 +138,18 @@ class Policy(nn.Module):
                 return logits
             return _hidden_states(self.lm.base_model, sequences)
 
-    def weight_groups(self) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:
+    def weight_groups(
+        self, apart: bool = False
+    ) -> Iterator[tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]]:
         """The weights of the model without adapters, or with them merged, tied ones once: parameters, and a function
         that makes of what they hold the weights under the names on disk, once they are gathered. These may be, or be
-        parts of, the parameters themselves."""
+        parts of, the parameters themselves. `apart`: adapters beside their weights (see `parts_of`), where the names on
+        disk are those in memory."""
         groups: dict[str, list[str]] = {}
         for name in self._own_names():
+            if apart and alike(self.lm) and (found := parts_of(self.lm, name)) is not None:
+                yield found
+                continue
             groups.setdefault(name if alike(self.lm) else group(name), []).append(name)
         for names in groups.values():
             merged = {name.replace(".base_layer.", "."): weight_of(self.lm, name) for name in names}

@@ -155,6 +155,7 @@ class _Named:
         self._sync = Blame(name, "its sync", sampler.sync)
         self._close = Blame(name, "its close", sampler.close)
         self.beside_training = bool(getattr(sampler, "beside_training", False))
+        self.takes_adapters = bool(getattr(sampler, "takes_adapters", False))
         self._room = Blame(name, "its make_room", getattr(sampler, "make_room", sampler))
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:

@@ -6,13 +6,14 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
 from torch import Tensor
 
+from rlkit.dispatch import ServerError
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.http import BUSY, excerpt_of, exchange
 from rlkit.interfaces.generation import Completion, Request
@@ -26,16 +27,23 @@ UNTOUCHED = "default"
 """vLLM's name for the weights that a server was started with."""
 
 
-class ServerError(RlkitError):
-    """A server that could not be reached, or did not do what it was asked: another may."""
-
-
 class Route(Protocol):
     """How weights get to a server: opened once, used for each sync."""
 
-    def send(self, weights: Mapping[str, Tensor]) -> None: ...
+    def send(self, weights: Mapping[str, Tensor], changed: Set[str]) -> None:
+        """Those in `changed`; it has the others."""
+        ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Between weights of another name and those that are to be given."""
+
+    name: str
+    names: Set[str]
+    """Of the tensors that are others now."""
 
 
 @dataclass(eq=False)
@@ -50,6 +58,8 @@ class Server:
     about: Mapping[str, Any] = field(default_factory=dict)
     """See `rlkit.serving.facts`."""
     route: Route | None = None
+    has: str | None = None
+    """The name of the weights that came by the route last."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Around its weights."""
 
@@ -117,22 +127,26 @@ class Server:
         """The name of its weights."""
         return str(self.ask("GET", "/weight_info")["weight_version"])
 
-    def give(self, weights: Mapping[str, Tensor], name: str, who: str) -> None:
-        """Have it sample with these weights, under this name, and forget what it kept of the old ones. ServerError
-        where that fails."""
+    def give(self, weights: Mapping[str, Tensor], name: str, who: str, since: Changes | None = None) -> None:
+        """Have it sample with these weights, under this name, and forget what it kept of the old ones. `since`: what
+        has changed; None: it is not known. ServerError where that fails."""
         with self.lock:
             try:
                 if not self.hold(who):
                     self.route = None  # it was started anew, and knows nothing of ours
                 if self.route is None:
+                    self.has = None
                     self.route = self._open()
                 # What another process has left under way would mix old and new.
                 self.ask("POST", "/pause?mode=abort", wait_s=PREPARES_S)
-                self.route.send(weights)
+                known = since is not None and self.has == since.name
+                self.has = None
+                self.route.send(weights, since.names if known and since is not None else weights.keys())
                 self.ask("POST", "/update_weight_version", {"new_version": name})
                 if not self.ask("POST", "/reset_prefix_cache")["success"]:
                     raise ServerError(f"{self.url} could not forget what it had cached of the old weights")
                 self.ask("POST", "/resume")
+                self.has = name
             except Exception as error:
                 self.route = None
                 if isinstance(error, ServerError):

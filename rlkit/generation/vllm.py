@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
+from rlkit.engine.distributed import hosts
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_invariant, vllm_weights
 from rlkit.generation.stops import stops_of
@@ -30,7 +31,7 @@ from rlkit.registry import sampler
 
 class VLLMConfig(Section):
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """Ranks that share one copy of the model; must divide the number of ranks."""
+    """Ranks that share one copy of the model; must divide the number of ranks on each machine."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Share of the GPU's memory for weights and KV cache while sampling; they leave it while training."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
@@ -49,6 +50,23 @@ class VLLMConfig(Section):
 def vllm(config: VLLMConfig, model: ModelConfig, context: int, seed: int) -> Sampler:
     """vLLM in process, one engine a rank"""
     return _VLLM(config, model, context, seed)
+
+
+def check_groups(tensor_parallel: int, ranks: int, hosts: Sequence[str]) -> None:
+    """ConfigError where the ranks cannot be put into groups that share a model. `hosts`: where each runs, as far as
+    that is known."""
+    if ranks % tensor_parallel:
+        raise ConfigError(
+            f"sampler.tensor_parallel is {tensor_parallel}, which does not divide the number of ranks "
+            f"({ranks}): vLLM runs in the training ranks, so start as many with --nproc"
+        )
+    for first in range(0, len(hosts), tensor_parallel):
+        if len(machines := dict.fromkeys(hosts[first : first + tensor_parallel])) > 1:
+            raise ConfigError(
+                f"sampler.tensor_parallel is {tensor_parallel}, so ranks {first} to {first + tensor_parallel - 1} "
+                f"would share a model, and they are on {len(machines)} machines ({', '.join(machines)}): every token "
+                "would wait for the network between them. Take a number that divides the ranks of each machine"
+            )
 
 
 def refusal(model: ModelConfig) -> str | None:
@@ -80,11 +98,7 @@ class _VLLM:
         ranks = torch.distributed.get_world_size() if distributed else 1
         if ranks != int(os.environ.get("WORLD_SIZE", ranks)):
             raise RlkitError("vLLM was asked for before the ranks were joined: call torch.distributed's init first")
-        if ranks % config.tensor_parallel:
-            raise ConfigError(
-                f"sampler.tensor_parallel is {config.tensor_parallel}, which does not divide the number of ranks "
-                f"({ranks}): vLLM runs in the training ranks, so start as many with --nproc"
-            )
+        check_groups(config.tensor_parallel, ranks, hosts())
         path = resolve(model.path)
         if config.batch_invariant:
             vllm_invariant.ask_for()

@@ -16,19 +16,20 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import httpx
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from rlkit.config import ModelConfig, Positive, Section
+from rlkit.dispatch import NoServerError, ServerError, dispatch, in_a_thread
 from rlkit.embedded import resolve
 from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import check, end_tokens
-from rlkit.generation.dispatch import dispatch, in_a_thread
-from rlkit.generation.server import UNTOUCHED, Server, ServerError, look
+from rlkit.generation.server import UNTOUCHED, Changes, Server, look
 from rlkit.generation.stops import stops_of
 from rlkit.http import authorisation, checked_url
 from rlkit.interfaces.generation import Completion, Request, Sampler
@@ -36,6 +37,8 @@ from rlkit.registry import sampler
 from rlkit.serving.facts import fingerprint, shape
 from rlkit.serving.guard import LEASE_S
 
+ATTEMPTS = 5
+"""At one request, each on a server that was answering, before the run ends."""
 HEALTH_S = 5.0
 """Between two questions to a server whether it is well."""
 
@@ -69,6 +72,7 @@ def vllm_server(config: VLLMServerConfig, model: ModelConfig, context: int, seed
 
 class _VLLMServers:
     beside_training = True
+    takes_adapters = True
 
     def __init__(self, config: VLLMServerConfig, model: ModelConfig, context: int) -> None:
         self._config = config
@@ -84,6 +88,8 @@ class _VLLMServers:
         """On rank 0, after the first sync: what the servers sample with."""
         self._name = UNTOUCHED
         """Of these weights."""
+        self._changes: Changes | None = None
+        """Between them and those before."""
         self._current = threading.Lock()
         """Held while they change, or are on their way."""
         self._given = 0
@@ -95,18 +101,23 @@ class _VLLMServers:
         check(requests, self._context)
         if self._name == UNTOUCHED:
             self._check_untouched()
-        yield from in_a_thread(lambda: self._sample(requests))
+        try:
+            yield from in_a_thread(lambda: self._sample(requests))
+        except NoServerError as error:
+            raise RlkitError(f"{error}\nWhen one is there again, the run goes on with --resume") from error
 
     async def _sample(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
         timeout, key = httpx.Timeout(None, connect=10.0), self._servers[0].headers
         async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(), headers=key) as client:
             async for pair in dispatch(
-                requests,
+                _groups(requests),
                 self._servers,
-                lambda server, request: self._ask(client, server, request),
+                lambda server, index: self._ask(client, server, requests[index]),
                 lambda server: self._watch(client, server),
                 concurrency=self._config.concurrency,
                 patience_s=self._config.patience_s,
+                attempts=ATTEMPTS,
+                give_up=_given_up,
             ):
                 yield pair
 
@@ -185,7 +196,7 @@ class _VLLMServers:
         failure, out = None, {}
         if distributed.main_rank():
             with self._current:
-                self._keep(weights)
+                self._changes = Changes(self._name, self._keep(weights))
                 self._given += 1
                 self._name = f"{self._owner}:{self._given}:{version}"
                 try:
@@ -202,17 +213,22 @@ class _VLLMServers:
             server.out = out[server.url]
         self._version = version
 
-    def _keep(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy them to the host, over the old ones."""
-        come = set()
+    def _keep(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Copy them to the host, over the old ones. Returns the names of those that have changed."""
+        come, changed = set(), set()
         for name, tensor in weights:
             come.add(name)
-            if name in self._weights:
-                self._weights[name].copy_(tensor)
+            here, kept = tensor.detach().cpu(), self._weights.get(name)
+            if kept is None:
+                self._weights[name] = here.clone()
+            elif torch.equal(kept, here):
+                continue
             else:
-                self._weights[name] = tensor.detach().to("cpu", copy=True)
+                kept.copy_(here)
+            changed.add(name)
         for name in self._weights.keys() - come:
             del self._weights[name]
+        return changed
 
     def _give_all(self) -> None:
         first = self._renewing is None
@@ -222,7 +238,7 @@ class _VLLMServers:
             try:
                 if first:
                     server.take(self._who())
-                server.give(self._weights, self._name, self._who())
+                server.give(self._weights, self._name, self._who(), self._changes)
                 server.out = None
             except ServerError as error:
                 server.out = str(error)
@@ -274,6 +290,22 @@ class _VLLMServers:
             for server in self._servers:
                 server.close()
         self._weights = {}
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Numbers of requests that stand together and have one prompt."""
+    group: list[int] = []
+    for i, request in enumerate(requests):
+        if group and tuple(requests[group[-1]].prompt_tokens) != tuple(request.prompt_tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _given_up(index: int, error: ServerError) -> NoReturn:
+    raise RlkitError(f"request {index} has failed {ATTEMPTS} times, the last time so: {error}") from error
 
 
 def check_servers(servers: Sequence[Server], model: ModelConfig, context: int) -> None:

@@ -13,8 +13,8 @@ from rlkit.generation import vllm_cpu
 
 
 @torch.no_grad()
-def load(model: Any, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-    """Load the weights, all of them. RlkitError where some of the model's were not sent.
+def load(model: Any, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, *, whole: bool = True) -> None:
+    """Load the weights, all of them if `whole`. RlkitError where some of the model's were then not sent.
 
     dtype: the model's.
     """
@@ -22,7 +22,7 @@ def load(model: Any, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) 
         new = set(model.load_weights(weights))
     new |= _made_of_others(model, dtype)
     old = {name for name, _ in model.named_parameters()} - new
-    if old:
+    if whole and old:
         raise RlkitError(f"sync: {len(old)} weights of vLLM's model were not sent, {min(old)!r} first")
 
 

@@ -50,6 +50,9 @@ class Sampler(Protocol):
     A class may carry `beside_training = True`: it holds no device of the learner's, so `generate` may go on in a thread
     while that learns, as `schedule: one_ahead` has it. `sync` is not called meanwhile.
 
+    One with `takes_adapters = True` is given LoRA adapters beside the weights that they belong to, which come without
+    them (see `rlkit.engine.adapters.parts_of`); any other, weights with the adapters merged.
+
     One that holds memory of the learner's device may have a method more, `make_room(*, until_sync: bool)`: it gives
     that back, since the learner computes next, and takes it again by itself when it is called; with `until_sync` the
     next call is `sync`, so that its weights need not be kept.

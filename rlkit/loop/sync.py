@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from rlkit.config import RunConfig
 from rlkit.data import Problem
@@ -41,9 +43,9 @@ class Sync:
         self.progress("checking the sampler")
         self._make_room()
         with policy.perturbed():
-            sampler.sync(policy.weights(), step)
+            sampler.sync(self._weights(), step)
             self._check()
-        sampler.sync(policy.weights(), step)
+        sampler.sync(self._weights(), step)
         self._check()
         self.version = step
 
@@ -54,10 +56,14 @@ class Sync:
             if self.version != step:
                 self.progress("syncing weights")
                 self._make_room()
-                self.collector.sampler.sync(self.learner.policy.weights(), step)
+                self.collector.sampler.sync(self._weights(), step)
                 self.version = step
                 if step == 1 or due(step, self.config.sampling.check_every):
                     self._check()
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        apart = getattr(self.collector.sampler, "takes_adapters", False)
+        return self.learner.policy.weights(apart=apart)
 
     def _make_room(self) -> None:
         """The learner's device is the sampler's next, where they share one."""

@@ -257,7 +257,7 @@ def _fit(made: Proposal, machine: Machine, ranks: int, longest: int, rate: float
         for key, value in settings.items():
             tried.put(key, value)
         memory, algorithm = _memory(tried, machine, ranks, longest, room)
-        needed.append(memory.engines + memory.head.training)
+        needed.append(memory.engines + memory.micro_batch)
         if needed[-1] > room:
             continue
         if settings:
@@ -295,13 +295,14 @@ def _memory(made: Proposal, machine: Machine, ranks: int, longest: int, room: in
             has_critic=algorithm.value_loss is not None,
         )
         assert memory is not None, "the model's size is known"
-        if memory.head.training <= 0.2 * room or tokens <= max(512, longest):
+        if memory.micro_batch <= 0.2 * room or tokens <= max(512, longest):
             break
         tokens //= 2
+    passing = "logits and activations" if memory.activations is not None else "logits, besides activations"
     made.why["batch.tokens_per_microbatch"] = (
         "Of one forward pass: halve it where memory runs out; the result stays the same. By arithmetic "
         f"{_each(ranks)} needs {size(memory.engines)} for weights, gradients and optimizer and up to "
-        f"{size(memory.head.training)} for logits; activations come on top. This machine: {machine.name}."
+        f"{size(memory.micro_batch)} for {passing}. This machine: {machine.name}."
     )
     return memory, algorithm
 

@@ -4,13 +4,16 @@ engine that receives them. On GPUs vLLM's own NCCL engine does, and none of this
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 
+from rlkit.engine.adapters import DOWN, SCALE, UP, merged
 from rlkit.generation import vllm_cpu, vllm_weights
 from rlkit.generation.weights import gloo
 
@@ -35,6 +38,8 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
+    whole: bool
+    """These are all weights."""
 
 
 class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
@@ -44,6 +49,8 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     _group: Any = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        self._kept: dict[str, Tensor] = {}
+        """Adapters, and the weights that they belong to: of these the model has the sum."""
         vllm_cpu.forget_shared_memory()
         parallel = self.parallel_config
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
@@ -60,12 +67,22 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
         dtypes = [getattr(torch, name) for name in update_info.dtypes]
         weights = gloo.receive(self._group, update_info.names, dtypes, update_info.shapes)
         try:
-            vllm_weights.load(self.model, weights, self.model_config.dtype)
+            merged = self._merged(weights, set(update_info.names))
+            vllm_weights.load(self.model, merged, self.model_config.dtype, whole=update_info.whole)
         except BaseException:
             # Else the trainer would wait for somebody to take the rest.
             weights.close()
             self._group = None
             raise
+
+    def _merged(self, weights: Iterable[tuple[str, Tensor]], come: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """What the model loads, of weights and adapters that come."""
+        for name, tensor in weights:
+            if name.endswith((DOWN, UP, SCALE)) or name + DOWN in come:
+                self._kept[name] = tensor.clone()
+            else:
+                yield name, tensor
+        yield from merged(self._kept, come)
 
     def finish_weight_update(self) -> None:
         """Nothing, as at the start."""

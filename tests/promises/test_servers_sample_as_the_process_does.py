@@ -25,6 +25,7 @@ from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import RlkitError
 from rlkit.generation.server import Server
+from rlkit.generation.weights.gloo import GlooRoute
 from rlkit.interfaces.generation import Request, SamplingParams
 from rlkit.loop.stalls import Watch
 from rlkit.records.folder import RunFolder
@@ -80,8 +81,8 @@ def changed(model: Any) -> Any:
     return model
 
 
-def trained(tmp_path: Path, name: str, sampler: dict[str, Any] | str) -> RunFolder:
-    settings = ["steps=2", "batch.prompts_per_step=8", "eval.problems=8", f"out={tmp_path}", f"name={name}"]
+def trained(tmp_path: Path, name: str, sampler: dict[str, Any] | str, *more: str) -> RunFolder:
+    settings = ["steps=2", "batch.prompts_per_step=8", "eval.problems=8", f"out={tmp_path}", f"name={name}", *more]
     config = configs.load("embedded_xs", settings)
     sampler = {"kind": sampler} if isinstance(sampler, str) else sampler
     return RunFolder.open(
@@ -111,6 +112,32 @@ def test_a_run_is_the_same_with_servers_as_in_process(servers: list[Served], tmp
             assert max(gaps) <= GAP
         assert max(row["sampler/gap_max"] for row in run.read_metrics() if row["step"]) <= GAP
         assert "sesame" not in run.config_file.read_text()
+
+
+def test_adapters_travel_alone_and_are_merged_to_the_same_bits(
+    servers: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is the one in process: same tokens, and log-probs that differ by no more than those of all weights."""
+    sent: list[dict[str, int]] = []
+    send = GlooRoute.send
+
+    def noted(self: GlooRoute, weights: dict[str, torch.Tensor], changed: set[str]) -> None:
+        sent.append({name: weights[name].nbytes for name in changed})
+        send(self, weights, changed)
+
+    monkeypatch.setattr(GlooRoute, "send", noted)
+    adapters = ("model.lora={rank: 8}", "optimizer.lr=3e-3", "steps=3")
+    own = trained(tmp_path, "own", "vllm", *adapters)
+    run = trained(tmp_path, "server", {"kind": "vllm_server", "urls": [servers[0].url]}, *adapters)
+    for step in (1, 2, 3):
+        here, there = (pq.read_table(next(each.rollouts.glob(f"*{step}.parquet"))).to_pydict() for each in (own, run))
+        assert here["tokens"] == there["tokens"], step
+    assert max(row["sampler/gap_max"] for row in run.read_metrics() if row["step"]) <= GAP
+    first, *_, last = sent
+    assert len(sent) == 5  # changed on purpose, the true ones, and after each update
+    assert len(first) > len(last) > 0
+    assert all(name.endswith((".lora_A", ".lora_B")) for name in last)
+    assert sum(last.values()) < sum(first.values()) / 2
 
 
 def test_new_weights_arrive_and_samples_say_which_drew_them(servers: list[Served]) -> None:

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from rlkit.config import LoraConfig, ModelConfig
+from rlkit.engine.adapters import merged
 from rlkit.engine.models import load_critic, load_policy
 from rlkit.errors import ConfigError
 
@@ -128,6 +129,47 @@ def test_merged_weights_are_rounded_once(family: str, tmp_path: Path) -> None:
             counted += found.numel()
     assert counted > 1000
     assert wrong < 2e-4 * counted, "rounded to bfloat16 before they are added, one in twenty is another number"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "targets", "alone"),
+    [
+        ("Llama", "all-linear", 14),
+        ("Qwen3", ["q_proj", "lm_head"], 3),
+        ("GPT-2", "all-linear", 0),
+        ("Gemma 3", ["o_proj"], 2),
+    ],
+)
+def test_adapters_beside_their_weights_come_to_the_merged_ones(
+    family: str, targets: Any, alone: int, dtype: Any, tmp_path: Path
+) -> None:
+    """Bit for bit. GPT-2's layers are turned, and come merged."""
+    make(next(each for each in FAMILIES if each.name == family), tmp_path)
+    policy = load_policy(
+        ModelConfig(path=str(tmp_path), dtype=dtype, lora=LoraConfig(rank=3, alpha=7, targets=targets))
+    )
+
+    def given(apart: bool) -> dict[str, torch.Tensor]:
+        return {name: part.clone() for _, make in policy.weight_groups(apart) for name, part in make().items()}
+
+    def change() -> None:
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_()
+
+    change()
+    whole, parts = given(False), given(True)
+    assert sum(name.endswith(".lora_A") for name in parts) == alone
+    once = dict(merged(parts, parts.keys()))
+    assert once.keys() == whole.keys()
+    assert all(torch.equal(once[name], whole[name]) for name in whole)
+    change()
+    now = given(True)
+    changed = {name for name, part in now.items() if not torch.equal(part, parts[name])}
+    assert alone == 0 or changed == {name for name in parts if name.endswith((".lora_A", ".lora_B"))}
+    once |= dict(merged(now, changed))
+    assert all(torch.equal(once[name], weight) for name, weight in given(False).items())
 
 
 def test_adapters_on_the_head_learn_what_a_plain_forward_pass_would(tmp_path: Path) -> None:

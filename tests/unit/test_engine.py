@@ -58,13 +58,21 @@ def test_bfloat16_moves_as_far_as_float32_and_the_same_way(stage: int, models: d
     assert torch.cosine_similarity(moves["bfloat16"], moves["float32"], dim=0) > 0.95
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_gradients_add_up_in_float32(stage: int, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [
+        *((stage, False) for stage in (1, 2, 3)),
+        (2, True),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
+def test_bfloat16_gradients_add_up_in_float32(stage: int, offload: bool, models: dict[str, Path]) -> None:
     """A hundred passes over one sample: the mean is that sample's gradient. Added up in bfloat16 it is 5 % off."""
     config = settings(
         models["tied"],
         model={"dtype": "bfloat16"},
-        engine={"zero_stage": stage},
+        engine={"zero_stage": stage, "offload_optimizer": offload},
         batch={"tokens_per_microbatch": 1},
     )
     batch, targets = random_batch(SEED)

@@ -117,6 +117,19 @@ def test_a_card_that_is_too_small_is_said_with_what_mends_it(qwen: dict[str, Pat
     assert fit.misfits(*made(qwen["4B"], ranks=8), 8, CARD) == []
 
 
+def test_activations_that_are_too_many_are_said_with_what_mends_them(qwen: dict[str, Path]) -> None:
+    every = ["model.gradient_checkpointing=false", "sampler=transformers", "batch.tokens_per_microbatch=16384"]
+    config, memory = made(qwen["0.6B"], *every)
+    assert memory.activations is not None
+    assert memory.activations.training / GB == pytest.approx(2.045e-3 * 16384, rel=0.01)
+    card = int(memory.training) - 1
+    (said,) = fit.misfits(config, memory, 1, card)
+    assert "activations 31.2 GiB, sampler " in said
+    assert "batch.tokens_per_microbatch: 8192, or model.gradient_checkpointing: true" in said
+    for setting in ("batch.tokens_per_microbatch=8192", "model.gradient_checkpointing=true"):
+        assert fit.misfits(*made(qwen["0.6B"], *every, setting), 1, card) == []
+
+
 def test_a_share_of_vllm_that_fits_is_named(qwen: dict[str, Path]) -> None:
     config, memory = made(qwen["1.7B"], "sampler={kind: vllm, gpu_memory: 0.9}", preset="math_qwen3")
     (said,) = fit.misfits(config, memory, 1, CARD)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from alive import Alive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlkit.engine.activations import Alive
 from rlkit.interfaces.names import Stat
 from rlkit.ops.head import Head, head_stats, peak_bytes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,10 +211,98 @@ def test_unusable_replies_are_counted_in_the_cost() -> None:
     assert (judge.usage.replies, judge.usage.completion_tokens) == (2, 6)
 
 
+# Several servers
+
+
+def several(*servers: Any, **options: Any) -> Any:
+    return build("http://unused", base_url=[f"{server.url}/v1" for server in servers], **options)
+
+
+def shown(server: Any) -> list[str]:
+    """The responses that it was asked of."""
+    return [re.search(r"<response>\n(.*)\n</response>", body["messages"][0]["content"])[1] for body in server.requests]
+
+
+def test_samples_are_spread_over_several_judges() -> None:
+    gate = threading.Barrier(4)
+
+    def together(n: int, body: dict[str, Any]) -> Any:
+        gate.wait(10)  # two at each of the two
+        return says("Verdict: 1")
+
+    with serving(together) as one, serving(together) as other:
+        results = judged(several(one, other, concurrency=2), [sample(str(i)) for i in range(16)])
+    assert [r.value for r in results] == [1.0] * 16
+    assert one.most_at_once == other.most_at_once == 2
+    assert sorted(shown(one) + shown(other)) == sorted(map(str, range(16)))
+
+
+@pytest.mark.filterwarnings("ignore:a server is left out")
+@pytest.mark.parametrize("bad", [500, 429, "gone"])
+def test_what_one_judge_cannot_answer_another_does(bad: Any) -> None:
+    with serving(lambda n, body: bad) as one, serving(lambda n, body: says("Verdict: 1")) as other:
+        judge = several(one, other, concurrency=2, backoff_s=5.0)
+        if bad == "gone":
+            one.close()
+        results = judged(judge, [sample(str(i)) for i in range(20)])
+    assert [r.value for r in results] == [1.0] * 20
+    assert len(one.requests) <= 2, "it rests"
+    assert {*shown(other)} == {*map(str, range(20))}
+
+
+@pytest.mark.filterwarnings("ignore:a server is left out")
+def test_a_judge_that_is_back_gets_work_again() -> None:
+    held = threading.Event()
+
+    def slow(n: int, body: dict[str, Any]) -> Any:
+        held.wait(10)
+        return says("Verdict: 1")
+
+    def once_broken(n: int, body: dict[str, Any]) -> Any:
+        if n == 3:
+            held.set()
+        return says("Verdict: 1") if n else 503
+
+    with serving(once_broken) as one, serving(slow) as other:
+        results = judged(several(one, other, concurrency=1), [sample(str(i)) for i in range(8)])
+    assert [r.value for r in results] == [1.0] * 8
+    assert len(one.requests) >= 4
+
+
+def test_a_silent_judge_of_two_costs_its_samples_alone() -> None:
+    never = threading.Event()
+    with serving(lambda n, body: never) as one, serving(lambda n, body: says("Verdict: 1")) as other:
+        with pytest.warns(UserWarning, match=r"left out until it is back: .* no answer within 0.5 s"):
+            results = judged(several(one, other, concurrency=1, timeout_s=0.5), [sample(str(i)) for i in range(6)])
+        never.set()
+    assert [r.status for r in results].count("timeout") == 1
+    assert [r.value for r in results].count(1.0) == 5
+
+
+@pytest.mark.filterwarnings("ignore:a server is left out")
+def test_no_judge_of_two() -> None:
+    with serving(lambda n, body: 500) as one, serving(lambda n, body: 500) as other:
+        results = judged(several(one, other, retries=2), [sample(str(i)) for i in range(4)])
+        assert {(r.value, r.status) for r in results} == {(None, "error")}
+        assert "attempt 3 of 3" in results[0].info["error"]
+        assert len(one.requests) + len(other.requests) == 12
+        results = judged(several(one, other, backoff_s=9.0, timeout_s=0.6), [sample(str(i)) for i in range(40)])
+    assert "no server has been of use for 0.6 s" in results[-1].info["error"]
+
+
+def test_nonsense_is_a_sample_s_fault_and_no_server_s() -> None:
+    with serving(lambda n, body: says("hm")) as one, serving(lambda n, body: says("hm")) as other:
+        (result,) = judged(several(one, other, retries=1), [sample()])
+    assert (result.status, "no verdict in it" in result.info["error"]) == ("error", True)
+    assert sorted([len(one.requests), len(other.requests)]) == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"base_url": "localhost:8000"}, "http://"),
+        ({"base_url": []}, "at least 1"),
+        ({"base_url": ["http://h/v1", "http://h/v1/"]}, "http://h/v1 stands there twice"),
         ({"base_url": "http://h/v1/chat/completions"}, "leave /chat/completions away"),
         ({"template": "Is {answer} right?"}, "{response}"),
         ({"verdict": "yes|no"}, "group"),

@@ -137,6 +137,25 @@ def test_a_prefix_cache_of_old_weights_is_an_error(sampler: Any) -> None:
         sampler.sync([], 1)
 
 
+@pytest.mark.parametrize("machines", ["aabb", "aaaabb", "bbbbbbaa"])
+def test_ranks_that_share_a_model_are_on_one_machine(machines: str) -> None:
+    vllm.check_groups(2, len(machines), machines)
+    vllm.check_groups(1, len(machines), machines)
+
+
+@pytest.mark.parametrize(
+    ("size", "machines", "said"),
+    [
+        (4, "aabb", r"ranks 0 to 3 would share a model, and they are on 2 machines \(a, b\)"),
+        (2, "aabbbc", r"ranks 4 to 5 would share a model, and they are on 2 machines \(b, c\)"),
+        (2, "aaabbb", r"ranks 2 to 3 would .* Take a number that divides the ranks of each machine$"),
+    ],
+)
+def test_ranks_on_several_machines_share_no_model(size: int, machines: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"sampler\.tensor_parallel is {size}, so {said}"):
+        vllm.check_groups(size, len(machines), machines)
+
+
 def test_batch_invariance_is_refused_where_it_cannot_be() -> None:
     config = vllm.VLLMConfig(batch_invariant=True)
     with pytest.raises(ConfigError, match=r"needs an NVIDIA GPU of compute capability 8\.0.*Leave it out: on a CPU"):

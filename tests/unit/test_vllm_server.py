@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from local_server import serving
 from server_help import Spoiled, Standing, free_port
@@ -21,7 +22,7 @@ from rlkit.cli import main
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import dispatch, server, vllm_server
+from rlkit.generation import server, vllm_server
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.serving.facts import fingerprint, shape
 
@@ -232,10 +233,12 @@ def test_a_request_that_no_server_takes_ends_the_run_with_its_words() -> None:
 
 
 def test_a_request_that_breaks_every_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "ATTEMPTS", 2)
+    monkeypatch.setattr(vllm_server, "ATTEMPTS", 2)
 
     def spoiled(path: str, body: dict[str, Any]) -> Any:
-        return 500 if path == "/inference/v1/generate" else None
+        if path != "/inference/v1/generate":
+            return None
+        return 500 if len(one.generated()) <= 2 else 400  # asked once too often, it ends the run in other words
 
     with (
         standing(spoiled) as one,
@@ -361,6 +364,48 @@ def test_an_evaluation_samples_with_the_servers_that_it_is_given(tmp_path: Path)
     assert (len(one.generated()), len(other.generated())) == (3, 3)
     rows = [json.loads(line) for line in (tmp_path / "out" / "mine" / "responses.jsonl").read_text().splitlines()]
     assert [len(row["tokens"]) for row in rows] == [3] * 6
+
+
+def test_a_server_is_sent_what_has_changed_since_it_was_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And everything where that is not known: at first, after a failure, and where it was started anew."""
+    sent: list[set[str]] = []
+    renewed, broken = True, False
+
+    class Path:
+        def send(self, weights: dict[str, torch.Tensor], changed: set[str]) -> None:
+            if broken:
+                raise OSError("the cable")
+            sent.append(set(changed))
+
+        def close(self) -> None:
+            pass
+
+    weights = {"w": torch.zeros(2), "w.lora_A": torch.zeros(2), "w.lora_B": torch.zeros(2)}
+
+    def synced(*changed: str, **to: float) -> set[str]:
+        for name in changed:
+            weights[name] = weights[name] + 1
+        built.sync(iter(weights.items()), 1)
+        return sent[-1]
+
+    with standing() as one, sampling(one.url) as built:
+        monkeypatch.setattr(server.Server, "hold", lambda self, who: renewed)
+        monkeypatch.setattr(server.Server, "take", lambda self, who: None)
+        monkeypatch.setattr(server.Server, "ask", lambda self, *words, **more: {"success": True})
+        monkeypatch.setattr(server.Server, "_open", lambda self: Path())
+        assert synced() == weights.keys()
+        assert synced("w.lora_A", "w.lora_B") == {"w.lora_A", "w.lora_B"}
+        assert synced("w.lora_B") == {"w.lora_B"}
+        assert synced() == set()
+        broken = True
+        with pytest.raises(RlkitError, match="the cable"):
+            synced("w")
+        broken = False
+        assert synced("w.lora_A") == weights.keys()
+        renewed = False
+        assert synced("w.lora_A") == weights.keys()
+        renewed = True
+        assert synced("w.lora_A") == {"w.lora_A"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import socket
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -47,16 +47,18 @@ class GlooRoute:
             self._group = join(store, 0, 1 + workers, own)
             joined.result()
 
-    def send(self, weights: Mapping[str, Tensor]) -> None:
+    def send(self, weights: Mapping[str, Tensor], changed: Set[str]) -> None:
+        news = {name: tensor for name, tensor in weights.items() if name in changed}
         self._server.start_weight_update()
         ahead = {
-            "names": list(weights),
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()],
-            "shapes": [list(tensor.shape) for tensor in weights.values()],
+            "names": list(news),
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in news.values()],
+            "shapes": [list(tensor.shape) for tensor in news.values()],
+            "whole": len(news) == len(weights),
         }
         with ThreadPoolExecutor(1) as beside:
             taken = beside.submit(self._server.update_weights, ahead)
-            send(self._group, weights.values())
+            send(self._group, news.values())
             taken.result()
         self._server.finish_weight_update()
 

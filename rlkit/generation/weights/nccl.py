@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlkit import distribution
+from rlkit.engine.adapters import merged
 from rlkit.generation.weights.gloo import address_towards, place
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ class NcclRoute:
         with torch.cuda.device(self._device):
             self._engine: Any = WeightTransferTrainerFactory.trainer_init(info, client=server, source=self._source)
 
-    def send(self, weights: Mapping[str, Tensor]) -> None:
-        self._source.weights = weights
+    def send(self, weights: Mapping[str, Tensor], changed: Set[str]) -> None:
+        # What vLLM's own engine loads are weights: adapters are merged here.
+        self._source.weights = dict(merged(weights, changed))
         with torch.cuda.device(self._device):
             self._engine.send_weights()
 

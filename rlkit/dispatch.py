@@ -1,5 +1,5 @@
-"""Many requests over several servers: a prompt's samples go to one server, whichever has least to do; what a server
-loses is sent to another."""
+"""Many requests over several servers, for samplers and judges: each group of them goes to whichever server has least to
+do; what a server loses is sent to another."""
 
 from __future__ import annotations
 
@@ -10,40 +10,60 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from rlkit.errors import RlkitError
-from rlkit.generation.server import Server, ServerError
-from rlkit.interfaces.generation import Request
 
 T = TypeVar("T")
 
-ATTEMPTS = 5
-"""At one request, each on a server that was answering, before the run ends."""
+
+class ServerError(RlkitError):
+    """A server that could not be reached, or did not do what it was asked: another may."""
+
+
+class NoServerError(RlkitError):
+    """None of them has been of use for too long."""
+
+
+class Place(Protocol):
+    """Of a server: hashed by what it is, not by what it says."""
+
+    out: str | None
+    """Why it gets no work; None: it does."""
+
+    @property
+    def url(self) -> str: ...
+
+
+S = TypeVar("S", bound=Place)
 
 
 async def dispatch(
-    requests: Sequence[Request],
-    servers: Sequence[Server],
-    ask: Callable[[Server, Request], Awaitable[T]],
-    watch: Callable[[Server], Awaitable[str | None]],
+    groups: Iterable[Sequence[int]],
+    servers: Sequence[S],
+    ask: Callable[[S, int], Awaitable[T]],
+    watch: Callable[[S], Awaitable[str | None]],
     *,
     concurrency: int,
     patience_s: float,
+    attempts: int,
+    give_up: Callable[[int, ServerError], T],
 ) -> AsyncIterator[tuple[int, T]]:
-    """(Number of the request, what `ask` made of it), as they end.
+    """(Number of a request, what `ask` made of it), as they end.
 
+    groups: numbers of requests that go to one server together.
     ask: raises ServerError where another server may do better: then the server gets no more work.
     watch: of a server that has work, returns when it is gone, why; of one that is `out`, None when it has come back.
-    concurrency: requests under way at once on one server. patience_s: how long no server may answer.
-    Raises RlkitError after that, and for what no server can do.
+    concurrency: requests under way at once on one server. patience_s: how long no server may answer; NoServerError
+    after that. attempts: at one request, each on a server that was answering; then it is what `give_up` makes of the
+    last error.
     """
-    waiting = deque(_groups(requests))
-    load: Counter[Server] = Counter()
+    waiting = deque(map(list, groups))
+    load: Counter[S] = Counter()
     tried: Counter[int] = Counter()
-    asking: dict[asyncio.Task[T], tuple[Server, int]] = {}
-    watching: dict[Server, asyncio.Task[str | None]] = {}
+    asking: dict[asyncio.Task[T], tuple[S, int]] = {}
+    watching: dict[S, asyncio.Task[str | None]] = {}
     answered = time.monotonic()
     try:
         while waiting or asking:
@@ -53,12 +73,12 @@ async def dispatch(
             while waiting and (free := [s for s in servers if s.out is None and load[s] < concurrency]):
                 server = min(free, key=lambda s: load[s])
                 for index in waiting.popleft():
-                    asking[asyncio.ensure_future(ask(server, requests[index]))] = server, index
+                    asking[asyncio.ensure_future(ask(server, index))] = server, index
                     load[server] += 1
             if any(server.out is None for server in servers):
                 answered = time.monotonic()
             elif time.monotonic() - answered > patience_s:
-                raise RlkitError(_all_out(servers, patience_s))
+                raise NoServerError(_all_out(servers, patience_s))
             done, _ = await asyncio.wait(
                 {*asking, *watching.values()}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
             )
@@ -76,11 +96,10 @@ async def dispatch(
                     yield index, task.result()
                 except ServerError as error:
                     tried[index] += 1
-                    if tried[index] == ATTEMPTS:
-                        raise RlkitError(
-                            f"request {index} has failed {ATTEMPTS} times, the last time so: {error}"
-                        ) from error
-                    waiting.appendleft([index])
+                    if tried[index] == attempts:
+                        yield index, give_up(index, error)
+                    else:
+                        waiting.appendleft([index])
                     if server.out is None:
                         _put(server, str(error))
                         watching.pop(server).cancel()
@@ -90,30 +109,15 @@ async def dispatch(
         await asyncio.gather(*asking, *watching.values(), return_exceptions=True)
 
 
-def _put(server: Server, out: str | None) -> None:
+def _put(server: Place, out: str | None) -> None:
     if out is not None and server.out is None:
         warnings.warn(f"a server is left out until it is back: {out}", stacklevel=2)
     server.out = out
 
 
-def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Numbers of requests that stand together and have one prompt."""
-    group: list[int] = []
-    for i, request in enumerate(requests):
-        if group and tuple(requests[group[-1]].prompt_tokens) != tuple(request.prompt_tokens):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
-
-
-def _all_out(servers: Sequence[Server], patience_s: float) -> str:
+def _all_out(servers: Sequence[Place], patience_s: float) -> str:
     reasons = "\n  ".join(f"{server.url}: {server.out}" for server in servers)
-    return (
-        f"no server has been of use for {patience_s:g} s:\n  {reasons}\n"
-        "When one is there again, the run goes on with --resume"
-    )
+    return f"no server has been of use for {patience_s:g} s:\n  {reasons}"
 
 
 def in_a_thread(stream: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
