@@ -38,6 +38,16 @@ class NotFiniteError(RlkitError):
     """A loss or a gradient that is not finite. The step was not made."""
 
 
+class UnhealthyError(RlkitError):
+    """A health check of the config has ended the run, with all saved."""
+
+    exit_code = 3
+
+
+class DiskError(RlkitError):
+    """A file of the run's that cannot be written."""
+
+
 class LostRankError(RlkitError):
     """Another rank of the run has ended, or does not come."""
 

@@ -6,6 +6,7 @@ import gc
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rlkit import distribution, ranks
 from rlkit.blame import place
 from rlkit.closing import closing
 from rlkit.config import PluginRef, RunConfig
-from rlkit.errors import ConfigError, RlkitError
+from rlkit.errors import ConfigError, DiskError, RlkitError, UnhealthyError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
 from rlkit.tracking.terminal import Shows, columns, usual
@@ -74,9 +75,11 @@ def train(
         settings, algorithm = configs.resolve_with_algorithm(given)
         from rlkit.engine import distributed
         from rlkit.engine.one_folder import one_folder
+        from rlkit.records.folder import RunFolder
 
         distributed.init(settings.engine.timeout_minutes)
     made: list[str] = []
+    ends: RlkitError | None = None
     then = _going_on(settings.folder) if distributed.world_size() > 1 else ""
     with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
@@ -87,13 +90,29 @@ def train(
         else:
             if resume and distributed.main_rank() and talks:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
-            loop.train()
+            try:
+                loop.train()
+            except DiskError as error:
+                raise DiskError(f"{error}. {_when_there_is_room(settings.folder)}") from error
+            except UnhealthyError as error:
+                ends = UnhealthyError(
+                    f"{settings.folder} {error} All is saved; the report is {RunFolder(settings.folder).report}. Mend "
+                    f"what led there, or set another limit, with -s; {_going_on(settings.folder)}"
+                )
+            if loop.finished and not loop.learnt:
+                ends = RlkitError(
+                    f"{settings.folder} has made its {settings.steps} steps, but no update: none had a sample to learn "
+                    "from, or none was finite. The model is the one that it began as; its warnings say more: "
+                    f"rlkit report {settings.folder}"
+                )
             if talks and (said := loop.profiler.said()):
                 print(f"  {said}", flush=True)
     if distributed.main_rank():
         _draw(settings.folder)
         if made and talks:
             print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
+    if ends is not None:
+        raise ends
     return settings.folder
 
 
@@ -220,7 +239,7 @@ def build_loop(
         ),
         problems=inputs.problems.problems,
         benchmarks=_benchmarks(config, collector, inputs, suites),
-        log=Log(config, folder, trackers, inputs.digests),
+        log=Log(config, folder, trackers, inputs.digests, partial(_unhealthy, folder, config) if folder else None),
         profiler=Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         progress=progress,
     )
@@ -280,6 +299,17 @@ def _console(config: RunConfig, folder: RunFolder, shows: Shows) -> Console:
     from rlkit.tracking.console import Console
 
     return Console(_info(config), shows, lambda: report.warnings_of(folder.read_metrics(), config))
+
+
+def _unhealthy(folder: RunFolder, config: RunConfig) -> tuple[str, str] | None:
+    from rlkit import report
+
+    began = folder.resumed_after_stop()
+    failed = report.unhealthy([row for row in folder.read_metrics() if row["step"] > began], config)
+    if failed is None:
+        return None
+    check, warning = failed
+    return check, f"{warning.name}: {warning.seen}"
 
 
 def _trackers(config: RunConfig) -> list[Tracker]:
@@ -349,17 +379,28 @@ def _going_on(folder: Path) -> str:
     return f"go on with: rlkit run --resume {folder}{f' --nproc {count}' if said else ''}"
 
 
+def _when_there_is_room(folder: Path) -> str:
+    from rlkit.records import checkpoints
+    from rlkit.records.folder import RunFolder
+
+    newest = checkpoints.latest(RunFolder(folder).checkpoints)
+    if newest is None:
+        return f"No checkpoint is there yet: make room, delete {folder}, and begin anew"
+    return f"The run is saved up to {newest.name}: when there is room, {_going_on(folder)}"
+
+
 def _draw(folder: Path) -> None:
     from rlkit import report
     from rlkit.records.folder import RunFolder
     from rlkit.report import curve
 
     run = RunFolder.open(folder)
-    curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
     try:
+        curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
         report.write(folder)
     except (OSError, RlkitError) as error:
         warnings.warn(
-            f"the run is whole, but its report could not be written: {error}. `rlkit report {folder}` tries again",
+            f"the run is whole, but its picture or its report could not be written: {error}. `rlkit report {folder}` "
+            "tries again",
             stacklevel=2,
         )

@@ -10,6 +10,7 @@ that fails later (a tracker, an evaluation, a sync) loses it.
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from rlkit.data import Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.profiling import Profiler
-from rlkit.errors import NotFiniteError, RlkitError
+from rlkit.errors import DiskError, NotFiniteError, RlkitError, UnhealthyError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation.assemble import assemble
 from rlkit.generation.collector import Scored
@@ -56,6 +57,8 @@ class Loop(ABC):
     def __post_init__(self) -> None:
         self.sync = Sync(self.config, self.learner, self.gatherer, self.problems, self.progress)
         self._saved: int | None = None
+        self._logged = 0
+        """The last step whose metrics are written: a checkpoint of a later one would leave a line out."""
 
     @abstractmethod
     def _taken(self, step: int) -> Taken:
@@ -82,7 +85,21 @@ class Loop(ABC):
         return self.state.step >= self.config.steps
 
     def train(self) -> None:
-        """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved."""
+        """Run the steps that are left. An interrupt ends it after the step in hand, with all of it saved; so does a
+        health check that fails, with UnhealthyError. DiskError where a file cannot be written: of what is whole a
+        checkpoint is tried before.
+        """
+        try:
+            self._train()
+        except DiskError:
+            if self._logged == self.state.step:
+                try:
+                    self._save_what_is_done()
+                except (OSError, RuntimeError, RlkitError) as error:  # torch's writer raises a RuntimeError
+                    warnings.warn(f"step {self.state.step} could not be saved: {error}", stacklevel=2)
+            raise
+
+    def _train(self) -> None:
         with interruptible() as interrupt:
             self.sync.prove()
             if not self._evaluated():
@@ -92,13 +109,30 @@ class Loop(ABC):
                     rollout, credited, metrics = self._one_step()
                 step = self.state.step
                 self.log.metrics(step, metrics)
+                self._logged = step
                 if self.finished or due(step, self.config.checkpoint_every):
                     self.save()
                 self.log.credit(step, rollout, credited)
                 self.log.mirror(step, metrics)
                 if self.finished or due(step, self.config.eval.every):
                     self._evaluate()
+                if not self.finished:
+                    self._end_if_unhealthy(step)
             self._save_what_is_done()
+
+    def _end_if_unhealthy(self, step: int) -> None:
+        failed = self.log.failed_check()
+        if failed is None:
+            return
+        self._save_what_is_done()
+        check, said = failed
+        self.log.stop(step, check, said)
+        raise UnhealthyError(f"stopped after step {step} of {self.config.steps} by health.{check}. {said}")
+
+    @property
+    def learnt(self) -> bool:
+        """Whether an update was ever made."""
+        return any(engine.updates > 0 for engine in self._engines().values())
 
     def complete(self) -> bool:
         """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
@@ -231,7 +265,7 @@ class Loop(ABC):
             )
         saved: dict[str, Any] = checkpoint.load(newest, self._engines(), self.learner.reference)
         self.learner.state = RunState.restored(saved, str(newest))
-        self.log.goes_on_from = self._saved = self.state.step
+        self.log.goes_on_from = self._saved = self._logged = self.state.step
 
     def _engines(self) -> dict[str, Engine]:
         critic = self.learner.critic

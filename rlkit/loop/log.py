@@ -1,13 +1,17 @@
-"""What is written of a run while it goes: metrics, rollouts and credit in its folder, and what trackers mirror."""
+"""What is written of a run while it goes: metrics, rollouts and credit in its folder, and what trackers mirror.
+
+Whatever rank 0 cannot write is a DiskError on every rank, so that all end alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
+from rlkit.errors import DiskError, RlkitError
+from rlkit.files import cannot_write
 from rlkit.generation.collector import Scored
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.loop.learner import Credited
@@ -24,25 +28,23 @@ class Log:
     trackers: Sequence[Tracker]
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of the data, for the run's provenance."""
+    unhealthy: Callable[[], tuple[str, str] | None] | None = None
+    """The health check of the config's that has failed by now, and what it says; on rank 0."""
     goes_on_from: int | None = None
     """The step that a resumed run goes on from, until what was written of later ones is cut off."""
 
     def rollout(self, step: int, rollout: Rollout, scored: Sequence[Scored], old: TokenStats) -> None:
         """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
-        if self.folder is None:
-            return
-        if self.goes_on_from is not None:
-            # Not before: a resume that fails leaves the run as it was.
-            self.folder.cut_after(self.goes_on_from, self.config, self.digests)
-            self.goes_on_from = None
-        self.folder.log_rollout(
-            step,
-            rollout,
-            prompts=[s.problem.text for s in scored],
-            answers=[s.problem.answer for s in scored],
-            texts=[s.text for s in scored],
-            results=[s.result for s in scored],
-            stats=old,
+        self._write(
+            lambda folder: folder.log_rollout(
+                step,
+                rollout,
+                prompts=[s.problem.text for s in scored],
+                answers=[s.problem.answer for s in scored],
+                texts=[s.text for s in scored],
+                results=[s.result for s in scored],
+                stats=old,
+            )
         )
         each = self.config.batch.samples_per_prompt
         shown = [_shown(scored[row], rollout, row) for row in range(0, min(len(scored), 8 * each), each)]
@@ -50,16 +52,41 @@ class Log:
             tracker.log_samples(step, shown)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.folder is not None:
-            self.folder.log_metrics(step, metrics)
+        self._write(lambda folder: folder.log_metrics(step, metrics))
 
     def credit(self, step: int, rollout: Rollout, credited: Credited) -> None:
+        self._write(lambda folder: folder.log_credit(step, rollout, credited))
+
+    def _write(self, write: Callable[[RunFolder], None]) -> None:
+        failure: RlkitError | None = None
         if self.folder is not None:
-            self.folder.log_credit(step, rollout, credited)
+            try:
+                if self.goes_on_from is not None:
+                    # Not before: a resume that fails leaves the run as it was.
+                    self.folder.cut_after(self.goes_on_from, self.config, self.digests)
+                    self.goes_on_from = None
+                write(self.folder)
+            except OSError as error:
+                failure = DiskError(cannot_write(self.folder.path, error))
+            except RlkitError as error:
+                failure = error
+        failure = distributed.gather_objects(failure)[0]
+        if failure is not None:
+            raise failure
 
     def mirror(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(step, metrics)
+
+    def failed_check(self) -> tuple[str, str] | None:
+        """The health check that ends the run, and what it says, on every rank; None: it goes on."""
+        if not self.config.health.limits:
+            return None
+        return distributed.gather_objects(self.unhealthy() if self.unhealthy is not None else None)[0]
+
+    def stop(self, step: int, check: str, said: str) -> None:
+        """Note that a health check ends the run after this step."""
+        self._write(lambda folder: folder.note_stop(step, check, said))
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one is in the log at this step: on every rank, if it is on rank 0."""

@@ -28,7 +28,7 @@ import yaml
 
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError, nearest
-from rlkit.files import replace, write_text
+from rlkit.files import append, cannot_write, replace, write_text
 from rlkit.interfaces.names import STATS
 from rlkit.records import checkpoints
 from rlkit.records.metrics import Row, read_lines, read_rows, step_of
@@ -70,9 +70,14 @@ class RunFolder:
             raise ConfigError(
                 f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
             ) from error
-        write_text(folder.provenance_file, _as_json({**provenance(config, data), "resumed": []}))
-        write_text(folder.metrics_file, "")
-        folder._write_config(config)
+        try:
+            write_text(folder.provenance_file, _as_json({**provenance(config, data), "resumed": []}))
+            write_text(folder.metrics_file, "")
+            folder._write_config(config)
+        except OSError as error:
+            raise RlkitError(
+                f"{cannot_write(folder.path, error)}. Make room, or choose another place with --out"
+            ) from error
         return folder
 
     @classmethod
@@ -243,16 +248,35 @@ class RunFolder:
                 if of > step:
                     file.unlink()
         record = self.read_provenance()
-        record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config, data)}]
+        again = {"after_step": step, **provenance(config, data)}
+        if "stopped" in record:
+            again["stopped"] = record.pop("stopped")
+        record["resumed"] = [*record.get("resumed", []), again]
         write_text(self.provenance_file, _as_json(record))
         self._write_config(config)
+
+    def note_stop(self, step: int, check: str, said: str) -> None:
+        """That a health check has ended the run after `step`, in provenance.json; a resume makes it part of its own
+        entry."""
+        record = self.read_provenance()
+        record["stopped"] = {"after_step": step, "check": check, "said": said}
+        write_text(self.provenance_file, _as_json(record))
+
+    def read_stop(self) -> str | None:
+        """What a health check said that has ended the run; None: none has, or it has gone on since."""
+        stopped = self.read_provenance().get("stopped")
+        return None if stopped is None else str(stopped["said"])
+
+    def resumed_after_stop(self) -> int:
+        """The last step that a health check had ended the run after before it went on; 0: none has."""
+        resumed = self.read_provenance().get("resumed", [])
+        return max((int(each["after_step"]) for each in resumed if "stopped" in each), default=0)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl. A step may have several: training, then evaluation."""
         numbers = {name: float(value) for name, value in metrics.items()}
         row = {"step": step, **{name: v if math.isfinite(v) else None for name, v in numbers.items()}}
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append(self.metrics_file, json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def read_metrics(self) -> list[Row]:
         """One dict a step, in the order of steps; lines of one step are merged, null is NaN.
