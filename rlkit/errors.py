@@ -35,7 +35,12 @@ class TokensUnknownError(ConfigError):
 
 
 class NotFiniteError(RlkitError):
-    """A loss or a gradient that is not finite. The step was not made."""
+    """A loss or a gradient that is not finite. The step was not made. `samples`: the keys of those to blame, as far as
+    they are known."""
+
+    def __init__(self, message: str, samples: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 class UnhealthyError(RlkitError):

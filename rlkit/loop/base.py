@@ -56,6 +56,7 @@ class Loop(ABC):
 
     def __post_init__(self) -> None:
         self.sync = Sync(self.config, self.learner, self.gatherer, self.problems, self.progress)
+        self.learner.keep = self.log.not_finite
         self._saved: int | None = None
         self._logged = 0
         """The last step whose metrics are written: a checkpoint of a later one would leave a line out."""

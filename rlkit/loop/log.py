@@ -10,10 +10,10 @@ from typing import Any
 
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
-from rlkit.errors import DiskError, RlkitError
+from rlkit.errors import DiskError, NotFiniteError, RlkitError
 from rlkit.files import cannot_write
 from rlkit.generation.collector import Scored
-from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.interfaces.learning import Batch, Rollout, Targets, TokenStats
 from rlkit.loop.learner import Credited
 from rlkit.records.folder import RunFolder
 from rlkit.tracking import Tracker
@@ -56,6 +56,14 @@ class Log:
 
     def credit(self, step: int, rollout: Rollout, credited: Credited) -> None:
         self._write(lambda folder: folder.log_credit(step, rollout, credited))
+
+    def not_finite(
+        self, step: int, number: int, rows: Sequence[int], batch: Batch, targets: Targets, error: NotFiniteError
+    ) -> str:
+        """Keep the batch of an update that is not finite. Returns the file."""
+        file = RunFolder(self.config.folder).not_finite_file(step, number)
+        self._write(lambda folder: folder.log_not_finite(file, rows, batch, targets, error.samples))
+        return str(file)
 
     def _write(self, write: Callable[[RunFolder], None]) -> None:
         failure: RlkitError | None = None

@@ -6,6 +6,7 @@ provenance.json        versions, plugins, seed, digests of data and of plugins' 
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
 rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
 credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
+not_finite/step-000012-update-0.parquet   the batch of an update that was left out, as the losses saw it
 checkpoints/step-00000012/     what a resume needs, and the model; see checkpoints.py and rlkit/engine/checkpoint.py
 learning_curve.png, report.html, inspection/, eval/   what is made of it
 
@@ -38,8 +39,8 @@ from rlkit.records.samples import step_files, step_name
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
 
-    from rlkit.interfaces.learning import Rollout, Targets, TokenStats
-    from rlkit.interfaces.rewards import RewardResult
+    from rlkit.interfaces.learning import Batch, Rollout, Targets, TokenStats
+    from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 # The loader in C reads a config in 3 ms, the one in Python in 25.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -152,6 +153,11 @@ class RunFolder:
         return self.path / "credit"
 
     @property
+    def not_finite(self) -> Path:
+        """Batches of updates that were left out; only where there was one."""
+        return self.path / "not_finite"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -170,6 +176,10 @@ class RunFolder:
 
     def credit_file(self, step: int) -> Path:
         return self.credit / f"{step_name(step)}.parquet"
+
+    def not_finite_file(self, step: int, update: int) -> Path:
+        """`update`: its number in the step, from 0."""
+        return self.not_finite / f"{step_name(step)}-update-{update}.parquet"
 
     def _write_config(self, config: RunConfig) -> None:
         write_text(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
@@ -247,6 +257,9 @@ class RunFolder:
             for of, file in step_files(place).items():
                 if of > step:
                     file.unlink()
+        for file in self.not_finite.glob("step-*-update-*.parquet"):
+            if int(file.name.split("-")[1]) > step:
+                file.unlink()
         record = self.read_provenance()
         again = {"after_step": step, **provenance(config, data)}
         if "stopped" in record:
@@ -353,6 +366,45 @@ class RunFolder:
             columns[name] = _ragged(whole[places], rollout.length[first], pa.float32())
         self.credit.mkdir(exist_ok=True)
         replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+
+    def log_not_finite(
+        self, file: Path, rows: Sequence[int], batch: Batch, targets: Targets, blamed: Sequence[SampleKey]
+    ) -> None:
+        """Write the batch of an update that was not finite, so that it can be looked at and made again.
+
+        Columns: `row`, its number in the step's rollout; `blamed`, whether its own numbers are not finite; what names
+        the sample; tokens, the mask of the losses, `sampler_logprobs`; `old.NAME` and `now.NAME` of the models'
+        statistics before the step and before the update; and all that the advantage gave.
+        """
+        rollout, length = batch.rollout, batch.rollout.length
+        tensors: dict[str, Tensor | None] = {
+            "mask": batch.mask,
+            "sampler_logprobs": rollout.sampler_logprobs,
+            **{
+                f"{when}.{name}": value
+                for when in ("old", "now")
+                for name, value in _computed(getattr(batch, when)).items()
+            },
+            **{name: getattr(targets, name) for name in ("advantages", "returns", "importance")},
+            **targets.credit,
+        }
+        columns: dict[str, Any] = {
+            "row": pa.array(rows, pa.int32()),
+            "blamed": pa.array([key in blamed for key in rollout.keys], pa.bool_()),
+            "prompt_id": pa.array([key.prompt_id for key in rollout.keys], pa.string()),
+            "index": pa.array([key.index for key in rollout.keys], pa.int32()),
+            "reward": pa.array(rollout.reward.numpy(), pa.float32()),
+            "prompt_tokens": pa.array([tokens.numpy() for tokens in rollout.prompt_tokens], pa.list_(pa.int32())),
+            "tokens": _ragged(rollout.tokens, length, pa.int32()),
+        }
+        if targets.scores is not None:
+            columns["scores"] = pa.array(targets.scores.detach().float().numpy(), pa.float32())
+        for name, value in tensors.items():
+            if value is not None:
+                whole = value.detach().expand(batch.mask.shape).float().numpy()
+                columns[name] = _ragged(whole, length, pa.float32())
+        self.not_finite.mkdir(exist_ok=True)
+        replace(file, lambda beside: pq.write_table(pa.table(columns), beside, compression="zstd"))
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from rlkit import config as configs
@@ -35,7 +37,9 @@ def test_three_in_a_row_end_the_run_with_all_saved(tmp_path: Path) -> None:
     own = [f"out={tmp_path}", "name=r", f"plugins=[{tmp_path / 'breaks.py'}]", "loss.kind=breaks", "loss.after=2"]
     with (
         pytest.warns(UserWarning, match="the loss is not finite; no step was made"),
-        pytest.raises(NotFiniteError, match=r"step 5: .*(?s:.*)3 updates in a row were not finite, so the run ends"),
+        pytest.raises(
+            NotFiniteError, match=r"step 5: .*(?s:.*)3 updates in a row were not finite, so the run ends"
+        ) as raised,
     ):
         runs.train(configs.load("embedded_xs", [*small, *own], "grpo"), quiet=True)
     run = RunFolder.open(tmp_path / "r")
@@ -43,7 +47,18 @@ def test_three_in_a_row_end_the_run_with_all_saved(tmp_path: Path) -> None:
     assert [row["updates/made"] for row in run.read_metrics()[1:]] == [1, 2, 2, 2]
     assert [place.name for place in run.checkpoints.iterdir()] == ["step-00000004"]
 
+    files = [run.not_finite_file(step, 0) for step in (3, 4, 5)]
+    assert sorted(run.not_finite.iterdir()) == files
+    assert f"The batch is kept in {files[-1]}" in str(raised.value)
+    batch = pq.read_table(files[0]).to_pydict()
+    rollout = pq.read_table(run.rollout_file(3)).to_pydict()
+    assert [rollout["tokens"][row] for row in batch["row"]] == batch["tokens"]
+    assert [len(advantages) for advantages in batch["advantages"]] == list(map(len, batch["tokens"]))
+    assert all(math.isfinite(number) for row in batch["sampler_logprobs"] for number in row)
+    assert all(batch["blamed"]), "no statistic was at fault, so that all of the batch is to be looked at"
+
     mended = configs.load(str(run.config_file), ["loss.after=100"])
     runs.train(mended, resume=True, quiet=True)
     assert [row["step"] for row in run.read_metrics()] == list(range(9))
     assert run.read_metrics()[-1]["updates/made"] == 6
+    assert sorted(run.not_finite.iterdir()) == files[:2], "step 5 has been made anew"
