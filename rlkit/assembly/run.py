@@ -75,6 +75,7 @@ def train(
         settings, algorithm = configs.resolve_with_algorithm(given)
         from rlkit.engine import distributed
         from rlkit.engine.one_folder import one_folder
+        from rlkit.records.checkpoints import latest
         from rlkit.records.folder import RunFolder
 
         distributed.init(settings.engine.timeout_minutes)
@@ -93,12 +94,23 @@ def train(
             try:
                 loop.train()
             except DiskError as error:
-                raise DiskError(f"{error}. {_when_there_is_room(settings.folder)}") from error
+                newest = latest(RunFolder(settings.folder).checkpoints)
+                then = (
+                    f"No checkpoint is there yet: make room, delete {settings.folder}, and begin anew"
+                    if newest is None
+                    else f"The run is saved up to {newest.name}: when there is room, {_going_on(settings.folder)}"
+                )
+                raise DiskError(f"{error}. {then}") from error
             except UnhealthyError as error:
                 ends = UnhealthyError(
                     f"{settings.folder} {error} All is saved; the report is {RunFolder(settings.folder).report}. Mend "
                     f"what led there, or set another limit, with -s; {_going_on(settings.folder)}"
                 )
+            except RlkitError:
+                newest = latest(RunFolder(settings.folder).checkpoints)
+                if newest is not None and distributed.main_rank() and shows is not None:
+                    print(f"  saved up to {newest.name}; when it is mended, {_going_on(settings.folder)}", flush=True)
+                raise
             if loop.finished and not loop.learnt:
                 ends = RlkitError(
                     f"{settings.folder} has made its {settings.steps} steps, but no update: none had a sample to learn "
@@ -112,6 +124,7 @@ def train(
         if made and talks:
             print(f"  {settings.folder} had done its {settings.steps} steps; made what was missing: {', '.join(made)}")
     if ends is not None:
+        distributed.barrier()  # a launcher ends the others with the first that fails, and the main rank has drawn now
         raise ends
     return settings.folder
 
@@ -154,7 +167,7 @@ def build_loop(
     with importing():
         from rlkit.assembly.fetching import fetch
         from rlkit.assembly.fit import check_fit
-        from rlkit.assembly.inputs import check_same_data, read_inputs
+        from rlkit.assembly.inputs import check_same_data, check_same_model, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.engine import distributed
         from rlkit.engine.loading import load_engines
@@ -187,6 +200,7 @@ def build_loop(
             fetch(config, talks=shows in ("bar", "lines"))
         inputs = read_inputs(config)
         if resume:
+            check_same_model(config)
             check_same_data(config, inputs)
             if distributed.main_rank():
                 _say_what_was_edited(config)
@@ -377,16 +391,6 @@ def _going_on(folder: Path) -> str:
     count = ranks.world_size()
     said = count > 1 or len(ranks.visible_gpus()) > 1  # without it there would be one on each
     return f"go on with: rlkit run --resume {folder}{f' --nproc {count}' if said else ''}"
-
-
-def _when_there_is_room(folder: Path) -> str:
-    from rlkit.records import checkpoints
-    from rlkit.records.folder import RunFolder
-
-    newest = checkpoints.latest(RunFolder(folder).checkpoints)
-    if newest is None:
-        return f"No checkpoint is there yet: make room, delete {folder}, and begin anew"
-    return f"The run is saved up to {newest.name}: when there is room, {_going_on(folder)}"
 
 
 def _draw(folder: Path) -> None:

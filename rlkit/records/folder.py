@@ -243,6 +243,10 @@ class RunFolder:
         """Of the files that the plugins of the run's newest start were written in; empty where none are on record."""
         return self._of_newest_start("plugin_files")
 
+    def read_model_digests(self) -> dict[str, str]:
+        """Of the files of the model's folder at the run's newest start; empty where none are on record."""
+        return self._of_newest_start("model_files")
+
     def _of_newest_start(self, what: str) -> dict[str, str]:
         record = self.read_provenance()
         starts = [record, *record.get("resumed", [])]
