@@ -65,7 +65,22 @@ class DroppedError(BaseException):
 
 
 class NotFiniteError(RlkitError):
-    """A loss or a gradient that is not finite. The step was not made."""
+    """A loss or a gradient that is not finite. The step was not made. `samples`: the keys of those to blame, as far as
+    they are known."""
+
+    def __init__(self, message: str, samples: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class UnhealthyError(RlkitError):
+    """A health check of the config has ended the run, with all saved."""
+
+    exit_code = 3
+
+
+class DiskError(RlkitError):
+    """A file of the run's that cannot be written."""
 
 
 class StaleWeightsError(RlkitError):

@@ -14,8 +14,8 @@ from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
-from rlkit.records.provenance import digest
-from rlkit.wording import counted
+from rlkit.records.provenance import digest, model_files
+from rlkit.wording import counted, one_line
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Inputs:
         """Tokens of the longest prompt, of `more` problems too, and its response. ConfigError where the model has not
         as many positions."""
         sets = [self.problems.problems, *([self.held_out.problems] if self.held_out else []), *more]
-        longest = max(len(problem.tokens) for problems in sets for problem in problems)
+        problem = max((each for problems in sets for each in problems), key=lambda each: len(each.tokens))
+        longest = len(problem.tokens)
         for model, room in self.positions.items():
             if room is not None and longest + config.sampling.max_tokens > room:
                 raise ConfigError(
                     f"the longest prompt ({longest} tokens) and sampling.max_tokens ({config.sampling.max_tokens}) "
-                    f"exceed the {room} positions of {model}: lower sampling.max_tokens or data.max_prompt_tokens"
+                    f"exceed the {room} positions of {model}: lower sampling.max_tokens or data.max_prompt_tokens. "
+                    f"The prompt: {one_line(problem.text)}"
                 )
         return longest + config.sampling.max_tokens
 
@@ -101,6 +103,20 @@ def check_same_data(config: RunConfig, inputs: Inputs) -> None:
             f"the data of {config.folder} have changed since it began: {files} holds other prompts or golds, or in "
             "another order, so what comes would not continue what was. Put the old data back; or, to go on with these, "
             "give them a name of their own and say it: -s data.path=FILE (data.eval_path for held-out problems)"
+        )
+
+
+def check_same_model(config: RunConfig) -> None:
+    """For a run that is to go on. ConfigError where the model's folder holds other files than it did: the policy is the
+    checkpoint's, but a frozen reference and the tokenizer are read from there."""
+    folder = RunFolder.open(config.folder)
+    before, now = folder.read_model_digests(), model_files(config)
+    changed = [name for name in before if now.get(name) != before[name]]
+    if changed and folder.read_config().model.path == config.model.path:
+        raise ConfigError(
+            f"the model of {config.folder} has changed since it began: {', '.join(changed)} in {config.model.path}. "
+            "What the policy is compared with, and the tokenizer, are read from there, so what comes would not "
+            "continue what was. Put the old files back, or begin a new run"
         )
 
 

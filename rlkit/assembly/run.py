@@ -8,6 +8,7 @@ import signal
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from rlkit import distribution, ranks
 from rlkit.blame import place
 from rlkit.closing import closing
 from rlkit.config import PluginRef, RunConfig
-from rlkit.errors import ConfigError, RlkitError, StoppedError
+from rlkit.errors import ConfigError, DiskError, RlkitError, StoppedError, UnhealthyError
 from rlkit.importing import importing
 from rlkit.tracking import RunInfo, Tracker, build_tracker
 from rlkit.tracking.terminal import Shows, columns, usual
@@ -82,10 +83,13 @@ def train(
         settings, algorithm = configs.resolve_with_algorithm(given)
         from rlkit.engine import distributed
         from rlkit.engine.one_folder import one_folder
+        from rlkit.records.checkpoints import latest
+        from rlkit.records.folder import RunFolder
 
         distributed.init(settings.engine.timeout_minutes)
     made: list[str] = []
     ended_by = 0
+    ends: RlkitError | None = None
     then = _going_on(settings.folder) if distributed.world_size() > 1 else ""
     with distributed.losing_ranks(then), closing() as stack:
         if (folder := one_folder(settings.folder)) != settings.folder:
@@ -97,7 +101,32 @@ def train(
         else:
             if resume and distributed.main_rank() and talks:
                 print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
-            ended_by = loop.train()
+            try:
+                ended_by = loop.train()
+            except DiskError as error:
+                newest = latest(RunFolder(settings.folder).checkpoints)
+                then = (
+                    f"No checkpoint is there yet: make room, delete {settings.folder}, and begin anew"
+                    if newest is None
+                    else f"The run is saved up to {newest.name}: when there is room, {_going_on(settings.folder)}"
+                )
+                raise DiskError(f"{error}. {then}") from error
+            except UnhealthyError as error:
+                ends = UnhealthyError(
+                    f"{settings.folder} {error} All is saved; the report is {RunFolder(settings.folder).report}. Mend "
+                    f"what led there, or set another limit, with -s; {_going_on(settings.folder)}"
+                )
+            except RlkitError:
+                newest = latest(RunFolder(settings.folder).checkpoints)
+                if newest is not None and distributed.main_rank() and shows is not None:
+                    print(f"  saved up to {newest.name}; when it is mended, {_going_on(settings.folder)}", flush=True)
+                raise
+            if loop.finished and not loop.learnt:
+                ends = RlkitError(
+                    f"{settings.folder} has made its {settings.steps} steps, but no update: none had a sample to learn "
+                    "from, or none was finite. The model is the one that it began as; its warnings say more: "
+                    f"rlkit report {settings.folder}"
+                )
             if talks and (said := loop.profiler.said()):
                 print(f"  {said}", flush=True)
     if distributed.main_rank():
@@ -109,6 +138,9 @@ def train(
         distributed.barrier()
         name = signal.Signals(ended_by).name
         raise StoppedError(f"{settings.folder} was ended by {name}, and all of it is saved", settings.folder, ended_by)
+    if ends is not None:
+        distributed.barrier()  # a launcher ends the others with the first that fails, and the main rank has drawn now
+        raise ends
     return settings.folder
 
 
@@ -172,7 +204,7 @@ def build_loop(
         from rlkit.assembly.fetching import fetch
         from rlkit.assembly.fit import check_disk, check_fit
         from rlkit.assembly.fork import SAMPLES
-        from rlkit.assembly.inputs import check_same_data, read_inputs
+        from rlkit.assembly.inputs import check_same_data, check_same_model, read_inputs
         from rlkit.assembly.plan import make_plan
         from rlkit.assembly.replaying import check_prompts, source_of
         from rlkit.engine import distributed
@@ -212,6 +244,7 @@ def build_loop(
             fetch(config, talks=shows in ("bar", "lines"))
         inputs = read_inputs(config)
         if resume:
+            check_same_model(config)
             check_same_data(config, inputs)
             if distributed.main_rank():
                 _say_what_was_edited(config)
@@ -292,7 +325,7 @@ def build_loop(
         "learner": learner,
         "sync": Sync(config, learner, collector, inputs.sampling, problems, watch) if collector else None,
         "benchmarks": _benchmarks(config, collector, inputs, suites) if collector else [],
-        "log": Log(config, folder, trackers, inputs.digests),
+        "log": Log(config, folder, trackers, inputs.digests, partial(_unhealthy, folder, config) if folder else None),
         "profiler": Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         "interrupt": interrupt,
         "progress": watch,
@@ -417,6 +450,17 @@ def _console(config: RunConfig, folder: RunFolder, shows: Shows) -> Console:
     return Console(_info(config), shows, lambda: report.warnings_of(folder.read_metrics(), config))
 
 
+def _unhealthy(folder: RunFolder, config: RunConfig) -> tuple[str, str] | None:
+    from rlkit import report
+
+    began = folder.resumed_after_stop()
+    failed = report.unhealthy([row for row in folder.read_metrics() if row["step"] > began], config)
+    if failed is None:
+        return None
+    check, warning = failed
+    return check, f"{warning.name}: {warning.seen}"
+
+
 def _trackers(config: RunConfig) -> list[Tracker]:
     info = _info(config)
     return [build_tracker(t, info) for t in config.trackers]
@@ -495,11 +539,12 @@ def _draw(folder: Path) -> None:
     from rlkit.report import curve
 
     run = RunFolder.open(folder)
-    curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
     try:
+        curve.draw(run.read_metrics(), run.learning_curve, title=folder.name)
         report.write(folder)
     except (OSError, RlkitError) as error:
         warnings.warn(
-            f"the run is whole, but its report could not be written: {error}. `rlkit report {folder}` tries again",
+            f"the run is whole, but its picture or its report could not be written: {error}. `rlkit report {folder}` "
+            "tries again",
             stacklevel=2,
         )

@@ -12,7 +12,7 @@ from rlkit.commands.compare import show
 from rlkit.commands.hints import SettingsCommand
 from rlkit.commands.options import joined, plugins_option, short_options
 from rlkit.config import RunConfig
-from rlkit.errors import ConfigError, RlkitError, StoppedError
+from rlkit.errors import ConfigError, RlkitError, StoppedError, UnhealthyError
 from rlkit.tracking.terminal import outlive_terminal
 from rlkit.wording import counted
 
@@ -148,6 +148,8 @@ def sweep(
         )
     if failures:
         raise RlkitError("\n".join(failures))
+    if not outcome.scored:
+        raise UnhealthyError("no run has made its steps, since health checks stopped them: there is nothing to compare")
 
 
 def _write_definition(spec: SweepConfig, file: Path, folder: Path) -> None:

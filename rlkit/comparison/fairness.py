@@ -284,10 +284,16 @@ def _steps(runs: Sequence[Run], horizon: Mapping[str, int]) -> Iterator[Finding]
     for run in runs:
         if run.last < run.steps:
             left_out = run.last < horizon[run.condition]
+            stopped = run.provenance.get("stopped")
+            why = (
+                f"a health check stopped it: {str(stopped['said']).rstrip('.')}"
+                if stopped
+                else "it is still going, was stopped or failed"
+            )
             yield Finding(
                 "unfair" if left_out else "note",
                 "A run has not ended",
-                f"{run.name} has done {run.last} of {run.steps} steps: it is still going, was stopped or failed",
+                f"{run.name} has done {run.last} of {run.steps} steps: {why}",
                 "it counts in no number, and its seed in no pair; if it failed, that flatters its arm"
                 if left_out
                 else "what is compared is not the end of training",

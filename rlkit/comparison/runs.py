@@ -171,7 +171,7 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
-IRRELEVANT = ("name", "out", "seed", "noise", "plugins", "trackers", "checkpoint")
+IRRELEVANT = ("name", "out", "seed", "noise", "plugins", "trackers", "checkpoint", "health")
 """Sections that say nothing of what a run learns, or that arm, condition and seed say already."""
 
 

@@ -375,6 +375,36 @@ class ReplayConfig(Section):
     before."""
 
 
+_Limit = bool | Annotated[float, Field(gt=0)]
+
+
+class HealthConfig(Section):
+    """Which of the report's warnings end a run. true: past the warning's own limit; a number: past that. The run is
+    saved, and ends with exit code 3."""
+
+    patience: Positive = 5
+    """Steps in a row that are past the limit before the run ends."""
+    kl: _Limit = False
+    """KL to the reference, in nats a token. true: above 0.5."""
+    entropy: _Limit = False
+    """In nats a token, below the number, at a pass rate below 90 %. true: below a tenth of what it was, or 0.005."""
+    gap: _Limit = False
+    """Mean difference between the sampler's log-probs and the trainer's. true: above 0.001 in float32, 0.045 in
+    bfloat16."""
+    truncation: _Limit = False
+    """Share of the responses that end at the length limit. true: above 0.1."""
+    verifier: _Limit = False
+    """Share of the samples that got no value. true: any."""
+    no_signal: _Limit = False
+    """Share of the groups whose rewards are all equal, at a pass rate below 90 %. true: all of them."""
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The checks that are asked for, each with its limit; None: the warning's own."""
+        asked = {name: value for name, value in self if name != "patience" and value is not False}
+        return {name: None if value is True else value for name, value in asked.items()}
+
+
 class RunConfig(Section):
     name: str | None = None
     """Folder of the run under `out`; None: algorithm, model and seed."""
@@ -418,6 +448,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     replay: ReplayConfig | None = None
     """Learn from the stored rollouts of another run, in place of sampling: `rlkit replay`. None: it samples."""
+    health: HealthConfig = HealthConfig()
     trackers: list[Ref] = []
     """Besides the console and the files, which are always written: wandb, tensorboard, or a plugin's."""
     plugins: list[str] = []
@@ -465,6 +496,8 @@ class RunConfig(Section):
                 f"checkpoint.best: {self.checkpoint.best} is measured before the first step and after the last alone, "
                 "so no checkpoint on the way has it: set eval.every"
             )
+        if self.health.no_signal and self.batch.samples_per_prompt == 1:
+            raise ValueError("health.no_signal looks at groups of responses, and batch.samples_per_prompt 1 makes none")
         if self.engine.overlap_comm and self.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self

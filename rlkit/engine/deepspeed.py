@@ -339,7 +339,8 @@ class Engine:
         if keys:
             shown = "\n  ".join(str(key) for key in keys[:8]) + ("\n  ..." if len(keys) > 8 else "")
             raise NotFiniteError(
-                f"{self.role}, update {self.updates}: the loss is not finite; no step was made. Samples:\n  {shown}"
+                f"{self.role}, update {self.updates}: the loss is not finite; no step was made. Samples:\n  {shown}",
+                keys,
             )
         raise NotFiniteError(
             f"{self.role}, update {self.updates}: the loss is finite, but its gradient is not; no step was made"

@@ -10,6 +10,7 @@ that fails later (a tracker, an evaluation, a sync) loses it.
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from rlkit.data import Problem
 from rlkit.engine import checkpoint, distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.profiling import Profiler
-from rlkit.errors import DroppedError, NotFiniteError, RlkitError, StaleWeightsError
+from rlkit.errors import DiskError, DroppedError, NotFiniteError, RlkitError, StaleWeightsError, UnhealthyError
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation import make_room
 from rlkit.generation.assemble import assemble
@@ -58,7 +59,10 @@ class Loop(ABC):
     progress: Progress = unseen
 
     def __post_init__(self) -> None:
+        self.learner.keep = self.log.not_finite
         self._saved: int | None = None
+        self._logged = 0
+        """The last step whose metrics are written: a checkpoint of a later one would leave a line out."""
 
     @abstractmethod
     def _taken(self, step: int) -> Taken:
@@ -86,7 +90,8 @@ class Loop(ABC):
 
     def train(self) -> int:
         """Run the steps that are left. A signal ends it after the step in hand, or without it where that would take too
-        long, with all of it saved.
+        long, with all of it saved; so does a health check that fails, with UnhealthyError. DiskError where a file
+        cannot be written: of what is whole a checkpoint is tried before.
 
         Returns the signal's number; 0: nothing is left to do.
         """
@@ -98,6 +103,9 @@ class Loop(ABC):
                 # Of the step in hand nothing was learnt: all is as it was after the one before.
                 if self.sync is not None:
                     make_room(self.sync.collector.sampler, until_sync=True)
+            except DiskError:
+                self._save_what_is_logged()
+                raise
             by = max(distributed.gather_objects(self.interrupt.by))
             if by and self._saved != self.state.step:
                 self.save()
@@ -112,6 +120,7 @@ class Loop(ABC):
                 rollout, credited, metrics = self._one_step()
             step = self.state.step
             self.log.metrics(step, metrics)
+            self._logged = step
             try:
                 self.log.credit(step, rollout, credited)
             finally:
@@ -122,10 +131,33 @@ class Loop(ABC):
             # A resume makes an evaluation that is missing.
             if (self.finished or due(step, self.config.eval.every)) and not self._asked_to_end():
                 self._evaluate()
+            if not self.finished:
+                self._end_if_unhealthy(step)
 
     def _asked_to_end(self) -> bool:
         """On every rank, if one was asked. Collective."""
         return distributed.any_rank(bool(self.interrupt.by))
+
+    def _save_what_is_logged(self) -> None:
+        if self._logged == self.state.step:
+            try:
+                self._save_what_is_done()
+            except (OSError, RlkitError) as error:
+                warnings.warn(f"step {self.state.step} could not be saved: {error}", stacklevel=2)
+
+    def _end_if_unhealthy(self, step: int) -> None:
+        failed = self.log.failed_check()
+        if failed is None:
+            return
+        self._save_what_is_done()
+        check, said = failed
+        self.log.stop(step, check, said)
+        raise UnhealthyError(f"stopped after step {step} of {self.config.steps} by health.{check}. {said}")
+
+    @property
+    def learnt(self) -> bool:
+        """Whether an update was ever made."""
+        return any(engine.updates > 0 for engine in self._engines().values())
 
     def complete(self) -> bool:
         """The last evaluation of a finished run, where it was ended before it was made. False: it is there."""
@@ -282,7 +314,7 @@ class Loop(ABC):
                 f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
             )
         self._go_on_with(self._loaded(newest))
-        self.log.goes_on_from = self._saved = self.state.step
+        self.log.goes_on_from = self._saved = self._logged = self.state.step
 
     def begin_from(self, path: Path, *, same_algorithm: bool, same_samples: bool) -> None:
         """Begin a new run where another was at a checkpoint. Of what is not the same the state is left out: what the

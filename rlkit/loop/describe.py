@@ -27,10 +27,12 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
         "response/length": float(rollout.length.float().mean()),
         "response/length_max": float(rollout.length.max()),
         "response/truncated": float(rollout.truncated.float().mean()),
-        "groups/equal_rewards": float(_equal(rollout).float().mean()),
         "samples/no_value": float(len(scored) - len(valued)),
         "samples/invalid": float((~rollout.valid).sum()),
     }
+    equal = _equal(rollout)
+    if len(equal) < len(scored):
+        metrics["groups/equal_rewards"] = float(equal.float().mean())
     for status, count in Counter(s.result.status for s in scored).items():
         metrics[f"samples/{status}"] = float(count)
     for name in sorted({name for r in valued for name in r.parts}):

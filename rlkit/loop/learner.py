@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +37,10 @@ from rlkit.ops.masked import masked_sum
 NOT_FINITE_ALLOWED = 3
 """Updates in a row whose loss or gradient is not finite: the last of them ends the run."""
 
+Keep = Callable[[int, int, Sequence[int], Batch, Targets, NotFiniteError], str]
+"""Keeps the batch of an update that is not finite: step, number of the update in it, rows of the rollout, what the
+losses saw of them, and the error. Returns where."""
+
 Credited = list[tuple[list[int], Targets]]
 """Row numbers of a rollout, and the targets of these rows as the first epoch used them."""
 
@@ -52,6 +56,7 @@ class Learner:
     critic: Engine | None
     state: RunState
     progress: Progress = unseen
+    keep: Keep | None = None
     timer: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Phase -> seconds since somebody cleared it."""
     passed: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -106,7 +111,7 @@ class Learner:
                     counts["updates/skipped"] += 1
                     continue
             with self.time("update"):
-                metrics = self._update(batch, targets, passes, step)
+                metrics = self._update(batch, targets, passes, step, number, rows)
             if metrics is None:
                 counts["updates/not_finite"] += 1
                 continue
@@ -132,9 +137,11 @@ class Learner:
         if self.critic is not None:
             self.critic.make_room()
 
-    def _update(self, batch: Batch, targets: Targets, passes: Passes, step: int) -> dict[str, float] | None:
-        """One update of what learns in this step. None: it was not finite, and is left out; several in a row end the
-        run."""
+    def _update(
+        self, batch: Batch, targets: Targets, passes: Passes, step: int, number: int, rows: Sequence[int]
+    ) -> dict[str, float] | None:
+        """Update `number` of what learns in this step, on these rows of its rollout. None: it was not finite, and is
+        left out; several in a row end the run."""
         metrics: dict[str, float] = {}
 
         def critic_loss(new: TokenStats, batch: Batch, targets: Targets) -> tuple[Tensor, Metrics]:
@@ -162,14 +169,15 @@ class Learner:
                     self.passed["policy", "measure"] += tokens
         except NotFiniteError as error:
             self.state.not_finite += 1
+            kept = self.keep(step, number, rows, batch, targets, error) if self.keep is not None else ""
+            said = f"step {step}: {error}" + (f"\nThe batch is kept in {kept}" if kept else "")
             if self.state.not_finite >= NOT_FINITE_ALLOWED:
                 raise NotFiniteError(
-                    f"step {step}: {error}\n{self.state.not_finite} updates in a row were not finite, so the run ends. "
-                    "Look at these samples in its rollouts/; begin anew, or resume its last checkpoint, with a lower "
-                    "optimizer.lr"
+                    f"{said}\n{self.state.not_finite} updates in a row were not finite, so the run ends. Look at these "
+                    "samples; begin anew, or resume its last checkpoint, with a lower optimizer.lr"
                 ) from error
             if distributed.main_rank():
-                warnings.warn(f"step {step}: {error}", stacklevel=2)
+                warnings.warn(said, stacklevel=2)
             return None
         self.state.not_finite = 0
         return metrics

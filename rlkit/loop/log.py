@@ -1,17 +1,20 @@
-"""What is written of a run while it goes: metrics, rollouts and credit in its folder, and what trackers mirror."""
+"""What is written of a run while it goes: metrics, rollouts and credit in its folder, and what trackers mirror.
+
+Whatever rank 0 cannot write is a DiskError on every rank, so that all end alike."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlkit.config import RunConfig
 from rlkit.engine import distributed
-from rlkit.errors import nearest
+from rlkit.errors import DiskError, NotFiniteError, RlkitError, nearest
+from rlkit.files import cannot_write
 from rlkit.generation.collector import Scored
-from rlkit.interfaces.learning import Rollout, TokenStats
+from rlkit.interfaces.learning import Batch, Rollout, Targets, TokenStats
 from rlkit.loop.dynamic_sampling import Gathered
 from rlkit.loop.learner import Credited
 from rlkit.records import checkpoints
@@ -28,28 +31,26 @@ class Log:
     trackers: Sequence[Tracker]
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of the data, for the run's provenance."""
+    unhealthy: Callable[[], tuple[str, str] | None] | None = None
+    """The health check of the config's that has failed by now, and what it says; on rank 0."""
     goes_on_from: int | None = None
     """The step that a resumed run goes on from, until what was written of later ones is cut off."""
 
     def rollout(self, step: int, rollout: Rollout, gathered: Gathered, old: TokenStats) -> None:
         """Write the rollout before anything is learnt from it: where that fails, it is the evidence."""
-        if self.folder is None:
-            return
-        if self.goes_on_from is not None:
-            # Not before: a resume that fails leaves the run as it was.
-            self.folder.cut_after(self.goes_on_from, self.config, self.digests)
-            self.goes_on_from = None
         scored = gathered.scored
-        self.folder.log_rollout(
-            step,
-            rollout,
-            prompts=[s.problem.text for s in scored],
-            answers=[s.problem.answer for s in scored],
-            texts=[s.text for s in scored],
-            results=[s.result for s in scored],
-            rewards=gathered.rewards,
-            replaced=gathered.replaced,
-            stats=old,
+        self._write(
+            lambda folder: folder.log_rollout(
+                step,
+                rollout,
+                prompts=[s.problem.text for s in scored],
+                answers=[s.problem.answer for s in scored],
+                texts=[s.text for s in scored],
+                results=[s.result for s in scored],
+                rewards=gathered.rewards,
+                replaced=gathered.replaced,
+                stats=old,
+            )
         )
         each = self.config.batch.samples_per_prompt
         shown = [_shown(scored[row], rollout, row) for row in range(0, min(len(scored), 8 * each), each)]
@@ -57,12 +58,35 @@ class Log:
             tracker.log_samples(step, shown)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.folder is not None:
-            self.folder.log_metrics(step, metrics)
+        self._write(lambda folder: folder.log_metrics(step, metrics))
 
     def credit(self, step: int, rollout: Rollout, credited: Credited) -> None:
+        self._write(lambda folder: folder.log_credit(step, rollout, credited))
+
+    def not_finite(
+        self, step: int, number: int, rows: Sequence[int], batch: Batch, targets: Targets, error: NotFiniteError
+    ) -> str:
+        """Keep the batch of an update that is not finite. Returns the file."""
+        file = RunFolder(self.config.folder).not_finite_file(step, number)
+        self._write(lambda folder: folder.log_not_finite(file, rows, batch, targets, error.samples))
+        return str(file)
+
+    def _write(self, write: Callable[[RunFolder], None]) -> None:
+        failure: RlkitError | None = None
         if self.folder is not None:
-            self.folder.log_credit(step, rollout, credited)
+            try:
+                if self.goes_on_from is not None:
+                    # Not before: a resume that fails leaves the run as it was.
+                    self.folder.cut_after(self.goes_on_from, self.config, self.digests)
+                    self.goes_on_from = None
+                write(self.folder)
+            except OSError as error:
+                failure = DiskError(cannot_write(self.folder.path, error))
+            except RlkitError as error:
+                failure = error
+        failure = distributed.gather_objects(failure)[0]
+        if failure is not None:
+            raise failure
 
     def mirror(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
@@ -83,6 +107,16 @@ class Log:
             )
         path = checkpoints.best(self.folder.checkpoints, rows, by)
         return checkpoints.step_of(path) if path else None
+
+    def failed_check(self) -> tuple[str, str] | None:
+        """The health check that ends the run, and what it says, on every rank; None: it goes on."""
+        if not self.config.health.limits:
+            return None
+        return distributed.gather_objects(self.unhealthy() if self.unhealthy is not None else None)[0]
+
+    def stop(self, step: int, check: str, said: str) -> None:
+        """Note that a health check ends the run after this step."""
+        self._write(lambda folder: folder.note_stop(step, check, said))
 
     def has_evaluation(self, step: int) -> bool:
         """Whether one is in the log at this step: on every rank, if it is on rank 0."""

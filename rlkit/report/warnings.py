@@ -8,7 +8,7 @@ shows is not. So the same checks serve a run that has just begun, and one that i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -44,6 +44,8 @@ CLIPPED = 0.2
 """Share of tokens (of sequences for GSPO) that the clip takes the gradient from."""
 EQUAL_GROUPS = 0.5
 """Share of groups: past it, the larger part of sampling teaches nothing."""
+NO_SIGNAL = 0.99
+"""Share of groups: past it there is nothing to learn from at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +128,12 @@ def skipped_updates(metrics: Metrics) -> Warning | None:
     )
 
 
-def samples_without_value(metrics: Metrics) -> Warning | None:
-    steps, values = _above(metrics, "samples/no_value", 0)
-    if not steps:
+def samples_without_value(metrics: Metrics, limit: float = 0) -> Warning | None:
+    """`limit`: the share of a step's samples above which it counts."""
+    metrics = [row for row in metrics if row.get("samples/no_value", 0.0) > limit * _samples(row)]
+    if not metrics:
         return None
+    steps, values = series(metrics, "samples/no_value")
     counts = {status: sum(series(metrics, f"samples/{status}")[1]) for status in sorted(VALUELESS)}
     named = ", ".join(f"{status} {number(count)}" for status, count in counts.items() if count)
     return Warning(
@@ -158,8 +162,8 @@ def actor_ratio(metrics: Metrics) -> Warning | None:
     )
 
 
-def sampler_gap(metrics: Metrics, dtype: str) -> Warning | None:
-    limit = GAP_MEAN[dtype]
+def sampler_gap(metrics: Metrics, limit: float | None = None, *, dtype: str) -> Warning | None:
+    limit = GAP_MEAN[dtype] if limit is None else limit
     found = _stretch_above(metrics, "sampler/gap_mean", limit)
     if found is None:
         return None
@@ -180,14 +184,14 @@ def sampler_gap(metrics: Metrics, dtype: str) -> Warning | None:
     )
 
 
-def kl_growth(metrics: Metrics) -> Warning | None:
-    found = _stretch_above(metrics, "policy/kl", KL_HIGH)
+def kl_growth(metrics: Metrics, limit: float = KL_HIGH) -> Warning | None:
+    found = _stretch_above(metrics, "policy/kl", limit)
     if found is None:
         return None
     return Warning(
         name="KL growth",
         seen=f"The KL to the reference reaches {number(found.mean)} nats a token in {found.where} "
-        f"(fine: below {KL_HIGH}).",
+        f"(fine: below {limit}).",
         means="The policy is far from the model that it began as. Where the held-out evaluation does not rise with "
         "it, it has learnt to please the reward, or is falling apart.",
         tries=(
@@ -198,19 +202,22 @@ def kl_growth(metrics: Metrics) -> Warning | None:
     )
 
 
-def entropy_collapse(metrics: Metrics) -> Warning | None:
+def entropy_collapse(metrics: Metrics, limit: float | None = None) -> Warning | None:
+    """`limit`: in nats a token; None: ENTROPY_LOW, or ENTROPY_SHARE of the first stretch."""
     steps, values = series(metrics, "policy/entropy")
     if len(steps) < FEW or _solved(metrics):
         return None
     means = stretches(steps, values, last_step(metrics), _width(metrics))[1]
     first, last = float(means[0]), float(means[-1])
-    if last >= ENTROPY_LOW and last >= ENTROPY_SHARE * first:
+    fine = max(ENTROPY_LOW, ENTROPY_SHARE * first) if limit is None else limit
+    if last >= fine:
         return None
-    below = next(at for at, value in zip(steps, values, strict=True) if value < max(ENTROPY_LOW, ENTROPY_SHARE * first))
+    below = next(at for at, value in zip(steps, values, strict=True) if value < fine)
+    said = f"a tenth of that or {ENTROPY_LOW}" if limit is None else number(limit)
     return Warning(
         name="Entropy collapse",
-        seen=f"Entropy fell from {number(first)} to {number(last)} nats a token, first below a tenth of that or "
-        f"{ENTROPY_LOW} at step {below}, and the pass rate is not at {percent(SOLVED)}.",
+        seen=f"Entropy fell from {number(first)} to {number(last)} nats a token, first below {said} at step {below}, "
+        f"and the pass rate is not at {percent(SOLVED)}.",
         means="The policy answers nearly always in the same words, so the responses of a group are alike, and there "
         "is little left to choose between: it will hardly improve further.",
         tries=(
@@ -222,14 +229,14 @@ def entropy_collapse(metrics: Metrics) -> Warning | None:
     )
 
 
-def truncation(metrics: Metrics) -> Warning | None:
-    found = _stretch_above(metrics, "response/truncated", TRUNCATED)
+def truncation(metrics: Metrics, limit: float = TRUNCATED) -> Warning | None:
+    found = _stretch_above(metrics, "response/truncated", limit)
     if found is None:
         return None
     return Warning(
         name="Truncation",
         seen=f"{percent(found.mean)} of the responses end at the length limit in {found.where} "
-        f"(fine: below {percent(TRUNCATED)}).",
+        f"(fine: below {percent(limit)}).",
         means="They are cut off before their answer, mostly score 0, and so teach the policy to be short, or, where "
         "they ramble, show that it no longer ends its responses.",
         tries=(
@@ -241,11 +248,8 @@ def truncation(metrics: Metrics) -> Warning | None:
 
 
 def no_answer(metrics: Metrics) -> Warning | None:
-    shares = []
-    for row in metrics:
-        # A status is only logged in steps in which it comes up.
-        if samples := sum(row.get(f"samples/{status}", 0.0) for status in get_args(Status)):
-            shares.append({"step": row["step"], "share": row.get("samples/no_answer", 0.0) / samples})
+    counts = {row["step"]: (row.get("samples/no_answer", 0.0), _samples(row)) for row in metrics}
+    shares = [{"step": step, "share": count / of} for step, (count, of) in counts.items() if of]
     found = _stretch_above(shares, "share", NO_ANSWER)
     if found is None:
         return None
@@ -263,14 +267,15 @@ def no_answer(metrics: Metrics) -> Warning | None:
     )
 
 
-def equal_groups(metrics: Metrics) -> Warning | None:
+def equal_groups(metrics: Metrics, limit: float = EQUAL_GROUPS) -> Warning | None:
     found = _last_stretch(metrics, "groups/equal_rewards")
-    if found is None or found.mean <= EQUAL_GROUPS or _solved(metrics):
+    if found is None or found.mean <= limit or _solved(metrics):
         return None
+    nothing, _ = _above(metrics, "groups/equal_rewards", NO_SIGNAL)
     return Warning(
         name="Groups with equal rewards",
         seen=f"In {percent(found.mean)} of the groups all responses have the same reward, over {found.where} "
-        f"(fine: below {percent(EQUAL_GROUPS)}).",
+        f"(fine: below {percent(limit)})" + (f"; in all groups in {_steps(nothing)}." if nothing else "."),
         means="Algorithms that compare within a group learn nothing from these (VIMPO is pulled to its reference by "
         "them): the problems are too hard or too easy for this model, or its responses are all alike.",
         tries=(
@@ -279,6 +284,13 @@ def equal_groups(metrics: Metrics) -> Warning | None:
             "a reward with parts, which tells wrong answers apart",
         ),
     )
+
+
+def no_signal(metrics: Metrics, limit: float = NO_SIGNAL) -> Warning | None:
+    """As `equal_groups`, but where no replaced group made up for it."""
+    if any(row.get("refill/groups", 0.0) > 0 for row in metrics):
+        return None
+    return equal_groups(metrics, limit)
 
 
 def clip_share(metrics: Metrics) -> Warning | None:
@@ -308,6 +320,33 @@ CHECKS: tuple[Callable[[Metrics], Warning | None], ...] = (
     equal_groups,
     clip_share,
 )
+
+
+def unhealthy(metrics: Metrics, config: RunConfig) -> tuple[str, Warning] | None:
+    """The first of the config's health checks whose number was past its limit at each of the last `patience` steps: its
+    name in `health`, and the warning. One bad step is chance, whatever it does to a stretch's mean."""
+    trained = [row for row in metrics if row["step"] > 0]
+    patience = config.health.patience
+    if len(trained) < patience:
+        return None
+    checks: dict[str, Callable[..., Warning | None]] = {
+        "kl": kl_growth,
+        "entropy": entropy_collapse,
+        "gap": functools.partial(sampler_gap, dtype=config.model.dtype),
+        "truncation": truncation,
+        "verifier": samples_without_value,
+        "no_signal": no_signal,
+    }
+    for name, limit in config.health.limits.items():
+        check = functools.partial(checks[name], **({} if limit is None else {"limit": limit}))
+        # How low entropy is follows from where it began.
+        begin = 0 if name == "entropy" else -1
+        ends = range(len(trained) - patience + 1, len(trained) + 1)
+        if all(check(trained[:end][begin:]) for end in ends):
+            found = check(trained if name == "entropy" else trained[-patience:])
+            assert found is not None, "what holds at each step holds for all of them"
+            return name, _for(config, found)
+    return None
 
 
 @dataclass(frozen=True)
@@ -342,6 +381,11 @@ def _stretch_above(metrics: Metrics, name: str, limit: float) -> _Stretch | None
 
 def _last_stretch(metrics: Metrics, name: str) -> _Stretch | None:
     return _stretch(metrics, name, lambda means: len(means) - 1)
+
+
+def _samples(row: Mapping[str, float]) -> float:
+    """That a step has scored: a status is only logged in steps in which it comes up."""
+    return sum(row.get(f"samples/{status}", 0.0) for status in get_args(Status))
 
 
 def _above(metrics: Metrics, name: str, limit: float) -> tuple[list[int], list[float]]:

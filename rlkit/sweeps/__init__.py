@@ -197,7 +197,7 @@ def _make(what: str, jobs: Sequence[Job], at_once: int, terminal: Console, lock:
             needs_reference=algorithm.needs.reference,
             has_critic=algorithm.value_loss is not None,
         )
-        total = each * sum(not job.done for job in jobs)
+        total = each * sum(not job.done and job.stopped is None for job in jobs)
         free = shutil.disk_usage(job.folder).free
         lack = f", MORE THAN THE {size(free)} THAT ARE FREE" if total > free else ""
         return (

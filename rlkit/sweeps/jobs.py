@@ -65,6 +65,11 @@ class Job:
         return checkpoints.path_of(RunFolder(self.folder).checkpoints, self.steps).is_dir()
 
     @property
+    def stopped(self) -> str | None:
+        """What the health check said that has ended it: it is not made again. None: none has."""
+        return RunFolder(self.folder).read_stop()
+
+    @property
     def resumable(self) -> bool:
         return RunFolder.is_one(self.folder) and checkpoints.latest(RunFolder(self.folder).checkpoints) is not None
 
@@ -126,14 +131,14 @@ def alone(sweep: Path) -> contextlib.AbstractContextManager[int]:
 def run_all(
     jobs: Sequence[Job], at_once: int, watch: Callable[[Sequence[Job]], None], say: Callable[[str], None], lock: int
 ) -> int:
-    """Make every job that is not done. `watch` is called a few times a second with those that run, `say`
-    with what people should know.
+    """Make every job that is not done, and that no health check has stopped. `watch` is called a few times a second
+    with those that run, `say` with what people should know.
 
     A job that dies gets its `error`, and the others go on. A signal that asks for an end lets the runs end after the
     step in hand, as they do where this process is killed; a second interrupt ends them at once. Returns the number of
     the signal; 0: none came.
     """
-    waiting = [job for job in jobs if not job.done]
+    waiting = [job for job in jobs if not job.done and job.stopped is None]
     free = shares(at_once)
     running: dict[Job, tuple[subprocess.Popen[bytes], Share]] = {}
     with _interrupts() as asked, _ended(running):
@@ -161,7 +166,7 @@ def run_all(
                     del running[job]
                     free.append(share)
                     job.seconds = time.monotonic() - job.started
-                    if not job.done and not asked:
+                    if not job.done and job.stopped is None and not asked:
                         job.error = _last_words(job, process.returncode)
             watch(list(running))
         return asked[0] if asked else 0
@@ -248,7 +253,7 @@ def left_s(jobs: Sequence[Job], at_once: int) -> float | None:
     usual = statistics.mean(second for seconds in known.values() for second in seconds)
     total = 0.0
     for job in jobs:
-        if not job.done and job.error is None:
+        if not job.done and job.error is None and job.stopped is None:
             whole = statistics.mean(known[job.algo]) if job.algo in known else usual
             total += whole * (1 - job.step / job.steps) if job.step else whole
     return total / at_once

@@ -21,7 +21,7 @@ class Display:
         """`estimate` makes a sentence of the first run that has a few steps, and the seconds all should take."""
         self.what, self.jobs, self.at_once, self.terminal = what, jobs, at_once, terminal
         self.estimate: Callable[[Job, float], str] | None = estimate
-        self.ended = {job for job in jobs if job.done}
+        self.ended = {job for job in jobs if job.done or job.stopped}
         self.progress: Progress | None = None
         self.bars: dict[Job, TaskID] = {}
         if terminal.is_terminal:
@@ -52,7 +52,9 @@ class Display:
             self.say(self.estimate(farthest, left))
             self.estimate = None
         for job in self.jobs:
-            if job not in self.ended and (job.done or job.error is not None) and job not in running:
+            if job in running or job in self.ended:
+                continue
+            if job.done or job.error is not None or job.stopped:
                 self.ended.add(job)
                 self.say(self._line(job))
         if self.progress is not None:
@@ -66,6 +68,9 @@ class Display:
                 f"{place} died after step {job.step} of {job.steps}; the others go on. Its last lines ({job.log}):\n"
                 + indented
             )
+        if job.stopped is not None:
+            where = f"after step {job.step} of {job.steps}"
+            return f"{place} stopped by a health check {where}; the others go on. {job.stopped}"
         return f"{place} done: clean reward {job.reward:.3f} in its last step, {duration(job.seconds)}"
 
     def _draw(self, running: Sequence[Job], left: float | None) -> None:

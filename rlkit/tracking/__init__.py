@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlkit import registry
-from rlkit.blame import Blame
+from rlkit.tracking.mirror import Mirror
 
 if TYPE_CHECKING:
     from rlkit.config import PluginRef
@@ -48,7 +48,8 @@ def _last_part(path: str) -> str:
 
 
 class Tracker(Protocol):
-    """Mirrors what a run writes. Lives on rank 0 only."""
+    """Mirrors what a run writes. Lives on rank 0 only. A run calls it from a thread of its own, one call after the
+    other; what it raises is said, and ends nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -63,27 +64,6 @@ class Tracker(Protocol):
 
 
 def build_tracker(ref: PluginRef, info: RunInfo) -> Tracker:
-    """The tracker that `ref` names. What it raises is a PluginError that names it."""
-    return _Named(registry.build("trackers", ref.kind, ref.options, info), f"tracker {ref.kind!r}")
-
-
-class _Named:
-    """A plugin's tracker, whose faults carry its name."""
-
-    def __init__(self, tracker: Tracker, name: str) -> None:
-        self._tracker = tracker
-        self._log = Blame(name, "its log", tracker.log)
-        self._log_samples = Blame(name, "its log_samples", tracker.log_samples)
-        self._close = Blame(name, "its close", tracker.close)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._log:
-            self._tracker.log(step, metrics)
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        with self._log_samples:
-            self._tracker.log_samples(step, rows)
-
-    def close(self) -> None:
-        with self._close:
-            self._tracker.close()
+    """The tracker that `ref` names; what it raises later ends no run. RlkitError where it cannot begin."""
+    name = f"tracker {ref.kind!r}"
+    return Mirror(registry.build("trackers", ref.kind, ref.options, info), name)

@@ -121,6 +121,8 @@ def step_line(metrics: Mapping[str, float]) -> str:
     parts = [form.format(metrics[name]) for name, form in shown.items() if name in metrics]
     if metrics.get("samples/no_value"):
         parts.append(f"{metrics['samples/no_value']:.0f} without reward")
+    if metrics.get("groups/equal_rewards") == 1 and not metrics.get("refill/groups"):
+        parts.append("no signal")
     if missing := metrics.get("refill/groups_missing"):
         groups = metrics["refill/groups"]
         parts.append(f"{groups:.0f} of {groups + missing:.0f} groups")

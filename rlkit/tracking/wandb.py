@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from rlkit.config import Section
 from rlkit.errors import ConfigError
 from rlkit.scoring.noise import noise_label
 from rlkit.tracking import RunInfo
+
+UPLOADING_S = 240.0
+"""That the end of a run waits for what the server does not have yet."""
 
 
 class WandbConfig(Section):
@@ -66,7 +70,7 @@ class WandbTracker:
         self.run.log({"step": step, "samples": table}, step=step)
 
     def close(self) -> None:
-        self.run.finish()
+        _finish(self.run)
 
 
 def log_comparison(folder: Path, options: WandbConfig, group: str) -> None:
@@ -88,7 +92,17 @@ def log_comparison(folder: Path, options: WandbConfig, group: str) -> None:
     name = f"{group} comparison"
     run = _begin(options, folder, name=name, group=group, job_type="comparison", tags=("comparison",), config={})
     run.log({**tables, **pictures, **pages})
-    run.finish()
+    _finish(run)
+
+
+def _finish(run: Any) -> None:
+    try:
+        run.finish()
+    except TimeoutError:
+        warnings.warn(
+            f"wandb: not all could be uploaded; `wandb sync --include-online {run.settings.sync_dir}` uploads it",
+            stacklevel=3,
+        )
 
 
 def _read_csv(file: Path) -> tuple[list[str], list[list[Any]]]:
@@ -135,8 +149,10 @@ def _begin(
     # wandb reads its variables once a process, and they may have been set since.
     entity = options.entity or os.environ.get("WANDB_ENTITY")
     place = {} if os.environ.get("WANDB_SWEEP_ID") else {"project": project(options), "entity": entity}
-    try:
-        run = wandb.init(
+    settings = wandb.Settings(silent=True, console="off", finish_timeout=UPLOADING_S, finish_timeout_raises=True)
+
+    def begin(mode: str) -> Any:
+        return wandb.init(
             **place,
             group=_cut(group, 128),
             tags=sorted({_cut(tag, 64) for tag in (*tags, *options.tags)}),
@@ -147,13 +163,20 @@ def _begin(
             config=dict(config),
             dir=str(folder),
             mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=settings,
         )
+
+    why = " (WANDB_MODE)" if os.environ.get("WANDB_MODE") else " (no key: `wandb login` makes one known)"
+    try:
+        run = begin(mode)
     except wandb.Error as error:
-        raise ConfigError(f"tracker wandb: {error}. WANDB_MODE=offline runs without the server") from error
+        # A server that is away may come back, and training need not wait for it; one that says no will not.
+        if not (mode == "online" and "timed out" in str(error).lower()):
+            raise ConfigError(f"tracker wandb: {error}. WANDB_MODE=offline runs without the server") from error
+        mode, why = "offline", f" (the server does not answer: {str(error).splitlines()[0]})"
+        run = begin(mode)
     id_file.write_text(run.id + "\n")
     if mode == "offline":
-        why = " (WANDB_MODE)" if os.environ.get("WANDB_MODE") else " (no key: `wandb login` makes one known)"
         print(f"wandb: offline{why}; upload with `wandb sync {run.settings.sync_dir}`", flush=True)
     elif run.url:
         print(f"wandb: {run.url}", flush=True)

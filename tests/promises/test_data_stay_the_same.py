@@ -1,15 +1,18 @@
-"""A run goes on with the data it began with, and a comparison says where data of one name were not the same."""
+"""A run goes on with the data and the model it began with; a comparison says where one name stood for other data."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rlkit.assembly import run as runs
+from rlkit.assembly.inputs import check_same_model
 from rlkit.comparison import compare
-from rlkit.config import RunConfig, load
+from rlkit.config import ModelConfig, RunConfig, load
+from rlkit.embedded import resolve
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
 
@@ -51,3 +54,25 @@ def test_a_comparison_finds_other_golds_unfair(tmp_path: Path) -> None:
     c = runs.train(config(file, "c", 1, "ppo"), quiet=True)
     found = [each.title for each in compare([a, c]).fairness.findings if each.level == "unfair"]
     assert "The data for training are not the same" in found
+
+
+def test_a_run_goes_on_with_its_own_model(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(resolve("embedded:xs"), model)
+    write(tmp_path / "d.jsonl", 11)
+    first = config(tmp_path / "d.jsonl", "r", 1)
+    folder = runs.train(first.model_copy(update={"model": ModelConfig(path=str(model))}), quiet=True)
+    resumed = load(str(folder / "config.yaml"), ["steps=2"])
+    (model / "README.md").write_text("Only words.")
+    (model / "generation_config.json").write_text("{}")
+    check_same_model(resumed)
+
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-4] + bytes(4))  # one weight
+    with pytest.raises(ConfigError, match=r"the model of .* has changed since it began: model\.safetensors in .*/m\. "):
+        runs.train(resumed, resume=True, quiet=True)
+    file.write_bytes(whole)
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has changed since it began: tokenizer\.json"):
+        check_same_model(resumed)

@@ -44,6 +44,7 @@ def test_metrics_lose_only_the_line_that_is_cut(run: RunFolder) -> None:
 def test_a_run_goes_on_behind_a_cut_line(run: RunFolder) -> None:
     whole = run.metrics_file.read_bytes()
     run.metrics_file.write_bytes(whole[:-9])
+    run.cut_after(3, run.read_config())
     run.log_metrics(4, {"reward/mean": 0.5})
     assert [row["step"] for row in read_rows(run.metrics_file)] == [1, 2, 3, 4]
 

@@ -320,16 +320,11 @@ def test_a_sampler_s_faults(generate: str, said: str, written: Callable[..., str
 
 def test_a_tracker_s_faults(written: Callable[..., str], tmp_path: Path) -> None:
     name = made(written, "tracker", "info", log="raise OSError('disk full')")
-    info = RunInfo(name="r", folder=tmp_path, config={}, steps=1)
-    mine = build_tracker(PluginRef(kind=name), info)
-    calls: dict[str, Callable[[], None]] = {
-        "log": lambda: mine.log(1, {}),
-        "log_samples": lambda: mine.log_samples(1, []),
-        "close": mine.close,
-    }
-    for method, call in calls.items():
-        with pytest.raises(PluginError, match=rf"^tracker '{name}', .*: its {method} raised OSError: disk full"):
-            call()
+    mine = build_tracker(PluginRef(kind=name), RunInfo(name="r", folder=tmp_path, config={}, steps=1))
+    mine.log(1, {})
+    mine.log_samples(1, [])
+    with pytest.warns(UserWarning, match=rf"^tracker '{name}', .*: its log raised OSError: disk full"):
+        mine.close()
 
 
 @pytest.mark.parametrize(

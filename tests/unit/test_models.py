@@ -125,6 +125,7 @@ def test_a_critic_with_too_few_positions_is_refused(tmp_path: Path) -> None:
     result = dry_run(f"critic.path={critic}", "sampling.max_tokens=24")
     assert result.exit_code == 2
     assert f"exceed the 24 positions of {critic}" in result.output
+    assert "The prompt: " in result.output
 
 
 def test_a_critic_that_is_not_there_is_named_by_its_own_setting(tmp_path: Path) -> None:

@@ -393,7 +393,9 @@ def test_damaged_provenance_is_named(tmp_path: Path) -> None:
 def test_a_run_outlives_its_report(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", healthy(3))
     (folder.path / "report.html").mkdir()
-    with pytest.warns(UserWarning, match="the run is whole, but its report could not be written: .*`rlkit report"):
+    with pytest.warns(
+        UserWarning, match="the run is whole, but its picture or its report could not be written: .*`rlkit report"
+    ):
         runs._draw(folder.path)
     assert folder.learning_curve.is_file()
 
