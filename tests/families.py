@@ -21,7 +21,7 @@ from sampler_help import ask, largest_gap
 
 from rlkit import config as configs
 from rlkit import registry
-from rlkit.assembly.run import build_loop
+from rlkit.assembly.build import build_loop
 from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
 from rlkit.engine.attention import heed_soft_cap

@@ -35,7 +35,7 @@ import deepspeed  # noqa: E402, F401  here, where many items can share it
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from rlkit import config as configs  # noqa: E402
-from rlkit.assembly.run import build_loop  # noqa: E402
+from rlkit.assembly.build import build_loop  # noqa: E402
 from rlkit.closing import closing  # noqa: E402
 from rlkit.config import RunConfig  # noqa: E402
 from rlkit.engine import distributed, flops, memory  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlkit.comparison.runs import flatten
 from rlkit.config import RunConfig
-from rlkit.errors import ConfigError
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
 
@@ -77,3 +77,20 @@ def settings_of(run: RunFolder, algo: str | None, name: str | None) -> dict[str,
             settings.pop(key, None)
     place = run.path.resolve()
     return {**settings, "name": name or f"{place.name}-fork", "out": str(place.parent)}
+
+
+def origin_of(fork: Path, config: RunConfig) -> Origin:
+    """The run and the checkpoint that `fork` names. ConfigError or RlkitError where there is none that is whole."""
+    from rlkit.engine import checkpoint
+
+    place, path = checkpoints.parted(fork)
+    run = RunFolder.open(place)
+    if path is None:
+        path = checkpoint.newest_sound(run.checkpoints)
+        if path is None:
+            raise RlkitError(f"{run.path} holds no checkpoint that a run could begin from")
+    else:
+        checkpoint.check(path)
+    origin = Origin(run, path)
+    origin.check(config)
+    return origin

@@ -105,6 +105,7 @@ def run(
     """
     from rlkit.assembly import launch
     from rlkit.assembly import run as runs
+    from rlkit.assembly.ending import summary
 
     if plain and quiet:
         raise click.UsageError("--plain leaves out the bar, --quiet all but warnings and the summary: give one of them")
@@ -162,7 +163,7 @@ def run(
     except StoppedError as stopped:
         folder, ended = stopped.folder, stopped.exit_code
     if ranks.rank() == 0:
-        click.echo(runs.summary(folder))
+        click.echo(summary(folder))
     if ended:
         sys.exit(ended)
 

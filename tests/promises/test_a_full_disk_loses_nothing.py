@@ -15,6 +15,7 @@ from made_run import healthy, make_run
 from safetensors.torch import load_file
 
 from rlkit import files
+from rlkit.assembly import ending
 from rlkit.assembly import run as runs
 from rlkit.config import RunConfig, load
 from rlkit.errors import DiskError, RlkitError
@@ -133,6 +134,6 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path, largest_fi
     run = make_run(tmp_path / "r", healthy(3))
     largest_file(2000)
     with pytest.warns(UserWarning, match=r"its picture or its report could not be written: .*png"):
-        runs._draw(run.path)
+        ending.draw(run.path)
     assert not run.learning_curve.exists()
     assert not list(run.path.glob("*.part"))

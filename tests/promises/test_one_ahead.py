@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from rlkit import config as configs
 from rlkit.assembly import run as runs
+from rlkit.assembly.build import build_loop
 from rlkit.cli import main
 from rlkit.config import CorrectionConfig
 from rlkit.data import Cursor
@@ -84,7 +85,7 @@ def test_a_run_is_what_its_steps_by_hand_make(straight: RunFolder, tmp_path: Pat
     resolved, algorithm = configs.resolve_with_algorithm(config)
     logged = {int(row["step"]): row for row in straight.read_metrics()}
     with ExitStack() as stack:
-        loop = runs.build_loop(resolved, algorithm, stack, resume=False)
+        loop = build_loop(resolved, algorithm, stack, resume=False)
         learner, gatherer, problems = loop.learner, loop.gatherer, loop.problems
         first, others = (Cursor(len(problems), resolved.seed + more, 0) for more in (0, 1))
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from made_run import HOSTILE, healthy, log_responses, make_run
 
 from rlkit import pages, report
-from rlkit.assembly import run as runs
+from rlkit.assembly import ending
 from rlkit.commands.report import report as command
 from rlkit.config import load
 from rlkit.errors import ConfigError, RlkitError
@@ -396,19 +396,19 @@ def test_a_run_outlives_its_report(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning, match="the run is whole, but its picture or its report could not be written: .*`rlkit report"
     ):
-        runs._draw(folder.path)
+        ending.draw(folder.path)
     assert folder.learning_curve.is_file()
 
 
 def test_the_summary_names_the_report_and_gives_its_warnings_in_full(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", healthy(3))
-    assert "report" not in runs.summary(folder.path)
-    runs._draw(folder.path)
-    assert f"report   {folder.path / 'report.html'}\n" in runs.summary(folder.path)
+    assert "report" not in ending.summary(folder.path)
+    ending.draw(folder.path)
+    assert f"report   {folder.path / 'report.html'}\n" in ending.summary(folder.path)
     folder.log_metrics(3, {"updates/skipped": 1.0})
     (warning,) = report.warnings_of(folder.read_metrics(), folder.read_config())
     assert warning.means in str(warning)
-    assert f"\n\nwarning: {warning}\n\n" in runs.summary(folder.path)
+    assert f"\n\nwarning: {warning}\n\n" in ending.summary(folder.path)
 
 
 def test_phases_add_up_to_the_whole() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from rlkit import config as configs
-from rlkit.assembly.run import build_loop, prepare_environment
+from rlkit.assembly.build import build_loop
+from rlkit.assembly.run import prepare_environment
 from rlkit.embedded import resolve
 from rlkit.loop.learner import Learner
 
