@@ -13,6 +13,7 @@ from rlkit.commands.options import trust_option
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM OPTIONS]")
 @click.option("--tensor-parallel", default=1, type=click.IntRange(min=1), metavar="N", help="GPUs of one copy.  [1]")
 @click.option("--data-parallel", default=1, type=click.IntRange(min=1), metavar="N", help="Copies.  [1]")
+@click.option("--adapters", is_flag=True, help="For a run with LoRA: its adapters alone are sent. On CPUs always.")
 @click.option("--port", default=8000, type=click.IntRange(1, 65535), metavar="P", help="[8000]")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; any but this machine's own needs a key.")
 @click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's key.")
@@ -22,6 +23,7 @@ def serve(
     options: tuple[str, ...],
     tensor_parallel: int,
     data_parallel: int,
+    adapters: bool,
     port: int,
     host: str,
     api_key_env: str | None,
@@ -46,6 +48,7 @@ def serve(
         port=port,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,
+        adapters=adapters,
         key_variable=api_key_env,
         options=options,
     )

@@ -26,13 +26,15 @@ def serve(
     port: int = 8000,
     tensor_parallel: int = 1,
     data_parallel: int = 1,
+    adapters: bool = False,
     key_variable: str | None = None,
     options: Sequence[str] = (),
 ) -> NoReturn:
     """Become vLLM's server of a model.
 
-    key_variable: the environment variable that holds its key. options: more of vLLM's own. ConfigError for what cannot
-    be: vLLM is not there, the port is taken, a key is missing.
+    adapters: the run trains LoRA adapters, which alone are sent. key_variable: the environment variable that holds its
+    key. options: more of vLLM's own. ConfigError for what cannot be: vLLM is not there, the port is taken, a key is
+    missing.
     """
     distribution.check_extra("rlkit serve", "vllm")
     _check_options(options)
@@ -40,7 +42,7 @@ def serve(
     _check_free(host, port)
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *arguments(model, host, port, tensor_parallel, data_parallel),
+        *arguments(model, host, port, tensor_parallel, data_parallel, adapters=adapters),
         *options,
     ]
     environment = {**os.environ, **_environment(), UP: _said(host, port, key_variable)}
@@ -51,15 +53,19 @@ def serve(
     os.execve(sys.executable, command, environment)
 
 
-def arguments(model: ModelConfig, host: str, port: int, tensor_parallel: int, data_parallel: int) -> list[str]:
+def arguments(
+    model: ModelConfig, host: str, port: int, tensor_parallel: int, data_parallel: int, *, adapters: bool = False
+) -> list[str]:
     """vLLM's options."""
     cpu = on_cpu()
+    # vLLM's NCCL engine loads whole weights. Adapters are megabytes, for which gloo is quick enough.
+    ours = cpu or adapters
     found = [
         *("--model", resolve(model.path), "--served-model-name", model.path),
         *("--host", host, "--port", str(port), "--dtype", model.settled().dtype),
         *("--tensor-parallel-size", str(tensor_parallel), "--data-parallel-size", str(data_parallel)),
         *("--middleware", "rlkit.serving.guard.Guard"),
-        *("--weight-transfer-config", json.dumps({"backend": "rlkit_gloo" if cpu else "nccl"})),
+        *("--weight-transfer-config", json.dumps({"backend": "rlkit_gloo" if ours else "nccl"})),
         *("--logprobs-mode", "processed_logprobs"),
         # Else what a model's generation config says of temperature and the like would be the default of each request.
         *("--generation-config", "vllm"),
@@ -68,9 +74,10 @@ def arguments(model: ModelConfig, host: str, port: int, tensor_parallel: int, da
     ]
     if model.trust_remote_code:
         found.append("--trust-remote-code")
+    if ours:
+        found += ["--worker-extension-cls", "rlkit.serving.worker.Extension"]
     if cpu:
         # Where a prompt is cut in two, vLLM winds the request's generator back, which a CPU's cannot do.
-        found += ["--worker-extension-cls", "rlkit.serving.worker.Extension"]
         found += ["--enforce-eager", "--no-enable-chunked-prefill"]
         if tensor_parallel == 1:
             found += ["--distributed-executor-backend", "uni"]  # no third process, which takes 10 s to start

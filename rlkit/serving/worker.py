@@ -1,5 +1,5 @@
-"""What vLLM's workers load of ours on CPUs, before they make the model: layers that can take new weights, and the
-engine that receives them. On GPUs vLLM's own NCCL engine does, and none of this is needed."""
+"""What vLLM's workers load of ours, before they make the model: on CPUs layers that can take new weights, and the
+engine that receives weights and adapters over gloo. Whole weights come to GPUs by vLLM's own NCCL engine instead."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.platforms import current_platform
 
 from rlkit.engine.adapters import DOWN, SCALE, UP, merged
 from rlkit.generation import vllm_cpu, vllm_weights
@@ -51,7 +52,8 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         self._kept: dict[str, Tensor] = {}
         """Adapters, and the weights that they belong to: of these the model has the sum."""
-        vllm_cpu.forget_shared_memory()
+        if current_platform.is_cpu():
+            vllm_cpu.forget_shared_memory()
         parallel = self.parallel_config
         rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
         own = gloo.address_towards(init_info.address, init_info.port)
@@ -92,5 +94,6 @@ class GlooWeightTransferEngine(WeightTransferEngine):  # type: ignore[misc]
 
 
 _LASTING = contextlib.ExitStack()
-_LASTING.enter_context(vllm_cpu.ready())  # for as long as the worker lives: it makes one model
+if current_platform.is_cpu():
+    _LASTING.enter_context(vllm_cpu.ready())  # for as long as the worker lives: it makes one model
 WeightTransferEngineFactory.register_engine(gloo.BACKEND, GlooWeightTransferEngine)

@@ -167,6 +167,10 @@ def test_what_vllm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = options()
     assert json.loads(found["--weight-transfer-config"]) == {"backend": "nccl"}
     assert not {"--worker-extension-cls", "--enforce-eager", "--no-enable-chunked-prefill"} & found.keys()
+    found = options(adapters=True)
+    assert json.loads(found["--weight-transfer-config"]) == {"backend": gloo.BACKEND}
+    assert found["--worker-extension-cls"] == "rlkit.serving.worker.Extension"
+    assert not {"--enforce-eager", "--no-enable-chunked-prefill"} & found.keys()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "gpu7"])
