@@ -63,6 +63,7 @@ KINDS = (
     Kind("ppo", "ppo", ("checkpoint.grace_s=2", "batch.epochs=2")),
     Kind("vimpo, one ahead, 2 ranks", "vimpo", (*AHEAD, "reference=average", "model.lora={rank: 4}"), ranks=2),
     Kind("grpo, 2 ranks", "grpo", ("batch.minibatches=2", "engine.zero_stage=2"), ranks=2),
+    Kind("vimpo, vLLM", "vimpo", ("sampler=vllm", "reference=average")),
 )
 
 
