@@ -46,14 +46,16 @@ NUMBERS = {
 }  # fmt: skip
 """Where a type allows what would take for ever."""
 
+ENDLESS = {"batch.epochs", "scoring.workers"}
+"""So many are allowed, and would be made."""
+
 WRONG: list[Any] = [None, -1, 0, 1.5, "", "nonsense", [], {}, True, float("nan"), 10**30]
 
 
 def configs() -> st.SearchStrategy[dict[str, Any]]:
     """Plain data: `BASE` with one to six other settings, one of twelve of a wrong kind."""
-    keys = dict(_keys(RunConfig))
-    changes = st.lists(st.sampled_from(sorted(keys)), min_size=1, max_size=6, unique=True).flatmap(
-        lambda chosen: st.fixed_dictionaries({key: _value(key, keys[key]) for key in chosen})
+    changes = st.lists(st.sampled_from(sorted(KEYS)), min_size=1, max_size=6, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({key: _value(key, KEYS[key]) for key in chosen})
     )
     return changes.map(_changed)
 
@@ -100,7 +102,8 @@ def _value(key: str, field: FieldInfo) -> st.SearchStrategy[Any]:
     right = _plugin(key)
     if right is None:
         right = st.sampled_from(NUMBERS[key]) if key in NUMBERS else _of(field.annotation, field.metadata)
-    return st.integers(0, 11).flatmap(lambda at: st.sampled_from(WRONG) if at == 0 else right)
+    wrong = [each for each in WRONG if key not in ENDLESS or each != 10**30]
+    return st.integers(0, 11).flatmap(lambda at: st.sampled_from(wrong) if at == 0 else right)
 
 
 def _plugin(key: str) -> st.SearchStrategy[Any] | None:
@@ -176,3 +179,7 @@ def _number(kind: type, notes: Any) -> st.SearchStrategy[Any]:
             high = float(note.lt) - 1e-3  # type: ignore[arg-type]
     high = max(low, high)
     return st.integers(int(low), int(high)) if kind is int else st.floats(low, high)
+
+
+KEYS = dict(_keys(RunConfig))
+"""Those that are tried, by their names with dots."""

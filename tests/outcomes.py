@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fuzzed import BASE
+from fuzzed import BASE, KEYS
 
 import rlkit
 from rlkit.errors import ConfigError, RlkitError
@@ -34,8 +34,9 @@ def outcome(config: dict[str, Any]) -> str:
 
 
 def _names_a_key(said: str, config: dict[str, Any]) -> bool:
-    """One that is not of `BASE`: by its whole name, its last or its section's."""
+    """One that is not of `BASE`, by its whole name, its last or its section's; or any other by its whole name."""
     names = {name for each in leaves(config) if each not in leaves(BASE) for name in (each[0], *each[0].split("."))}
+    names |= {key for key in KEYS if "." in key}
     return any(re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", said) for name in names)
 
 

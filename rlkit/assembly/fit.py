@@ -48,11 +48,27 @@ def memory_of(
     )
 
 
+TOKEN = 24
+"""Bytes that a rank keeps of each token of a rollout, at least: ids, mask, the sampler's log-probs and two measured."""
+
+
 def check_fit(config: RunConfig, algorithm: Algorithm, inputs: Inputs, ranks: int) -> None:
     """ConfigError for a run that this machine has not the memory for."""
+    check_rollout(config)
     memory = memory_of(config, algorithm, inputs, ranks)
     if memory is not None and (wrong := misfits(config, memory, ranks)):
         raise ConfigError(f"{config.model.path} does not fit here: {'; and '.join(wrong)}")
+
+
+def check_rollout(config: RunConfig) -> None:
+    """ConfigError for a step whose responses, were they of one token each, would not fit into this machine's memory."""
+    prompts, samples = config.batch.prompts_per_step, config.batch.samples_per_prompt
+    least, host = prompts * samples * TOKEN, host_memory()
+    if least > host:
+        raise ConfigError(
+            f"batch.prompts_per_step ({prompts}) times batch.samples_per_prompt ({samples}) are {prompts * samples:.3g} "
+            f"responses a step, which alone would take more than the {size(host)} of memory here: lower them"
+        )
 
 
 def check_disk(config: RunConfig, algorithm: Algorithm) -> None:

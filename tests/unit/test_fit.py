@@ -235,3 +235,13 @@ def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(
         result.output,
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rollout_that_no_memory_holds_is_refused(tmp_path: Path) -> None:
+    settings = ["batch.samples_per_prompt=100000000000", f"out={tmp_path}", "name=large"]
+    with pytest.raises(ConfigError) as refused:
+        runs.train(configs.load("embedded_xs", settings), quiet=True)
+    assert "batch.samples_per_prompt (100000000000) are 1.6e+12 responses a step, which alone would take" in str(
+        refused.value
+    )
+    assert not (tmp_path / "large").exists()
