@@ -66,8 +66,9 @@ def check_rollout(config: RunConfig) -> None:
     least, host = prompts * samples * TOKEN, host_memory()
     if least > host:
         raise ConfigError(
-            f"batch.prompts_per_step ({prompts}) times batch.samples_per_prompt ({samples}) are {prompts * samples:.3g} "
-            f"responses a step, which alone would take more than the {size(host)} of memory here: lower them"
+            f"batch.prompts_per_step ({prompts}) times batch.samples_per_prompt ({samples}) are "
+            f"{prompts * samples:.3g} responses a step, which alone would take more than the {size(host)} of memory "
+            "here: lower them"
         )
 
 
