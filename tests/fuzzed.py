@@ -34,7 +34,7 @@ BASE: dict[str, Any] = {
 LEFT = {
     "name", "out", "plugins", "steps", "trackers", "sampler", "eval.suites", "eval.suite_data", "model.path",
     "data.path", "data.eval_path", "data.subset", "critic.path", "data.chat_template_kwargs", "sampling.max_tokens",
-    "scoring.memory_gib", "eval.problems", "eval.samples", "batch.refill",
+    "scoring.memory_gib", "eval.problems", "eval.samples", "batch.refill", "replay.run", "replay.first",
 }  # fmt: skip
 """Keys that take a file, a server or long: they have tests of their own."""
 

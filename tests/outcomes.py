@@ -17,14 +17,15 @@ from rlkit.records.metrics import last_step
 
 
 def outcome(config: dict[str, Any]) -> str:
-    """Ran, refused, or stopped: a verifier that has no verdict on these data shows it when it sees them. Whatever else
-    it raises is raised, a refusal that names no key too."""
+    """Ran, refused, or stopped: a verifier that has no verdict on these data shows it when it sees them, and so few
+    samples may teach nothing. Whatever else it raises is raised, a refusal that names no key too."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             rlkit.train({**config, "out": folder, "name": "fuzzed"}, quiet=True)
         except RlkitError as error:
-            if not _names_a_key(str(error), config):
+            taught_nothing = "but no update: none had a sample to learn from" in str(error)
+            if not taught_nothing and not _names_a_key(str(error), config):
                 raise
             return "refused" if isinstance(error, ConfigError) else "stopped"
         run = RunFolder.open(Path(folder) / "fuzzed")
