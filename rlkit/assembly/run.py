@@ -142,11 +142,11 @@ def _hold(folder: Path, stack: ExitStack) -> None:
     refused = None
     if distributed.main_rank():
         otherwise = "Wait for it to end, or end that process; a run beside it needs another --name"
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
         try:
             stack.enter_context(alone(folder, "run", otherwise))
             if made:
-                stack.callback(remove_unused, folder)
+                stack.callback(remove_unused, folder, made)
         except ConfigError as error:
             refused = str(error)
     if said := distributed.gather_objects(refused)[0]:

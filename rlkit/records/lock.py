@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -38,12 +38,14 @@ def alone(folder: Path, what: str, otherwise: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def remove_unused(folder: Path) -> None:
-    """Of a folder that this process alone holds, and has made: remove it where nothing but the lock is in it."""
+def remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """Of a folder that this process alone holds: where nothing but the lock is in it, remove what was made for it,
+    `made`, the folder first and then those that it lies in."""
     with contextlib.suppress(OSError):
         if [each.name for each in folder.iterdir()] == [NAME]:
             (folder / NAME).unlink()
-            folder.rmdir()
+            for each in made:
+                each.rmdir()
 
 
 def _taken(folder: Path, what: str, otherwise: str) -> int:

@@ -143,7 +143,7 @@ def test_a_sweep_leaves_it_and_a_comparison_says_why(tmp_path: Path) -> None:
     job = Job(
         name="r0", algo="grpo", config=config, file=tmp_path / "c", folder=folders[0].path, log=tmp_path / "l", steps=4
     )
-    assert run_all([job], 1, lambda _: None, lambda _: None, 0)
+    assert run_all([job], 1, lambda _: None, lambda _: None, 0) == 0
     assert job.error is None
     assert not job.log.exists(), "it was not made again"
 

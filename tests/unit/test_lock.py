@@ -55,7 +55,7 @@ def test_a_lock_that_its_holder_has_removed_meanwhile_is_none(tmp_path: Path, mo
     def late(descriptor: int, how: int) -> None:
         if not removed:
             removed.append(True)
-            remove_unused(folder)
+            remove_unused(folder, [folder])
             folder.mkdir()
         lock(descriptor, how)
 

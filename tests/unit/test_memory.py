@@ -80,7 +80,7 @@ def test_what_deepspeed_holds(
             # hundredths of a model as small as this.
             assert each["stays"] == pytest.approx(said.sampling, rel=0.06)
         peak = said.training + said.host
-        assert 0.88 * peak < each["peak"] < 1.03 * peak + passing
+        assert 0.87 * peak < each["peak"] < 1.03 * peak + passing
         assert each["saved"] == pytest.approx(
             checkpoint_bytes(config, needs_reference=False, has_critic=False) - _exported(config, trained + frozen),
             rel=0.02,

@@ -18,6 +18,7 @@ import rlkit
 from rlkit import config as configs
 from rlkit.interfaces.progress import signs, waiting
 from rlkit.loop.stalls import Patience, Watch
+from rlkit.records.checkpoints import MANIFEST, Manifest
 from rlkit.records.folder import RunFolder
 
 
@@ -100,6 +101,7 @@ def test_a_rank_that_waits_for_ever_ends_all_with_their_stacks(tmp_path: Path) -
     """One of them gives signs of life all the time."""
     folder = tmp_path / "x"
     (folder / "checkpoints" / "step-00000006").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000006" / MANIFEST).write_text(Manifest().text())
     (folder / "stalls" / "1").mkdir(parents=True)  # of an earlier time
     ranks = [rank(0, 2, folder, "lives(100)"), rank(1, 2, folder, "stuck()")]
     (out, said), (_, other) = (each.communicate(timeout=60) for each in ranks)

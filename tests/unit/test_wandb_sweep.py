@@ -18,6 +18,7 @@ from wandb_files import wandb_records
 
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.assembly import ending
 from rlkit.assembly import run as runs
 from rlkit.cli import main
 from rlkit.config import RunConfig
@@ -159,7 +160,7 @@ def catch_runs(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         return Path()
 
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(runs, "summary", lambda _: "")
+    monkeypatch.setattr(ending, "summary", lambda _: "")
     return caught
 
 
