@@ -81,7 +81,9 @@ def train(
             made = _complete(loop, settings)
         else:
             if resume and distributed.main_rank() and talks:
-                print(f"  going on from step {loop.state.step} of {settings.steps}", flush=True)
+                step = loop.state.step
+                how = f"going on from step {step} of {settings.steps}" if step else "nothing was saved: it begins anew"
+                print(f"  {how}", flush=True)
             ends = _trained(loop, settings, shows)
             if talks and (said := loop.profiler.said()):
                 print(f"  {said}", flush=True)

@@ -307,13 +307,17 @@ class Loop(ABC):
         return newest is not None and checkpoint.add_model(newest, self.learner.policy)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run's folder that is whole. RlkitError where there is none."""
-        newest = checkpoint.newest_sound(RunFolder(self.config.folder).checkpoints)
-        if newest is None:
+        """Go on from the newest checkpoint of the run's folder that is whole. A run that was ended before it saved one
+        begins anew, with the same samples. RlkitError where that is not where it began."""
+        run = RunFolder(self.config.folder)
+        newest = checkpoint.newest_sound(run.checkpoints)
+        if newest is not None:
+            self._go_on_with(self._loaded(newest))
+        elif "from" in run.read_provenance():
             raise RlkitError(
-                f"{self.config.folder} holds no checkpoint to resume from: delete the folder and start the run anew"
+                f"{run.path} holds no checkpoint to resume from, and began with another run's: delete the folder and "
+                "type again what began it"
             )
-        self._go_on_with(self._loaded(newest))
         self.log.goes_on_from = self._saved = self._logged = self.state.step
 
     def begin_from(self, path: Path, *, same_algorithm: bool, same_samples: bool) -> None:

@@ -15,6 +15,7 @@ from rlkit import config as configs
 from rlkit.assembly import run as runs
 from rlkit.assembly.fork import settings_of
 from rlkit.cli import main
+from rlkit.errors import RlkitError
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
 
@@ -139,3 +140,21 @@ def test_a_mistyped_command_is_said_by_one_rank(rank: str, says: bool, monkeypat
     for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert ("No such option" in rlkit("--no-such-option", code=2)) == says
+
+
+def test_a_run_that_was_killed_before_it_saved_begins_anew(straight: Path, tmp_path: Path) -> None:
+    again = tmp_path / "straight"
+    shutil.copytree(straight, again)
+    shutil.rmtree(again / "checkpoints")
+    rows = RunFolder(again).metrics_file.read_text().splitlines(keepends=True)
+    RunFolder(again).metrics_file.write_text("".join(rows[:3]) + rows[3][:9])  # it was writing a line
+    config = configs.load(RunFolder(again).config_file).model_copy(update={"out": tmp_path})
+    runs.train(config, resume=True, quiet=True)
+    check_equal(again, straight, 4)
+
+
+def test_but_not_where_it_began_from_another_s(straight: Path) -> None:
+    run = RunFolder(forked(checkpoints.path_of(straight / "checkpoints", 2), "forked-and-killed", "steps=3"))
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(RlkitError, match="began with another run's: delete the folder and type again what began it"):
+        runs.train(configs.load(run.config_file), resume=True, quiet=True)
