@@ -6,6 +6,7 @@ and are held against the plugin's own model by `resolve`.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -93,6 +94,12 @@ def _can_be_said(texts: list[str]) -> list[str]:
 StopTexts = Annotated[list[str], AfterValidator(_can_be_said)]
 
 
+def _some_layers(targets: list[str] | str) -> list[str] | str:
+    if not targets:
+        raise ValueError("names no layer: leave it out for all linear layers")
+    return targets
+
+
 class LoraConfig(Section):
     """Low-rank adapters by peft; the reference policy is then the adapter switched off."""
 
@@ -100,7 +107,7 @@ class LoraConfig(Section):
     """Inner dimension of the adapters."""
     alpha: float = 32.0
     """An adapter's output is scaled by alpha / rank."""
-    targets: list[str] | Literal["all-linear"] = "all-linear"
+    targets: Annotated[list[str] | Literal["all-linear"], AfterValidator(_some_layers)] = "all-linear"
     """Names of the modules that get adapters; all-linear: every linear layer but the head."""
 
 
@@ -181,6 +188,14 @@ class BatchConfig(Section):
         return self
 
 
+def _counts(eps: float) -> float:
+    if not 1e-30 <= eps < math.inf:
+        raise ValueError(
+            f"{eps:g} is out of range: below 1e-30 it is lost in float32, and weights that no token reached become NaN"
+        )
+    return eps
+
+
 class OptimizerConfig(Section):
     """AdamW."""
 
@@ -190,8 +205,8 @@ class OptimizerConfig(Section):
     """AdamW's, decoupled from the gradient."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's two running means."""
-    eps: float = 1e-8
-    """Added to the root of the second."""
+    eps: Annotated[float, AfterValidator(_counts)] = 1e-8
+    """Added to the root of the second, which is 0 for a weight that no token reached."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Bound on the global norm of the gradient."""
     warmup_updates: Annotated[int, Field(ge=0)] = 10

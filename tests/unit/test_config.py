@@ -131,6 +131,19 @@ def test_a_comment_on_the_command_line_is_not_dropped(setting: str) -> None:
         configs.load("embedded", [setting])
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.lora.targets=[]", "'model.lora.targets': names no layer"),
+        ("optimizer.eps=0", "'optimizer.eps': 0 is out of range: below 1e-30 it is lost in float32"),
+        ("critic.optimizer.eps=.inf", "'critic.optimizer.eps': inf is out of range"),
+    ],
+)
+def test_values_that_would_break_training_are_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        configs.load("embedded", [setting])
+
+
 def test_a_number_is_the_one_that_was_typed() -> None:
     assert configs.load("embedded", ["steps=010"]).steps == 10
     assert configs.load("embedded", ["steps=1_000"]).steps == 1000
