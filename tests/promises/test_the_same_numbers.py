@@ -59,7 +59,7 @@ def test_a_trace_tells_a_small_change(change: str, kept: dict[str, Trace]) -> No
     assert _apart(trace("grpo", change), kept["grpo"])
 
 
-@pytest.mark.parametrize("algo", ["vimpo", "grpo", "ppo"])
+@pytest.mark.parametrize("algo", ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vimpo", "grpo"))])
 def test_the_same_config_is_the_same_run(algo: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "batch.prompts_per_step": 4, "batch.samples_per_prompt": 4, "batch.minibatches": 2, "eval.problems": 8,

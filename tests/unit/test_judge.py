@@ -287,7 +287,9 @@ def test_no_judge_of_two() -> None:
         assert "attempt 3 of 3" in results[0].info["error"]
         assert len(one.requests) + len(other.requests) == 12
         results = judged(several(one, other, backoff_s=9.0, timeout_s=0.6), [sample(str(i)) for i in range(40)])
-    assert "no server has been of use for 0.6 s" in results[-1].info["error"]
+    # Which of the two limits, the same number here, comes first is chance.
+    ends = ("no server has been of use for 0.6 s", "no answer within 0.6 s")
+    assert any(said in results[-1].info["error"] for said in ends)
 
 
 def test_nonsense_is_a_sample_s_fault_and_no_server_s() -> None:
