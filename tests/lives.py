@@ -112,7 +112,7 @@ def arm(place: str, step: int) -> None:
     _around(folder.RunFolder, "log_metrics", after=dies("an evaluation is written", lambda *a: "time/eval_s" in a[2]))
     _around(folder, "replace", half_a_file)
     _around(Engine, "save", after=dies("an engine is saved"))
-    _around(checkpoint, "add_model", dies("all but the model is saved"))
+    _around(checkpoint, "_write_models", dies("all but the model is saved"))
     is_new = lambda path, _: path.name.startswith(".step-")  # noqa: E731
     is_old = lambda path, _: path.name.startswith("step-") and path.parent.name == "checkpoints"  # noqa: E731
     _around(Path, "rename", dies("a checkpoint is whole", is_new), dies("a checkpoint is seen", is_new))

@@ -13,6 +13,7 @@ import pytest
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.assembly import run as runs
+from rlkit.errors import RlkitError
 from rlkit.records.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -111,8 +112,12 @@ def test_after_the_limit_a_step_goes_on_with_what_there_is_and_says_so(
     (tmp_path / "all_equal.py").write_text(ALL_EQUAL)
     plugin = [f"plugins=[{tmp_path / 'all_equal.py'}]", "reward.kind=all_equal", "batch.refill.limit=2", "steps=2"]
     config = configs.load("embedded_xs", settings(tmp_path, "stuck", *plugin), "dapo")
-    with pytest.warns(UserWarning, match="had no sample to learn from"):
-        folder = RunFolder.open(runs.train(config))
+    with (
+        pytest.warns(UserWarning, match="had no sample to learn from"),
+        pytest.raises(RlkitError, match="has made its 2 steps, but no update"),
+    ):
+        runs.train(config)
+    folder = RunFolder.open(tmp_path / "stuck")
     for step, metrics in zip((1, 2), folder.read_metrics()[1:], strict=True):
         rows = rows_of(folder, step)
         assert len(groups_of(rows)) == 3 * PROMPTS

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from rlkit.assembly import run as runs
-from rlkit.errors import PluginError
 from rlkit.records.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -167,11 +166,10 @@ def test_a_tracker_that_fails_after_the_last_update_loses_no_weights(tmp_path: P
     (tmp_path / "failing_tracker.py").write_text(FAILING_TRACKER)
     own = [f"plugins=[{tmp_path / 'failing_tracker.py'}]", "trackers=[failing]", f"out={tmp_path}", "name=r"]
     small = ["steps=2", "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "eval.problems=4"]
-    with pytest.raises(PluginError, match=r"the tracker.s server is gone"):
+    with pytest.warns(UserWarning, match=r"the tracker.s server is gone"):
         runs.train(configs.load("embedded_xs", [*small, *own]), quiet=True)
     run = RunFolder.open(tmp_path / "r")
     assert [row["step"] for row in run.read_metrics()] == [0, 1, 2]
     assert (run.checkpoints / "step-00000002").is_dir()
-    runs.train(configs.load(str(run.config_file), ["trackers=[]"]), resume=True, quiet=True)
     assert "eval/heldout/mean@1" in run.read_metrics()[-1]
     assert run.report.is_file()

@@ -85,7 +85,7 @@ CASES = {
         (
             ("measuring", 3),
             ("evaluating heldout", 4),
-            ("resumed", 5),
+            ("resumed", 4),
             ("all but the model is saved", 5),
             ("an update is made", 5),
         ),
