@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rlkit.generation.collector import Collector
     from rlkit.interfaces.generation import Sampler
     from rlkit.interfaces.learning import Algorithm
-    from rlkit.interfaces.rewards import RewardResult, SampleKey
     from rlkit.loop.base import Loop
     from rlkit.records.folder import RunFolder
     from rlkit.tracking.console import Console
@@ -183,19 +182,14 @@ def build_loop(
     }
     loop: Loop
     if source is not None:
-
-        def disturb(keys: Sequence[SampleKey], results: Sequence[RewardResult]) -> list[float | None]:
-            return apply_noise(noises, config.seed, keys, results, scorer.range)
-
         shape = model_shape(config.model)
+        disturb = partial(apply_noise, noises, config.seed, range=scorer.range)
         loop = ReplayedLoop(
             **parts,
             source=source.folder,
             disturb=disturb if config.noise != source.config.noise else None,
             vocabulary=shape.vocabulary if shape else None,
         )
-        if source.checkpoint is not None and not resume:
-            loop.begin(source.checkpoint)
     else:
         assert collector is not None
         refill = config.batch.refill
@@ -211,6 +205,9 @@ def build_loop(
         loop = (OneAheadLoop if ahead else SynchronousLoop)(**parts, gatherer=gatherer)
     if resume:
         loop.resume()
+    elif source is not None and source.checkpoint is not None:
+        # The rollout in flight is among the stored ones.
+        loop.begin_from(source.checkpoint, same_algorithm=True, same_samples=False)
     elif origin is not None:
         loop.begin_from(
             origin.checkpoint,

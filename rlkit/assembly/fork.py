@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkit.assembly.replaying import OF_THE_METHOD
 from rlkit.comparison.runs import flatten
 from rlkit.config import RunConfig
 from rlkit.errors import ConfigError, RlkitError
@@ -73,7 +74,7 @@ def settings_of(run: RunFolder, algo: str | None, name: str | None) -> dict[str,
     reference."""
     settings = run.read_settings()
     if algo is not None and algo != settings["algo"]["kind"]:
-        for key in ("advantage", "loss", "reference"):
+        for key in OF_THE_METHOD:
             settings.pop(key, None)
     place = run.path.resolve()
     return {**settings, "name": name or f"{place.name}-fork", "out": str(place.parent)}

@@ -109,12 +109,8 @@ def _trained(loop: Loop, config: RunConfig, shows: Shows | None) -> RlkitError |
         ended_by = loop.train()
     except DiskError as error:
         newest = latest(run.checkpoints)
-        then = (
-            f"No checkpoint is there yet: make room, delete {run.path}, and begin anew"
-            if newest is None
-            else f"The run is saved up to {newest.name}: when there is room, {going_on(run.path)}"
-        )
-        raise DiskError(f"{error}. {then}") from error
+        there = f"The run is saved up to {newest.name}" if newest is not None else "Nothing of the run is saved yet"
+        raise DiskError(f"{error}. {there}: when there is room, {going_on(run.path)}") from error
     except UnhealthyError as error:
         return UnhealthyError(
             f"{run.path} {error} All is saved; the report is {run.report}. Mend what led there, or set another limit, "
@@ -141,7 +137,7 @@ def _hold(folder: Path, stack: ExitStack) -> None:
     from rlkit.engine import distributed
     from rlkit.records.lock import alone, remove_unused
 
-    refused = None
+    refused: ConfigError | None = None
     if distributed.main_rank():
         otherwise = "Wait for it to end, or end that process; a run beside it needs another --name"
         made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
@@ -150,9 +146,8 @@ def _hold(folder: Path, stack: ExitStack) -> None:
             if made:
                 stack.callback(remove_unused, folder, made)
         except ConfigError as error:
-            refused = str(error)
-    if said := distributed.gather_objects(refused)[0]:
-        raise ConfigError(said)
+            refused = error
+    distributed.raise_everywhere(refused)
 
 
 def _complete(loop: Loop, config: RunConfig) -> list[str]:

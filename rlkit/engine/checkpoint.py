@@ -72,12 +72,12 @@ def save(
     done = path_of(folder, step)
     hidden = folder / f".{done.name}"
     try:
-        _on_main(lambda: _begin(folder, hidden))
+        distributed.on_main(lambda: _begin(folder, hidden))
         for name, engine in engines.items():
             engine.save(hidden / name)
         if reference is not None:
             distributed.on_all(lambda: reference.save(hidden / "reference"))
-        _on_main(lambda: torch.save(run_state, hidden / "state.pt"))
+        distributed.on_main(lambda: torch.save(run_state, hidden / "state.pt"))
         try:
             _write_models(hidden, engines["policy"])
         except RlkitError as error:
@@ -96,7 +96,7 @@ def save(
             reference=_kind(reference),
         )
         _seal(hidden, manifest)
-        _on_main(lambda: _show(hidden, done))
+        distributed.on_main(lambda: _show(hidden, done))
     except RlkitError as error:
         if distributed.main_rank():
             shutil.rmtree(hidden, ignore_errors=True)
@@ -206,11 +206,6 @@ def _write_models(path: Path, policy: Engine) -> bool:
     return bool(missing)
 
 
-def _on_main(action: Any) -> None:
-    """Have the main rank do it; RlkitError on all of them where that fails."""
-    distributed.on_all(lambda: action() if distributed.main_rank() else None)
-
-
 def _begin(folder: Path, hidden: Path) -> None:
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover)
@@ -237,7 +232,7 @@ def _seal(path: Path, manifest: Manifest) -> None:
 
     distributed.on_all(look)
     found = distributed.gather_objects(own)
-    _on_main(write)
+    distributed.on_main(write)
 
 
 def _writer(file: Path) -> int:

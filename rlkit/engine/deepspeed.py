@@ -493,7 +493,7 @@ class Engine:
     def _written(self, folder: Path, write: Callable[[], None], what: str) -> None:
         """Have the main rank write a folder. RlkitError, on every rank, where it cannot; then there is none."""
         try:
-            distributed.on_all(lambda: write() if distributed.main_rank() else None)
+            distributed.on_main(write)
         except RlkitError as error:
             if distributed.main_rank():
                 shutil.rmtree(folder, ignore_errors=True)

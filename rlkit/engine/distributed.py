@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlkit import ranks
-from rlkit.errors import ConfigError, LostRankError, RlkitError, StalledError
+from rlkit.errors import ConfigError, DroppedError, LostRankError, RlkitError, StalledError
 from rlkit.interfaces.progress import waiting
 from rlkit.wording import counted
 from rlkit.wording import ranges as in_ranges
@@ -245,7 +245,7 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
-def raise_everywhere(failure: RlkitError | None) -> None:
+def raise_everywhere(failure: RlkitError | DroppedError | None) -> None:
     """Raise on every rank what has gone wrong on one, the first's of several: else the others would wait for it, or all
     would save what is done but that one. `failure`: this rank's. Collective."""
     for of, error in enumerate(gather_objects(failure)):
@@ -265,6 +265,11 @@ def on_all(action: Callable[[], Any]) -> None:
     if failed := [number for number, said in enumerate(failures) if said]:
         where = f" (rank {failed[0]}, on {hosts()[failed[0]]})" if world_size() > 1 else ""
         raise RlkitError(f"{failures[failed[0]]}{where}")
+
+
+def on_main(action: Callable[[], Any]) -> None:
+    """Do it on the main rank; RlkitError on all of them where that fails. Collective."""
+    on_all(lambda: action() if main_rank() else None)
 
 
 @waiting("the other ranks")

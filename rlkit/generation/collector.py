@@ -142,7 +142,7 @@ class Collector:
         for one in unscored:
             self.scorer.submit(one.sample)
             sampled.append(one.compact())
-        failure, dropped = None, False
+        failure: RlkitError | DroppedError | None = None
         with profiling.phase("sample"):
             try:
                 with self.droppable():
@@ -151,14 +151,10 @@ class Collector:
                         if each is not None:
                             each(one)
                         sampled.append(one.compact())
-            except DroppedError:
-                dropped = True
-            except RlkitError as error:
+            except (RlkitError, DroppedError) as error:
                 failure = error
         between = time.perf_counter()
         distributed.raise_everywhere(failure)
-        if distributed.any_rank(dropped):
-            raise DroppedError
         with profiling.phase("score"):
             results = self._results(lenient)
         scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, results, strict=True)]

@@ -142,7 +142,7 @@ class Loop(ABC):
         if self._logged == self.state.step:
             try:
                 self._save_what_is_done()
-            except (OSError, RlkitError) as error:
+            except RlkitError as error:
                 warnings.warn(f"step {self.state.step} could not be saved: {error}", stacklevel=2)
 
     def _end_if_unhealthy(self, step: int) -> None:

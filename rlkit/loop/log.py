@@ -84,9 +84,7 @@ class Log:
                 failure = DiskError(cannot_write(self.folder.path, error))
             except RlkitError as error:
                 failure = error
-        failure = distributed.gather_objects(failure)[0]
-        if failure is not None:
-            raise failure
+        distributed.raise_everywhere(failure)
 
     def mirror(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:

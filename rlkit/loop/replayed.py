@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from rlkit.data import Problem
 from rlkit.errors import RlkitError
@@ -31,12 +30,6 @@ class ReplayedLoop(Loop):
     """Rewards out of the clean ones, for noise that is not the source's; None: as they are stored."""
     vocabulary: int | None
     """Tokens that the model knows; None: it is not known."""
-
-    def begin(self, path: Path) -> None:
-        """Begin with a checkpoint of the source."""
-        # The rollout in flight is among the stored ones.
-        self._go_on_with(replace(self._loaded(path), ahead=None))
-        self._saved = self.state.step
 
     def _taken(self, step: int) -> Taken:
         return self._kept(partial(self._read, step))

@@ -192,9 +192,7 @@ class Watch:
                 "Where it was merely slow, raise that",
                 *(f"  {line}" for line in said),
                 stacks,
-                f"The last checkpoint is {newest}; {self._then}"
-                if newest is not None
-                else "There is no checkpoint yet: start the run anew",
+                f"{f'The last checkpoint is {newest}' if newest else 'There is no checkpoint yet'}; {self._then}",
             ]
         )
 

@@ -21,6 +21,7 @@ from rlkit.config import RunConfig, load
 from rlkit.errors import DiskError, RlkitError
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
+from rlkit.records.samples import step_files
 
 SMALL = ["batch.prompts_per_step=4", "batch.samples_per_prompt=2", "eval.problems=4", "steps=4", "checkpoint.every=2"]
 
@@ -126,8 +127,12 @@ def test_a_run_that_has_saved_nothing_yet_begins_anew(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(RunFolder, "log_rollout", full)
     folder = tmp_path / "r"
-    with pytest.raises(DiskError, match=r"No checkpoint is there yet: make room, delete .*, and begin anew"):
+    with pytest.raises(DiskError) as raised:
         runs.train(config(folder), quiet=True)
+    said = f"Nothing of the run is saved yet: when there is room, go on with: rlkit run --resume {folder}"
+    assert str(raised.value).endswith(said)
+    monkeypatch.undo()
+    assert len(step_files(RunFolder(runs.train(config(folder), resume=True, quiet=True)).rollouts)) == 4
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path: Path, largest_file: Callable[[int], None]) -> None:

@@ -133,7 +133,7 @@ def test_a_rank_that_does_not_answer_is_named_and_a_folder_that_is_full_hides_no
     assert unwritten.returncode == 4
     assert "in stuck" in said
     assert "The stacks stand above, since " in said
-    assert "There is no checkpoint yet: start the run anew" in said
+    assert "There is no checkpoint yet; go on with: this" in said
 
 
 def test_what_lives_and_what_was_stopped_goes_on(tmp_path: Path) -> None:
