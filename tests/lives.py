@@ -197,7 +197,8 @@ def main() -> None:
         while left:
             pid, status = os.wait()
             codes[left.pop(pid)] = os.waitstatus_to_exitcode(status)
-            if codes and set(codes.values()) != {0}:  # as the parent of --nproc does
+            # As the parent of --nproc does: those that were told to end do so by themselves.
+            if not set(codes.values()) <= {0, 143}:
                 for other in left:
                     os.kill(other, signal.SIGKILL)
         print(json.dumps([codes[rank] for rank in range(job["ranks"])]), file=answers, flush=True)
