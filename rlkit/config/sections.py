@@ -348,6 +348,25 @@ class ScoringConfig(Section):
     """Share of a step's samples, those of all ranks, without a value past which the run stops."""
 
 
+class ConversationConfig(Section):
+    """How a model acts in an `environment`: a response is then a trajectory of several turns, which sampling.max_tokens
+    bounds as a whole, what the environment says included."""
+
+    max_turns: Positive = 16
+    """Turns of the model; a trajectory that has not ended by then is truncated."""
+    turn_tokens: Positive | None = None
+    """Longest turn; one that reaches it ends the trajectory, truncated. None: what is left of sampling.max_tokens."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """For one answer of an environment. One that is over it is killed, and its sample has no value."""
+    memory_gib: Annotated[float, Field(gt=0)] = 4.0
+    """Address space of one environment."""
+    at_once: Positive = 256
+    """Trajectories under way on each rank, each with a process for its environment; the others wait."""
+    keep_past: bool = False
+    """Train with the past as it was said where the model's chat template would rewrite it (as in dropping earlier
+    thinking), and serve the model so. false: such a template is refused."""
+
+
 class EvalConfig(Section):
     """Pass rate on held-out problems, before training, every so many steps, and at the end."""
 
@@ -441,8 +460,12 @@ class RunConfig(Section):
     """Takes the place of the algorithm's own policy loss."""
     model: ModelConfig
     data: DataConfig
+    environment: Ref | None = None
+    """In which the model acts over several turns: `rlkit list environments`. None: it answers once."""
+    conversation: ConversationConfig = ConversationConfig()
     reward: Rewards
-    """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project."""
+    """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project. With an `environment`, which
+    gives rewards of its own, [] will do."""
     noise: list[Ref] = []
     """Disturbs rewards in training, on purpose and reproducibly: `[{kind: group_flip, prob: 0.25}]`."""
     scoring: ScoringConfig = ScoringConfig()
