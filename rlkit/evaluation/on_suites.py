@@ -25,7 +25,8 @@ from rlkit.evaluation.settings import EvaluationConfig, fits, samples_of
 from rlkit.evaluation.shown import before, notes, table
 from rlkit.evaluation.suites import OpenSuite, Suite
 from rlkit.files import write_text
-from rlkit.generation.collector import Collector, Draw, Sampled
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Draw, Sampled
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.wording import visible

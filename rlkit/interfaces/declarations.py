@@ -95,7 +95,15 @@ class RewardDeclaration:
     """What a worker process calls before the first sample."""
 
 
-Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration)
+@dataclass(frozen=True, slots=True)
+class EnvironmentDeclaration:
+    range: tuple[float, float] | None = None
+    """The lowest and the highest sum of a trajectory's rewards; None: it does not say."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of functions that the model may call, for the chat template."""
+
+
+Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration, EnvironmentDeclaration)
 
 
 def advantage_declaration(advantage: object, name: str) -> AdvantageDeclaration:
@@ -115,6 +123,11 @@ def loss_declaration(loss: object, name: str, reads: frozenset[str] = frozenset(
 def reward_declaration(reward: object, name: str) -> RewardDeclaration:
     """What a reward declares. Of a class, what can be said before there is an object of it."""
     return _read(reward, name, RewardDeclaration())
+
+
+def environment_declaration(environment: object, name: str) -> EnvironmentDeclaration:
+    """What an environment declares."""
+    return _read(environment, name, EnvironmentDeclaration())
 
 
 def _read(part: object, name: str, default: Declaration) -> Declaration:
@@ -206,6 +219,12 @@ def _pair(value: Any) -> tuple[Any, Any] | None:
     return value[0], value[1]
 
 
+def _schemas(value: object) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, Mapping) for each in value):
+        raise ValueError("must be a list of JSON schemas, as transformers.utils.get_json_schema makes them")
+    return tuple(value)
+
+
 def _function(value: object) -> Callable[..., Any] | None:
     if value is not None and not callable(value):
         raise ValueError("must be a function")
@@ -221,6 +240,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "keep_group": _function,
     "after_update": _function,
     "range": _pair,
+    "tools": _schemas,
     "in_process": _flag,
     "warm_up": _function,
 }

@@ -106,7 +106,8 @@ class OneAheadLoop(SamplingLoop):
         return {
             "policy/staleness_mean": float(staleness.mean()),
             "policy/staleness_max": float(staleness.max()),
-            "time/ahead_s": sum(taken.gathered.seconds.values()),
+            "time/ahead_s": sum(spent for phase, spent in taken.gathered.seconds.items() if phase != "environment"),
+            **{"time/environment_s": s for phase, s in taken.gathered.seconds.items() if phase == "environment"},
             "time/learner_waited_s": waited[0],
             "time/sampler_waited_s": waited[1],
         }

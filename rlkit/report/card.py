@@ -118,7 +118,12 @@ def _training(config: RunConfig, metrics: Metrics, versions: dict[str, str], ada
     done, merged = last_step(metrics), "" if adapter else ", merged"
     return [
         ("data", _data(config.data.path)),
-        ("reward", " + ".join(("" if r.weight == 1 else f"{r.weight:g} x ") + _ref(r) for r in config.reward)),
+        *([("environment", _ref(config.environment))] if config.environment else []),
+        (
+            "reward",
+            " + ".join(("" if r.weight == 1 else f"{r.weight:g} x ") + _ref(r) for r in config.reward)
+            or "the environment's",
+        ),
         ("noise on the reward", ", then ".join(map(_ref, config.noise)) or "none"),
         ("algorithm", _ref(config.algo) + _paper(config.algo.kind)),
         *((name, _ref(ref)) for name, ref in (("advantage", config.advantage), ("loss", config.loss)) if ref),

@@ -20,7 +20,8 @@ from rlkit.engine import distributed
 from rlkit.engine.shares import put_together
 from rlkit.errors import RlkitError
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Collector, Draw, Scored, deal, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Draw, Scored, deal, draws
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.rewards import RewardResult, Sample
