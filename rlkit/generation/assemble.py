@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,6 +99,6 @@ def _acted(turns: Sequence[Sequence[tuple[int, int]]], length: Tensor) -> Tensor
     """[B, T] bool: the tokens of the policy's turns."""
     mask = torch.arange(int(length.max())) < length[:, None]
     for row, spans in enumerate(turns):
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(spans):
             mask[row, end:start] = False
     return mask

@@ -19,12 +19,12 @@ from typing import Any
 from rlkit.config import ConversationConfig
 from rlkit.data import Problem
 from rlkit.environments.glue import Glue
-from rlkit.environments.pool import Answer, Answered, Environments, Lost
+from rlkit.environments.pool import Answer, Environments, Lost
 from rlkit.errors import RlkitError
 from rlkit.generation.sampled import Draw, Sampled
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.declarations import EnvironmentDeclaration
-from rlkit.interfaces.environments import Observation, Said, Task
+from rlkit.interfaces.environments import Said, Task
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, Status
 from rlkit.scoring import Acted, Decoder

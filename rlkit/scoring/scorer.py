@@ -96,8 +96,8 @@ class Scorer:
     What comes of a sample: a function that raises leaves it without a value (`error`); one that hangs longer than
     `timeout_s`, dies or runs out of memory twice on it, the second time in a fresh worker, gives it 0 (`refused`).
     With several rewards the value is the sum of weight times value, `parts` holds each one's value by name, and the
-    verdict `correct` is the first one's; an environment's rewards come last. A sample that one of them refuses is refused; one that has no value from
-    one of them has none, with that one's status.
+    verdict `correct` is the first one's; an environment's rewards come last. A sample that one of them refuses is
+    refused; one that has no value from one of them has none, with that one's status.
 
     Raises ConfigError for rewards or plugins that cannot be, and for declarations of theirs that cannot.
     """
@@ -161,7 +161,7 @@ class Scorer:
         """Have a sample scored; returns at once. `acted`: what the environment said of it, where there is one."""
         self._samples.append(sample)
         self._acted.append(acted)
-        if self._pool is not None:
+        if self._pool is not None and (acted is None or acted.result.value is not None):
             self._places.append([self._pool.submit(p.place, sample) for p in self._parts if p.place is not None])
 
     def finish(self, *, lenient: bool = False, gather: Callable[[_Said], list[_Said]] = _alone) -> list[RewardResult]:
@@ -195,10 +195,12 @@ class Scorer:
         acted, self._acted = self._acted, []
         if not samples:
             return [], _Share()
+        given = [one for one in acted if one is not None]
+        there = [i for i, one in enumerate(acted) if one is None or one.result.value is not None]
         own = {
-            p.name: _called(p, p.function, samples, lenient)
-            for p in self._parts
-            if p.place is None and p.function is not None
+            part.name: _called(part, part.function, [samples[i] for i in there], lenient)
+            for part in self._parts
+            if part.place is None and part.function is not None
         }
         pooled = self._pool.finish() if self._pool is not None else []
         columns: list[list[RewardResult]] = []
@@ -206,8 +208,7 @@ class Scorer:
         killed: dict[str, list[str]] = {}
         for part in self._parts:
             if part.function is None:
-                given = [one for one in acted if one is not None]
-                columns.append([one.result for one in given])
+                columns.append([one.result for one in given if one.result.value is not None])
                 faults[part.name] = [one.fault for one in given if one.fault]
             elif part.place is None:
                 columns.append(own[part.name])
@@ -219,20 +220,22 @@ class Scorer:
                 faults[part.name] = [fault.said for fault in failed]
                 killed[part.name] = [outcome.said for outcome in outcomes if isinstance(outcome, Killed)]
                 columns.append([_result(outcome) for outcome in outcomes])
-        lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
-        said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
+        combined = dict(zip(there, map(self._combined, zip(*columns, strict=True)), strict=True))
+        results = [combined[i] if i in combined else _lost(acted[i]) for i in range(len(samples))]
+        without = {
+            part.name: [r for r in column if r.value is None] for part, column in zip(self._parts, columns, strict=True)
+        }
+        if given:
+            without[ENVIRONMENT] = [one.result for one in given if one.result.value is None]
         share = _Share(
             samples=len(samples),
             faults=faults,
             killed=killed,
-            lost=[named(samples[i]) for i in lost],
-            causes={
-                part.name: Counter(r.status for r in column if r.value is None)
-                for part, column in zip(self._parts, columns, strict=True)
-            },
-            said=said[:1],
+            lost=[named(sample) for sample, result in zip(samples, results, strict=True) if result.value is None],
+            causes={name: Counter(result.status for result in column) for name, column in without.items()},
+            said=[str(r.info["error"]) for column in without.values() for r in column if "error" in r.info][:1],
         )
-        return [self._combined(row) for row in zip(*columns, strict=True)], share
+        return results, share
 
     def score(self, samples: Sequence[Sample], *, lenient: bool = False) -> list[RewardResult]:
         """`submit` all and `finish`."""
@@ -345,6 +348,12 @@ def _called(part: _Part, function: RewardFn, samples: Sequence[Sample], lenient:
         if len(samples) == 1:
             return [RewardResult(value=None, status="error", info={"error": str(error)})]
         return [_called(part, function, [sample], lenient)[0] for sample in samples]
+
+
+def _lost(acted: Acted | None) -> RewardResult:
+    """Of a trajectory whose environment was lost: no function has seen it."""
+    assert acted is not None
+    return replace(acted.result, info={ENVIRONMENT: acted.result.info})
 
 
 def _result(outcome: Outcome) -> RewardResult:
