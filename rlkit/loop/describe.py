@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlkit.generation.sampled import Scored
 from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardResult
-from rlkit.scoring.scorer import ENVIRONMENT
 
 
 def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:

@@ -16,11 +16,11 @@ from rlkit.data import Cursor, Problem
 from rlkit.errors import RlkitError
 from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
 from rlkit.loop.state import Place
 from rlkit.records.samples import LEARNT_FROM, read
-from rlkit.scoring.scorer import ENVIRONMENT
 
 
 @dataclass(frozen=True)

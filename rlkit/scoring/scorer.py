@@ -14,6 +14,7 @@ from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import PluginError, RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import EnvironmentDeclaration, reward_declaration
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import named, score
 from rlkit.scoring.pool import Pool
@@ -27,10 +28,6 @@ class WeightedReward:
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
-
-
-ENVIRONMENT = "environment"
-"""What the rewards of an environment are called among others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class Seeded:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         return f"é{sum(tokens)}"
 
-    def submit(self, sample: Sample) -> None:
+    def submit(self, sample: Sample, _acted: Any = None) -> None:
         assert isinstance(sample.tokens, list)  # what a reward function may have to write as JSON
         self.waiting.append(sample)
 

@@ -82,7 +82,7 @@ class Ready:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.texts[tokens[0]]
 
-    def submit(self, sample: Any) -> None:
+    def submit(self, sample: Any, _acted: Any = None) -> None:
         self.waiting.append(sample)
 
     def finish(self, **_: Any) -> list[RewardResult]:
