@@ -47,7 +47,8 @@ class Completion:
 class Requests(Protocol):
     """Requests of which more come while the first are answered: a conversation's next turn follows from the one before.
 
-    They are numbered in the order in which `take` gives them, from 0.
+    They are numbered in the order in which `take` gives them, from 0. A sampler asks in the thread that goes through
+    what it yields, and waits only where it has answered all: what comes next may follow from an answer.
     """
 
     def take(self, *, wait: bool) -> Sequence[Request] | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,11 +15,13 @@ from click.testing import CliRunner, Result
 import rlkit.conformance as conformance
 from rlkit import registry
 from rlkit.cli import main
-from rlkit.conformance import ConformanceError
-from rlkit.conformance.findings import Finding
+from rlkit.conformance import ConformanceError, samplers
+from rlkit.conformance.findings import Broken, Finding
 from rlkit.conformance.report import line
 from rlkit.errors import ConfigError
 from rlkit.evaluation.suites import Suite
+from rlkit.generation.transformers import TransformersConfig, _Transformers
+from rlkit.interfaces.generation import Completion
 
 BROKEN = """
 import random
@@ -338,6 +342,48 @@ def test_one_alone_gives_the_smallest_batch(broken: Path) -> None:
     table = str(raised.value).partition("row  group")[2]
     assert len(table.partition("loss 'broken_mean'")[0].strip().splitlines()) == 3  # a heading, two rows of one token
     assert table.splitlines()[1].endswith("yes     1")
+
+
+def test_a_sampler_with_stream_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+
+    class Streaming(_Transformers):
+        how = "rightly"
+
+        def stream(self, requests: Any) -> Iterator[tuple[int, Completion]]:
+            first = 0
+            while (new := requests.take(wait=True)) is not None:
+                if self.how == "waiting":
+                    requests.take(wait=True)
+                if self.how == "otherwise":
+                    new = [replace(request, seed=request.seed + 1) for request in new]
+                for index, completion in self.generate(new):
+                    yield (index if self.how == "numbered anew" else first + index), completion
+                first += len(new)
+                if self.how == "once":
+                    return
+
+    @registry.sampler("streaming_check")
+    def streaming(config: TransformersConfig, model: Any, context: int, seed: int) -> Streaming:
+        return Streaming(config, model, context)
+
+    plugin = registry.find("samplers", "streaming_check")
+    subject: Any = samplers._Subject(plugin, {})
+    subject.requests = subject.requests[:4]
+    subject.streams()
+    for how, said in [
+        ("waiting", r"it waits for requests \(take\(wait=True\)\) while 2 are unanswered: what comes next may follow"),
+        ("otherwise", r"prompt '.*', seed \d, max_tokens 24, .*: other tokens than by `generate`"),
+        ("numbered anew", r"it yielded the index [01], and those of the open requests are \[2, 3\]"),
+        ("once", r"it ended with 0 requests unanswered and 2 not asked for: it goes on until `take` gives None"),
+    ]:
+        subject.sampler.how = how
+        with pytest.raises(Broken, match=said):
+            subject.streams()
+    assert [check.says for check in samplers.checks(plugin, {}) if "stream" in check.says]
+    assert not [
+        check.says for check in samplers.checks(registry.find("samplers", "transformers"), {}) if "stream" in check.says
+    ]
 
 
 # The command
