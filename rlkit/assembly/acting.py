@@ -54,4 +54,4 @@ def setting_of(
     glue = glue_of(tokenizer, data, ends, environment.tools, keep_past=conversation.keep_past)
     environments = stack.enter_context(Environments(ref, plugins, conversation))
     environments.log = log
-    return Setting(environments, glue, conversation, environment, context)
+    return Setting(ref.kind, environments, glue, conversation, environment, context)

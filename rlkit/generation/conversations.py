@@ -43,6 +43,8 @@ Ended = str
 class Setting:
     """What conversations are held with."""
 
+    name: str
+    """Of the environment."""
     environments: Environments
     glue: Glue
     config: ConversationConfig
@@ -218,6 +220,7 @@ class Conversations:
     def _answered(self, number: int, answer: Answer) -> None:
         one = self._live[number]
         if isinstance(answer, Lost):
+            one.seconds += answer.seconds
             self._lose(number, answer.status, answer.said, broken=answer.broken)
             return
         one.seconds += answer.seconds
@@ -241,12 +244,17 @@ class Conversations:
                     one.logprobs.extend([0.0] * len(between))
         elif said.done or said.reward is not None:
             what = "over" if said.done else "rewarded"
-            self._lose(number, "error", f"its start says that all is {what} before the model has acted", broken=True)
+            self._lose(
+                number,
+                "error",
+                f"{self._named(one)}: its start says that all is {what} before the model has acted",
+                broken=True,
+            )
         elif said.text:
             text, tokens = self._setting.glue.opening(one.problem.question, said.text)
             one.problem = replace(one.problem, text=text, tokens=tokens)
             if self._room(one) < 1:
-                what = f"the prompt with what its start says has {len(tokens)} tokens, which leaves no room to answer"
+                what = f"{self._named(one)}: the prompt with what its start says has {len(tokens)} tokens, which leaves no room to answer"
                 self._lose(number, "error", f"{what}: raise sampling.max_tokens", broken=False)
 
     def _room(self, one: _Trajectory) -> int:
@@ -273,7 +281,6 @@ class Conversations:
 
     def _lose(self, number: int, status: Status, said: str, *, broken: bool) -> None:
         one = self._live[number]
-        said = f"environment {self._setting.environments.name!r} ({named(self._sampled(one).sample)}): {said}"
         result = RewardResult(value=None, status=status, info={**self._info(one, "lost"), "error": said})
         self._leave(number, one, Acted(result, said if broken else ""))
 
@@ -288,9 +295,8 @@ class Conversations:
             value=math.fsum(one.rewards), correct=correct, token_values=values, info=self._info(one, ended)
         )
         sample = self._sampled(one).sample
-        where = f"environment {self._setting.environments.name!r} ({named(sample)})"
         try:
-            acted = Acted(checked(result, self._setting.declared.range, where, sample))
+            acted = Acted(checked(result, self._setting.declared.range, self._named(one), sample))
         except RlkitError as error:
             lost = RewardResult(value=None, status="error", info={**result.info, "error": str(error)})
             acted = Acted(lost, str(error))
@@ -301,6 +307,9 @@ class Conversations:
         del self._live[number]
         self._seconds.append(one.seconds)
         self._over.append(replace(self._sampled(one, cut=cut), acted=acted))
+
+    def _named(self, one: _Trajectory) -> str:
+        return f"environment {self._setting.name!r} ({named(self._sampled(one).sample)})"
 
     def _sampled(self, one: _Trajectory, *, cut: bool = False) -> Sampled:
         return Sampled(

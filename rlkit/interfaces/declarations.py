@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -98,9 +99,9 @@ class RewardDeclaration:
 @dataclass(frozen=True, slots=True)
 class EnvironmentDeclaration:
     range: tuple[float, float] | None = None
-    """The lowest and the highest sum of a trajectory's rewards; None: it does not say."""
+    """The lowest and the highest sum of rewards that a trajectory gets; None: it does not say."""
     tools: Sequence[Mapping[str, Any]] = ()
-    """JSON schemas of functions that the model may call, for the chat template."""
+    """JSON schemas of the functions that the model may call, for the chat template."""
 
 
 Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration, EnvironmentDeclaration)
@@ -126,7 +127,7 @@ def reward_declaration(reward: object, name: str) -> RewardDeclaration:
 
 
 def environment_declaration(environment: object, name: str) -> EnvironmentDeclaration:
-    """What an environment declares."""
+    """What an environment declares. Of a class, what can be said before there is an object of it."""
     return _read(environment, name, EnvironmentDeclaration())
 
 
@@ -220,9 +221,14 @@ def _pair(value: Any) -> tuple[Any, Any] | None:
 
 
 def _schemas(value: object) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(each, Mapping) for each in value):
-        raise ValueError("must be a list of JSON schemas, as transformers.utils.get_json_schema makes them")
-    return tuple(value)
+    sound = isinstance(value, (tuple, list)) and all(isinstance(each, Mapping) for each in value)
+    if not sound:
+        raise ValueError("must be a list of JSON schemas, each a dict")
+    try:
+        found: list[dict[str, Any]] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be JSON: {error}") from error
+    return found
 
 
 def _function(value: object) -> Callable[..., Any] | None:
@@ -240,7 +246,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "keep_group": _function,
     "after_update": _function,
     "range": _pair,
-    "tools": _schemas,
     "in_process": _flag,
     "warm_up": _function,
+    "tools": _schemas,
 }
