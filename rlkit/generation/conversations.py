@@ -254,8 +254,10 @@ class Conversations:
             text, tokens = self._setting.glue.opening(one.problem.question, said.text)
             one.problem = replace(one.problem, text=text, tokens=tokens)
             if self._room(one) < 1:
-                what = f"{self._named(one)}: the prompt with what its start says has {len(tokens)} tokens, which leaves no room to answer"
-                self._lose(number, "error", f"{what}: raise sampling.max_tokens", broken=False)
+                said_is = f"{self._named(one)}: the prompt, with what its start says, has {len(tokens)} tokens"
+                self._lose(
+                    number, "error", f"{said_is} and leaves no room to answer: raise sampling.max_tokens", broken=False
+                )
 
     def _room(self, one: _Trajectory) -> int:
         """Tokens that it may still have. What is said at the start counts as said on the way."""

@@ -206,23 +206,21 @@ def test_a_trajectory_is_cut_at_its_limits(sampler: Any) -> None:
     by_turns = collected(sampler(), max_turns=2)
     assert all(len(one.turns or ()) == 2 and one.completion.truncated for one in by_turns)
     assert {one.result.info["environment"]["ended"] for one in by_turns} == {"max_turns"}
-    for limit in range(1, 24):
-        asked = sampler()
-        found = collected(asked, params=replace(PARAMS, max_tokens=limit))
-        assert max(len(one.completion.tokens) for one in found) <= limit
-        assert all(len(request.prompt_tokens) + request.params.max_tokens <= 5 + limit for request in asked.asked)
-        for one in found:
-            ended = one.result.info["environment"]["ended"]
-            assert (
-                one.completion.truncated
-                == (ended == "tokens")
-                == (len(one.turns or ()) < 3 or one.completion.tokens[-1] != END)
-            )
-            # What is said last is the model's: nobody learns from what comes after.
-            assert (one.turns or ())[-1][1] == len(one.completion.tokens)
+    asked = sampler()
+    with collecting(asked) as collector:
+        for limit in range(1, 24):
+            params = replace(PARAMS, max_tokens=limit)
+            found, _ = collector.collect(draws(problems(3), 2, 1), params, "train", lenient=True)
+            assert max(len(one.completion.tokens) for one in found) <= limit
+            assert all(len(request.prompt_tokens) + request.params.max_tokens <= 5 + limit for request in asked.asked)
+            for one in found:
+                cut = one.result.info["environment"]["ended"] == "tokens"
+                assert one.completion.truncated == cut == (len(one.turns or ()) < 3 or one.completion.tokens[-1] != END)
+                # What is said last is the model's: nobody learns from what comes after.
+                assert (one.turns or ())[-1][1] == len(one.completion.tokens)
     short = collected(sampler(longest=9), turn_tokens=3)
     assert all(end - start <= 3 for one in short for start, end in one.turns or ())
-    assert {one.result.info["environment"]["ended"] for one in short} == {"tokens", "done"} or {"tokens"}
+    assert {one.result.info["environment"]["ended"] for one in short} <= {"tokens", "done"}
 
 
 def test_what_is_said_at_the_start_belongs_to_the_prompt_and_counts() -> None:
@@ -275,7 +273,7 @@ def test_an_environment_that_fails_costs_its_sample(odd: str, said: str) -> None
         for one in found[:3]:
             assert (one.result.value, one.result.status) == (None, "error")
             assert said in one.result.info["environment"]["error"]
-            assert one.result.info["environment"]["error"].startswith("environment 'odd' (prompt ")
+            assert one.result.info["environment"]["error"].startswith("environment 'odd'")
         assert [one.result.value for one in found[3:]] == [1.0] * 3
         rollout = assemble(found)
         assert rollout.valid.tolist() == [False] * 3 + [True] * 3
