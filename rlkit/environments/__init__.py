@@ -1,1 +1,1 @@
-"""Conversations with environments: the processes that they live in, and what they answer."""
+"""Environments that a model acts in: their processes, and the words between its turns."""
