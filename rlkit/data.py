@@ -64,7 +64,11 @@ class ProblemSet:
     """How the prompts are put to the model, where there is something to say of it."""
 
 
-def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) -> ProblemSet | None:
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of functions that the model may call, for its chat template."""
+
+
+def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False, tools: Tools = ()) -> ProblemSet | None:
     """Read `data.path`, or the held-out problems; None where there are none to hold out.
 
     Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
@@ -80,10 +84,10 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
         raise ConfigError(f"{setting}: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
-    return as_problems(rows, config, tokenizer, path)
+    return as_problems(rows, config, tokenizer, path, tools)
 
 
-def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str) -> ProblemSet:
+def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str, tools: Tools = ()) -> ProblemSet:
     """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages.
 
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
@@ -91,7 +95,7 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     chat = uses_chat(config, tokenizer)
     prompts = questions(rows, config.prompt, "data.prompt", path)
     answers = golds(rows, config.answer, "data.answer", path)
-    texts = [render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
+    texts = [render(prompt, config, tokenizer, chat, f"{path}, row {i}", tools) for i, prompt in enumerate(prompts, 1)]
     tokens, put = encode(texts, tokenizer, chat)
     if continued := sum(map(continues, prompts)):
         put.append(f"the model goes on with the assistant's message in {continued} of {len(prompts)}")
@@ -397,9 +401,7 @@ def continues(prompt: Any) -> bool:
     )
 
 
-def render(
-    prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str, tools: Sequence[Mapping[str, Any]] = ()
-) -> str:
+def render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str, tools: Tools = ()) -> str:
     """The text the model reads, from a question or chat messages; `tools`: JSON schemas for the chat template."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     for message in messages:
@@ -440,7 +442,7 @@ def templated(
     config: DataConfig,
     tokenizer: Any,
     where: str,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Tools = (),
     opens: bool = True,
 ) -> str:
     """What the chat template makes of messages; `opens`: up to where the model goes on.

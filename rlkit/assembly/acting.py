@@ -13,6 +13,7 @@ from rlkit.interfaces.declarations import EnvironmentDeclaration, environment_de
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from rlkit.environments.glue import Glue
     from rlkit.generation.conversations import Setting
 
 
@@ -23,35 +24,33 @@ def declared(ref: PluginRef | None) -> EnvironmentDeclaration | None:
     return environment_declaration(registry.build("environments", ref.kind, ref.options), f"environment {ref.kind!r}")
 
 
-def with_tools(data: DataConfig, environment: EnvironmentDeclaration | None, tokenizer: Any) -> DataConfig:
-    """How questions are put to the model where the chat template tells it of the environment's tools."""
-    from rlkit.data import uses_chat
+def glue_of(
+    config: ConversationConfig,
+    environment: EnvironmentDeclaration,
+    data: DataConfig,
+    tokenizer: Any,
+    ends: Sequence[int],
+) -> Glue:
+    """What the chat template puts between turns. ConfigError for one that cannot hold these conversations."""
+    from rlkit.environments.glue import Glue
 
-    if environment is None or not environment.tools or not uses_chat(data, tokenizer):
-        return data
-    kwargs = {**data.chat_template_kwargs, "tools": [dict(tool) for tool in environment.tools]}
-    return data.model_copy(update={"chat_template_kwargs": kwargs})
+    return Glue(tokenizer, data, ends, environment.tools, keep_past=config.keep_past)
 
 
 def setting_of(
     ref: PluginRef,
     environment: EnvironmentDeclaration,
-    conversation: ConversationConfig,
-    data: DataConfig,
-    tokenizer: Any,
-    ends: Sequence[int],
+    config: ConversationConfig,
+    glue: Glue,
     context: int,
     plugins: Sequence[str],
     stack: ExitStack,
     log: Path | None = None,
 ) -> Setting:
-    """What conversations are held with, which `stack` ends. `log`: where goes what environments print. ConfigError for
-    a chat template that cannot hold them."""
-    from rlkit.environments.glue import glue_of
+    """What conversations are held with, until `stack` ends. `log`: where goes what environments print."""
     from rlkit.environments.pool import Environments
     from rlkit.generation.conversations import Setting
 
-    glue = glue_of(tokenizer, data, ends, environment.tools, keep_past=conversation.keep_past)
-    environments = stack.enter_context(Environments(ref, plugins, conversation))
+    environments = stack.enter_context(Environments(ref, plugins, config))
     environments.log = log
-    return Setting(ref.kind, environments, glue, conversation, environment, context)
+    return Setting(ref.kind, environments, glue, config, environment, context)

@@ -168,12 +168,11 @@ def build_loop(
     alone = elsewhere or config.sampler.options.get("tensor_parallel", 1) == 1
     droppable = interrupt.droppable if alone else nullcontext
     setting = None
-    if sampler is not None and config.environment is not None and environment is not None:
-        log = RunFolder(config.folder).environments_log
-        setting = setting_of(
-            *(config.environment, environment, config.conversation, config.data, tokenizer, inputs.end_tokens, context),
-            *(config.plugins, stack, log),
-        )
+    if sampler is not None and config.environment is not None:
+        assert environment is not None
+        assert inputs.glue is not None
+        acting = config.environment, environment, config.conversation, inputs.glue
+        setting = setting_of(*acting, context, config.plugins, stack, RunFolder(config.folder).environments_log)
     collector = None
     if sampler is not None:
         collector = Collector(sampler, scorer, tokenizer, config.seed, watch, droppable, setting)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.assembly.acting import declared, with_tools
+from rlkit.assembly.acting import declared, glue_of
 from rlkit.config import ModelConfig, RunConfig
 from rlkit.data import Problem, ProblemSet, load_problems
 from rlkit.engine.models import load_tokenizer, model_shape, positions
+from rlkit.environments.glue import Glue
 from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
-from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest, model_files
@@ -30,8 +30,8 @@ class Inputs:
     sampling: SamplingParams
     end_tokens: tuple[int, ...]
     """The model's own; `sampling` has the config's stop texts."""
-    environment: EnvironmentDeclaration | None
-    """What the environment declares that the model acts in, where there is one."""
+    glue: Glue | None
+    """What stands between a conversation's turns, where there is an environment."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -68,13 +68,16 @@ def read_inputs(config: RunConfig) -> Inputs:
         room[critic.path] = positions(critic, "critic.path")
         _check_critic(critic, config.model, tokenizer)
     environment = declared(config.environment)
-    data = with_tools(config.data, environment, tokenizer)
-    problems, held_out = (load_problems(data, tokenizer, held_out=which) for which in (False, True))
+    tools = environment.tools if environment is not None else ()
+    problems, held_out = (load_problems(config.data, tokenizer, which, tools) for which in (False, True))
     assert problems is not None
     sampling = sampling_params(config)
     otherwise = None if sampling.stop else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
     ends = checked_end_tokens(config.model, otherwise)
-    return Inputs(tokenizer, room, problems, held_out, sampling, ends, environment)
+    glue = None
+    if environment is not None:
+        glue = glue_of(config.conversation, environment, config.data, tokenizer, ends)
+    return Inputs(tokenizer, room, problems, held_out, sampling, ends, glue)
 
 
 def _check_critic(critic: ModelConfig, policy: ModelConfig, tokenizer: Any) -> None:

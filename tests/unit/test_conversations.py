@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlkit import registry
-from rlkit.assembly.acting import declared, setting_of
+from rlkit.assembly.acting import declared, glue_of, setting_of
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
 from rlkit.data import Problem, prompt_tokens
 from rlkit.engine.models import load_tokenizer
@@ -92,9 +92,9 @@ def collecting(
     assert environment is not None
     with ExitStack() as stack:
         scorer = stack.enter_context(Scorer(rewards, [HERE], ScoringConfig(), environment))
-        setting = setting_of(
-            ref, environment, ConversationConfig(**conversation), DATA, TOKENIZER, [END], context, [HERE], stack
-        )
+        config = ConversationConfig(**conversation)
+        glue = glue_of(config, environment, DATA, TOKENIZER, [END])
+        setting = setting_of(ref, environment, config, glue, context, [HERE], stack)
         yield Collector(sampler, scorer, TOKENIZER, 7, setting=setting)
 
 
