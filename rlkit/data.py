@@ -121,10 +121,12 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     return ProblemSet(problems, len(rows) - len(problems), duplicates, path, put)
 
 
-def prompt_tokens(prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any) -> list[int]:
+def prompt_tokens(
+    prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any, tools: Tools = ()
+) -> list[int]:
     """Token ids of one question, or of a conversation's messages, put to the model as the problems of `config` are."""
     chat = uses_chat(config, tokenizer)
-    return encode([render(prompt, config, tokenizer, chat, "the prompt")], tokenizer, chat)[0][0]
+    return encode([render(prompt, config, tokenizer, chat, "the prompt", tools)], tokenizer, chat)[0][0]
 
 
 class Cursor:

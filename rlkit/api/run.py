@@ -20,7 +20,8 @@ from rlkit.records.metrics import last_step
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from contextlib import ExitStack
+from os import PathLike
 
     from pandas import DataFrame
 
@@ -183,7 +184,7 @@ class Run:
             trust_remote_code: let the model's folder run code of its own.
 
         Returns:
-            The n responses.
+            The n responses; of a run with an environment, the conversations.
 
         Raises:
             RlkitError: where no model is saved yet.
@@ -197,8 +198,11 @@ class Run:
         from rlkit.assembly.sampling import open_model
 
         with speaking_python():
-            asked = open_model(str(self.folder), temperature, max_tokens, trust_remote_code)
-            return asked.answer(prompt, n, seed)
+            with ExitStack() as stack:
+                asked = open_model(str(self.folder), stack, temperature, max_tokens, trust_remote_code)
+                if asked.setting is not None:
+                    return [one.text for one in asked.act(prompt, n, seed)]
+                return asked.answer(prompt, n, seed)
 
     def evaluate(
         self,

@@ -50,7 +50,6 @@ def build_loop(
     nothing."""
     stack.callback(gc.unfreeze)  # with what was imported lies what this run has made
     with importing():
-        from rlkit.assembly.acting import declared, setting_of
         from rlkit.assembly.fetching import fetch
         from rlkit.assembly.fit import check_disk, check_fit
         from rlkit.assembly.fork import SAMPLES, origin_of
@@ -62,6 +61,7 @@ def build_loop(
         from rlkit.engine.models import model_shape
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
+        from rlkit.generation.acting import declared, setting_of
         from rlkit.generation.collector import Collector
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.interrupts import Interrupt

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.assembly.acting import declared, glue_of
 from rlkit.config import ModelConfig, RunConfig
 from rlkit.data import Problem, ProblemSet, load_problems
 from rlkit.engine.models import load_tokenizer, model_shape, positions
 from rlkit.environments.glue import Glue
 from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
+from rlkit.generation.acting import declared, glue_of
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest, model_files

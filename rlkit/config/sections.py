@@ -75,10 +75,8 @@ def _as_refs(value: Any) -> Any:
 
 
 _OneReward = str | RewardRef
-_AnyRewards = Annotated[
-    list[RewardRef], BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward])
-]
-Rewards = Annotated[_AnyRewards, Field(min_length=1)]
+AnyRewards = Annotated[list[RewardRef], BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward])]
+Rewards = Annotated[AnyRewards, Field(min_length=1)]
 
 
 def _can_be_said(texts: list[str]) -> list[str]:
@@ -462,7 +460,7 @@ class RunConfig(Section):
     environment: Ref | None = None
     """In which the model acts over several turns: `rlkit list environments`. None: it answers once."""
     conversation: ConversationConfig = ConversationConfig()
-    reward: _AnyRewards
+    reward: AnyRewards
     """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project. With an `environment`, which
     gives rewards of its own, [] will do."""
     noise: list[Ref] = []

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from rlkit import registry
-from rlkit.assembly.acting import declared, glue_of, setting_of
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
 from rlkit.data import Problem, prompt_tokens
 from rlkit.engine.models import load_tokenizer
 from rlkit.environments.pool import Environments
 from rlkit.errors import PluginError
+from rlkit.generation.acting import declared, glue_of, setting_of
 from rlkit.generation.assemble import assemble
 from rlkit.generation.collector import Collector
 from rlkit.generation.sampled import Scored, draws
