@@ -55,7 +55,7 @@ def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
         names.append(function)
         options = shared["rewards.function"]["properties"]
         sections.append(_closed({**options, "kind": function}, ["kind"]))
-    return {"anyOf": [*names, *sections]}
+    return {"anyOf": [*names, *sections] or [False]}  # none may be empty
 
 
 def _section(kind: registry.Kind, name: str, plugin: registry.Plugin | Exception, shared: Schema) -> Schema:
