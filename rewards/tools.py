@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from rlkit import Observation, Task, environment, modules
 from rlkit.blame import shown
@@ -24,6 +24,7 @@ from .tool_schema import schema_of
 from .toolbox import LEAST, MOST_OF_A_TURN, Toolbox
 
 _WHERE = "environment 'tools'"
+_SHIPPED = ("calculator", "python")
 
 
 def _whole(tool: Any) -> Any:
@@ -36,10 +37,20 @@ def _listed(tools: Any) -> Any:
     return [_whole(each) for each in (tools if isinstance(tools, list) else [tools])]
 
 
+def _known(tools: list[str]) -> list[str]:
+    for tool in tools:
+        if ":" not in tool and tool not in _SHIPPED:
+            raise ValueError(
+                f"there is no tool {tool!r}; those that ship are {' and '.join(_SHIPPED)}, and one of your own is "
+                "given as FILE.py:NAME or MODULE:NAME"
+            )
+    return tools
+
+
 class ToolsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    tools: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
+    tools: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed), AfterValidator(_known)]
     """`calculator`, `python`, and functions or classes of your own: FILE.py:NAME or MODULE:NAME."""
     format: Format = "hermes"
     """How the model writes a call: hermes (Qwen3, Hermes), qwen (Qwen3-Coder's XML), json (Llama 3) or python (Llama 4,
@@ -128,12 +139,7 @@ class Tools:
             return _functions({"calculator": calculator})
         if named == "python" and self._python is not None:
             return _functions({"python": self._python.python})
-        path, colon, name = named.rpartition(":")
-        if not colon:
-            raise ConfigError(
-                f"{_WHERE}: there is no tool {named!r}; those that ship are calculator and python, and one of your own "
-                "is given as FILE.py:NAME or MODULE:NAME"
-            )
+        path, _, name = named.rpartition(":")
         return _own(named_in(path, name, "tool:"), named)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -378,6 +380,15 @@ def test_what_code_says(kept: Any, cell: str, content: str) -> None:
 
 
 @needs_bubblewrap
+def test_code_reaches_no_network(kept: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept.start(Task(), 0)
+        reach = f"import socket\nsocket.create_connection({server.getsockname()!r}, 1)"
+        (content,) = contents(kept.step(python(reach)))
+    assert content == "error: ConnectionRefusedError: [Errno 111] Connection refused (line 2)"
+
+
+@needs_bubblewrap
 def test_a_flood_of_output_is_stopped(kept: Any) -> None:
     kept.start(Task(), 0)
     (content,) = contents(kept.step(python("while True:\n    print('x' * 4096)")))
@@ -403,8 +414,6 @@ for fd in range(3, 10):
 
 def test_it_needs_no_torch(mine: str) -> None:
     """A process of environments starts in a fraction of a second."""
-    import subprocess
-
     script = (
         "import sys\nfrom rlkit import registry\n"
         f"registry.build('environments', 'tools', {{'tools': ['calculator', {mine + ':search'!r}]}})\n"
