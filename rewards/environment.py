@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import signal
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rlkit import environment, modules
 from rlkit.blame import shown
-from rlkit.errors import ConfigError, module_of, nearest
+from rlkit.errors import ConfigError
 from rlkit.interfaces.environments import Observation, Task
 
-from .environment_styles import STYLES, SkyRL, Style, guess, misfit
-from .openenv import OpenEnv, session_url
+from .common import named_in
+from .environment_openenv import OpenEnv, session_url
+from .environment_styles import STYLES, SkyRL, Style, calls, guess, misfit
 from .styles import signature_of
+from .tool_calls import Format
 
 
 class ClassConfig(BaseModel):
@@ -28,10 +29,12 @@ class ClassConfig(BaseModel):
     """A Python file, or a module that can be imported or lies in the working directory."""
     name: str | None = None
     """The class in it, or a function that makes the environment."""
-    style: Literal["skyrl", "verifiers", "gym", "textarena", "openenv"] | None = None
+    style: Literal["trl", "skyrl", "verifiers", "gym", "textarena", "openenv"] | None = None
     """The project whose way of calling it follows; None: as its methods tell."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments that it is made with."""
+    format: Format = "hermes"
+    """Styles trl and verifiers: how the model writes calls of tools: hermes, qwen, json or python."""
     range: tuple[float, float] | None = None
     """Lowest and highest sum of a trajectory's rewards; None: the class's own attribute `range`, where it has one."""
     url: str | None = None
@@ -64,6 +67,8 @@ class ClassConfig(BaseModel):
             raise ValueError("give path and name, as in my_env.py:MyEnv; or, in style openenv, url")
         elif given := sorted({"api_key_env", "action", "observation"} & self.model_fields_set):
             raise ValueError(f"{given[0]}: for style openenv, whose server url names")
+        if "format" in self.model_fields_set and self.style not in (None, "trl", "verifiers"):
+            raise ValueError(f"format is for the tools of styles trl and verifiers; {self.style} reads text")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range {self.range}: the lowest must be below the highest")
         return self
@@ -84,9 +89,9 @@ class Adapted:
         else:
             assert config.path is not None
             assert config.name is not None
-            made = _find(config.path, config.name)
-            self.range = config.range or getattr(made, "range", None)
-            self._adapted = _adapted(made, f"{Path(config.path).name}:{config.name}", config)
+            found = _find(config.path, config.name)
+            self._adapted, thing = _adapted(found, f"{Path(config.path).name}:{config.name}", config)
+            self.range = config.range or getattr(thing, "range", None)
         self.tools = self._adapted.tools
 
     def start(self, task: Task, seed: int) -> Observation:
@@ -96,7 +101,8 @@ class Adapted:
         return self._adapted.step(action)
 
 
-def _adapted(found: Callable[..., Any], name: str, config: ClassConfig) -> Style:
+def _adapted(found: Callable[..., Any], name: str, config: ClassConfig) -> tuple[Style, Any]:
+    """The environment in its style, and the object itself, or what makes one of each row."""
     if inspect.isclass(found):
         style = _style(found, name, config.style)
         thing = None if style == "skyrl" else _made(found, name, config.kwargs)
@@ -106,9 +112,9 @@ def _adapted(found: Callable[..., Any], name: str, config: ClassConfig) -> Style
         thing = _made(found, name, config.kwargs)
         style = _style(thing, name, config.style)
     if style == "skyrl":
-        return SkyRL(found, name, config.kwargs)
-    adapted: Style = STYLES[style](thing, name)
-    return adapted
+        return SkyRL(found, name, config.kwargs), found
+    with_tools = {"form": config.format} if style in ("trl", "verifiers") else {}
+    return STYLES[style](thing, name, **with_tools), thing
 
 
 def _style(thing: object, name: str, given: str | None) -> str:
@@ -121,7 +127,7 @@ def _style(thing: object, name: str, given: str | None) -> str:
             "name its file in plugins, and set environment: NAME"
         )
     elif style is None:
-        known = "; ".join(f"{style} has {' and '.join(each.needs)}" for style, each in STYLES.items())
+        known = "; ".join(f"{each} has {calls(each)}" for each in STYLES)
         why = f"its methods are those of no style: {known}"
     raise ConfigError(f"environment {name} does not fit: {why}")
 
@@ -138,21 +144,12 @@ def _made(found: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> Any:
         return found(**kwargs)
     finally:
         for each, handler in kept.items():
-            if signal.getsignal(each) is not handler:
+            if signal.getsignal(each) is not handler and handler is not None:
                 signal.signal(each, handler)
 
 
 def _find(path: str, name: str) -> Callable[..., Any]:
-    try:
-        module = modules.load(path, "environment:")
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"environment: {path} failed to import:\n{traceback.format_exc()}") from error
-    if not hasattr(module, name):
-        there = [n for n, v in vars(module).items() if callable(v) and module_of(v) == module.__name__]
-        raise ConfigError(f"environment: {path} has no {name!r}{nearest(name, there)}")
-    found = getattr(module, name)
+    found = named_in(path, name, "environment:")
     if not callable(found):
         raise ConfigError(
             f"environment: {path}:{name} is {shown(found)}; name a class, or a function that makes the environment"

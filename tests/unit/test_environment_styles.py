@@ -21,6 +21,91 @@ from rlkit.config.sections import EnvironmentRef
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.environments import Observation, Task
 
+TRL = '''
+    import asyncio
+    import random
+
+    class Stairs:
+        def reset(self, target=None, **kwargs) -> str | None:
+            self.floor, self.given = 0, kwargs
+            self.target = random.randint(1, 6) if target is None else target
+            return None if target is not None else f"Climb to floor {self.target}."
+
+        def get_reward(self) -> float:
+            return float(self.floor == self.target)
+
+        def climb(self, floors: int) -> int:
+            """
+            Climb the stairs.
+
+            Args:
+                floors: How many.
+
+            Returns:
+                The floor.
+            """
+            if floors > 5:
+                raise ValueError("No such floor.")
+            self.floor += floors
+            return self.floor
+
+        def _hidden(self):
+            pass
+
+    class Async(Stairs):
+        def __init__(self):
+            self.loops = set()
+
+        async def get_reward(self):
+            self.loops.add(asyncio.get_running_loop())
+            return len(self.loops)
+
+        async def climb(self, floors: int) -> int:
+            """
+            Climb the stairs.
+
+            Args:
+                floors: How many.
+            """
+            self.loops.add(asyncio.get_running_loop())
+            await asyncio.sleep(0)
+            return super().climb(floors)
+
+    class Unrewarded(Stairs):
+        get_reward = None
+
+    class NeedsAColumn(Stairs):
+        def reset(self, difficulty):
+            self.floor = self.target = 0
+
+    class Numbers(Stairs):
+        def reset(self, **kwargs):
+            return 3
+
+    class Graded(Stairs):
+        def get_reward(self):
+            return "good"
+
+    class NoHints:
+        def reset(self, **kwargs):
+            pass
+
+        def move(self, where):
+            """
+            Move.
+
+            Args:
+                where: there
+            """
+
+    class NoTools:
+        def reset(self, **kwargs):
+            pass
+
+        def get_reward(self):
+            return 1.0
+'''
+
 GYM = """
     import random
 
@@ -235,6 +320,13 @@ VERIFIERS = """
         async def get_prompt_messages(self, state):
             return None
 
+    def add(a: int, b: int) -> int:
+        'Adds.'
+        return a + b
+
+    def calculating():
+        return vf.ToolEnv(dataset=None, tools=[add], rubric=vf.Rubric(funcs=[correct_answer]))
+
     def diversity(completions) -> list[float]:
         return [0.0 for _ in completions]
 
@@ -258,11 +350,56 @@ def played(env: Any, *turns: str) -> list[Observation]:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "libraries"))
-    for name, text in (("gym", GYM), ("textarena", TEXTARENA), ("skyrl", SKYRL), ("vf", VERIFIERS)):
+    for name, text in (("trl", TRL), ("gym", GYM), ("textarena", TEXTARENA), ("skyrl", SKYRL), ("vf", VERIFIERS)):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
     yield tmp_path
     for name in ("verifiers", "verifiers.types"):
         sys.modules.pop(name, None)
+
+
+def call(name: str, **arguments: Any) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def test_trl(file: Path) -> None:
+    env = build(file / "trl.py", "Stairs")
+    (schema,) = env.tools
+    assert schema["function"]["name"] == "climb"
+    assert schema["function"]["parameters"]["properties"] == {"floors": {"type": "integer", "description": "How many."}}
+    assert env.start(task("4", target=4), 0) == Observation()
+    assert env._adapted._env.given == {"prompt": "3+4=", "answer": "4"}
+    two = env.step(f"First {call('climb', floors=1)} and {call('climb', floors=3)}")
+    assert [said["content"] for said in two.text] == ["1", "4"]
+    assert (two.text[0]["role"], two.text[0]["name"], two.reward, two.done) == ("tool", "climb", None, False)
+    assert two.counts == {"tool_calls": 2, "tool_errors": 0, "tool/climb": 2}
+    assert env.step("Done.") == Observation(reward=1.0, done=True)
+
+    assert "Climb to floor" in env.start(task(), 0).text
+    (far,) = env.step(call("climb", floors=6)).text
+    assert far["content"] == "error: ValueError: No such floor."
+    for wrong in (call("climb"), call("climb", floors="far"), call("get_reward"), call("_hidden"), call("reset")):
+        assert env.step(wrong).counts["tool_errors"] == 1
+    assert env.step("Enough.") == Observation(reward=0.0, done=True)
+
+
+def test_trl_s_async_methods_share_a_loop(file: Path) -> None:
+    env = build(file / "trl.py", "Async")
+    env.start(task(target=3), 0)
+    for floor in (1, 2):
+        assert env.step(call("climb", floors=1)).text[0]["content"] == str(floor)
+    assert env.step("Done.").reward == 1.0
+
+
+def test_trl_without_get_reward_leaves_it_to_the_rewards(file: Path) -> None:
+    env = build(file / "trl.py", "Unrewarded")
+    env.start(task(target=3), 0)
+    assert env.step("Done.") == Observation(done=True)
+
+
+def test_trl_s_calls_may_be_in_another_format(file: Path) -> None:
+    env = build(file / "trl.py", "Stairs", format="python")
+    env.start(task(target=3), 0)
+    assert env.step("[climb(floors=3)]").text[0]["content"] == "3"
 
 
 def test_gym(file: Path) -> None:
@@ -273,7 +410,8 @@ def test_gym(file: Path) -> None:
     assert env.step("5") == Observation(text="lower", reward=0.0, done=True, info={"left": 0, "truncated": True})
     env.start(task("3"), 5)
     assert env.step("3") == Observation(text="right", reward=1.0, done=True)
-    assert build(file / "gym.py", "make", kwargs={"id": "Guess-v0"}, range=(-1, 2)).range == (-1.0, 2.0)
+    for options, span in (({}, (0.0, 1.0)), ({"range": (-1, 2)}, (-1.0, 2.0))):
+        assert build(file / "gym.py", "make", kwargs={"id": "Guess-v0"}, **options).range == span
 
 
 def test_a_gym_s_seed_makes_it_again(file: Path) -> None:
@@ -356,6 +494,27 @@ def test_verifiers_in_one_turn(file: Path) -> None:
         assert env.step("it is 7").reward == reward
 
 
+def test_verifiers_tools(file: Path) -> None:
+    env = build(file / "vf.py", "calculating")
+    assert [tool["function"]["name"] for tool in env.tools] == ["add"]
+    env.start(task("7"), 0)
+    both = env.step(
+        'So: <tool_call>{"name": "add", "arguments": {"a": 3, "b": 4}}</tool_call>'
+        '<tool_call>{"name": "sub", "arguments": {}}</tool_call>'
+    )
+    assert [(said["role"], said["content"], said["tool_call_id"]) for said in both.text] == [
+        ("tool", "7", "call_0_0"),
+        ("tool", "'sub'", "call_0_1"),
+    ]
+    assert env.step("It is 7.").info == {"stop_condition": "no_tools_called"}
+    env.start(task("7"), 0)
+    assert env.step('<tool_call>{"name": "add", 7</tool_call>').reward == 1.0  # what cannot be read is no call
+    qwen = build(file / "vf.py", "calculating", format="qwen")
+    qwen.start(task("7"), 0)
+    call = "<tool_call><function=add><parameter=a>3</parameter><parameter=b>4</parameter></function></tool_call>"
+    assert qwen.step(call).text[0]["content"] == "7"
+
+
 def test_what_verifiers_setup_adds_to_the_prompt_is_said(file: Path) -> None:
     env = build(file / "vf.py", "Announces")
     assert env.start(task("7"), 0).text == [{"role": "user", "content": "0 to 9."}]
@@ -365,6 +524,7 @@ def test_what_verifiers_setup_adds_to_the_prompt_is_said(file: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "style", "fits"),
     [
+        ("trl", "Stairs", "gym", "trl"),
         ("gym", "GuessEnv", "skyrl", "gym"),
         ("gym", "GuessEnv", "verifiers", "gym"),
         ("textarena", "Wordle", "verifiers", "textarena"),
@@ -382,6 +542,8 @@ def test_methods_of_another_style_name_it(file: Path, module: str, name: str, st
 @pytest.mark.parametrize(
     ("module", "name", "options", "message"),
     [
+        ("trl", "NoHints", {}, "'where'"),
+        ("trl", "NoTools", {"style": "trl"}, "calls reset and methods that are tools, and it has no method that is"),
         ("gym", "GuesEnv", {}, "has no 'GuesEnv'; did you mean 'GuessEnv'"),
         ("gym", "number", {}, "is int (3); name a class, or a function that makes the environment"),
         ("gym", "GuessEnv", {"kwargs": {"trys": 1}}, "cannot be made of kwargs (got an unexpected keyword"),
@@ -391,7 +553,7 @@ def test_methods_of_another_style_name_it(file: Path, module: str, name: str, st
             "gym",
             "Neither",
             {},
-            "are those of no style: verifiers has env_response; skyrl has init and step",
+            "are those of no style: verifiers has env_response and init_state; skyrl has init and",
         ),
         ("gym", "Neither", {"style": "gym"}, "style 'gym' calls reset and step, and it has no reset"),
         ("vf", "in_groups", {}, "its rubric has rewards of a whole group"),
@@ -414,6 +576,9 @@ def test_what_cannot_be_an_environment_is_named_at_the_start(
             "Old",
             "gym.py:Old.step returned a tuple of 4: in style 'gym' it must return (observation, reward",
         ),
+        ("trl", "NeedsAColumn", "reset(difficulty) cannot be called: missing a required argument: 'difficulty'. Gi"),
+        ("trl", "Numbers", "Numbers.reset gave the observation int (3): it must be text"),
+        ("trl", "Graded", "Graded.get_reward: the reward is str (good): it must be a number"),
         ("gym", "Bare", "Bare.reset returned str (begin): in style 'gym' it must return (observation, info)"),
         ("gym", "Pictures", "Pictures.reset gave the observation list ([[0, 1]]): it must be text"),
         ("gym", "Flagless", "Flagless.step: terminated is str (yes): it must be True or False"),
@@ -452,6 +617,7 @@ def test_an_environment_s_own_handling_of_interrupts_is_not_the_run_s(file: Path
         ({"style": "openenv"}, "give url"),
         ({"url": "http://a"}, "set style: openenv"),
         ({"style": "openenv", "url": "a"}, "http://"),
+        ({"path": "json", "name": "loads", "style": "gym", "format": "qwen"}, "format is for the tools of styles trl"),
         ({"style": "openenv", "url": "http://a", "kwargs": {"a": 1}}, "takes no kwargs"),
         ({"path": "json", "name": "loads", "action": "code"}, "action: for style openenv"),
         ({"path": "json", "name": "loads", "range": (1, 1)}, "below"),
@@ -477,6 +643,7 @@ def test_file_and_class_are_short_for_it(file: Path) -> None:
 
 
 PLAYED = {
+    "stairs.py": ([call("climb", floors=56), "Here I am."], [None, 1.0]),
     "multiply.py": (["54", "56"], [0.0, 1.0]),
     "guessing.py": (["3", "56"], [None, 1.0]),
     "guess_env.py": (["nothing", "x"], [0.0, 0.0]),

@@ -72,7 +72,7 @@ def test_openenv(monkeypatch: pytest.MonkeyPatch) -> None:
         def answer(message: dict[str, Any]) -> Any:
             heard.append(message)
             if message["type"] == "reset":
-                return observed(echoed_message="ready", message_length=5)
+                return observed(reward=0.0, echoed_message="ready", message_length=5)
             text = message["data"]["message"]
             return observed(reward=len(text) / 10, done=text == "bye", echoed_message=text, message_length=len(text))
 

@@ -4,11 +4,12 @@ parts as its documentation (v0) tells of them, and no more."""
 from __future__ import annotations
 
 import inspect
+import json
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from .types import ClientConfig
+from .types import ClientConfig, ToolMessage
 
 Messages = list[dict[str, Any]]
 State = dict
@@ -36,6 +37,7 @@ class Rubric:
         scores = []
         for function in self.funcs:
             given = {name: state[name] for name in ("prompt", "completion", "answer", "info")} | {"state": state}
+            assert state["cleaned"]
             score = function(**{name: given[name] for name in inspect.signature(function).parameters})
             scores.append(float(await score if inspect.isawaitable(score) else score))
         state["reward"] = sum(weight * score for weight, score in zip(self.weights, scores, strict=True))
@@ -66,6 +68,9 @@ class MultiTurnEnv:
                 return True
         return False
 
+    async def cleanup(self, state: dict[str, Any]) -> None:
+        state["cleaned"] = True
+
     async def add_trajectory_step(self, state: dict[str, Any], step: dict[str, Any]) -> None:
         state["trajectory"].append(step)
 
@@ -82,3 +87,30 @@ class MultiTurnEnv:
 class SingleTurnEnv(MultiTurnEnv):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(max_turns=1, **kwargs)
+
+
+class ToolEnv(MultiTurnEnv):
+    def __init__(self, tools: list[Callable[..., Any]], max_turns: int = 10, **kwargs: Any) -> None:
+        super().__init__(max_turns=max_turns, **kwargs)
+        self.tools = {tool.__name__: tool for tool in tools}
+        self.tool_defs = [_described(tool) for tool in tools]
+
+    @stop
+    async def no_tools_called(self, state: dict[str, Any]) -> bool:
+        return bool(state["trajectory"]) and not state["trajectory"][-1]["completion"][-1].tool_calls
+
+    async def env_response(self, messages: Messages, state: dict[str, Any]) -> Messages:
+        results: Messages = []
+        for call in messages[-1].tool_calls:  # type: ignore[attr-defined]
+            try:
+                result = str(self.tools[call.name](**json.loads(call.arguments)))
+            except Exception as error:
+                result = str(error)
+            results.append(ToolMessage(role="tool", content=result, tool_call_id=call.id))
+        return results
+
+
+def _described(tool: Callable[..., Any]) -> dict[str, Any]:
+    names = list(inspect.signature(tool).parameters)
+    parameters = {"type": "object", "properties": {name: {"type": "integer"} for name in names}, "required": names}
+    return {"name": tool.__name__, "description": inspect.getdoc(tool), "parameters": parameters, "strict": True}

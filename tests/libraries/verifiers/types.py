@@ -21,3 +21,7 @@ class AssistantMessage(_Message):
 
 class ToolCall(_Message):
     pass
+
+
+class ToolMessage(_Message):
+    pass

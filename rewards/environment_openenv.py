@@ -16,7 +16,7 @@ from rlkit.errors import RlkitError
 from rlkit.http import authorisation, checked_url, excerpt_of
 from rlkit.interfaces.environments import Observation, Task
 
-from .environment_styles import SEEDS, flag, number, row_of
+from .adapting import SEEDS, flag, number, row_of
 
 _LARGEST_REPLY = 16 * 2**20
 
@@ -51,7 +51,9 @@ class OpenEnv:
             raise RlkitError(
                 f"{self._url}: no session ({type(error).__name__}: {error}). Is the OpenEnv server there?"
             ) from error
-        return self._observed(self._ask("reset", {**row_of(task), "seed": seed % SEEDS}))
+        begun = self._observed(self._ask("reset", {**row_of(task), "seed": seed % SEEDS}))
+        begun.reward = None  # servers say 0 of a reset, which no action led to
+        return begun
 
     def step(self, action: str) -> Observation:
         if self._action is not None:
