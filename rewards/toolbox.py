@@ -17,6 +17,10 @@ from rlkit.wording import counted, one_line
 
 from .tool_calls import FORMS, Call, Format, Malformed, calls_in
 
+LEAST, MOST_OF_A_TURN = 100, 100_000
+"""Characters that are shown of a result whatever else the turn holds, and of all results of one turn: an environment
+may not say any amount at once."""
+
 
 class ToolError(Exception):
     """What went wrong with a call, for the model to read; a tool may raise it, too."""
@@ -33,7 +37,7 @@ class Answers:
 class Toolbox:
     """Tools by name, with the schema of each: see `tool_schema.schema_of`.
 
-    result_chars: the most that is shown of what a tool returns.
+    result_chars: the most that is shown of what a tool returns; of all calls of a turn together, `MOST_OF_A_TURN`.
     """
 
     def __init__(
@@ -61,16 +65,19 @@ class Toolbox:
         if not calls:
             return None
         counts: Counter[str] = Counter(tool_calls=0, tool_errors=0)
-        messages = []
+        messages, room = list[dict[str, str]](), MOST_OF_A_TURN
         for call in calls[:most]:
             counts["tool_calls"] += 1
             if call.name in self._tools:
                 counts[f"tool/{call.name}"] += 1
             try:
-                messages.append(_message(call.name, self._cut(self._made(call))))
+                content = self._made(call)
             except ToolError as error:
                 counts["tool_errors"] += 1
-                messages.append(_message(call.name, self._cut(f"error: {error}")))
+                content = f"error: {error}"
+            content = _cut(content, min(self._result_chars, max(room, LEAST)))
+            room -= len(content)
+            messages.append(_message(call.name, content))
         if left := calls[most:]:
             said = f"error: no more calls can be made; {counted(len(left), 'call')} not run. Answer without a call"
             messages.append(_message(left[0].name, said))
@@ -115,18 +122,19 @@ class Toolbox:
         where = "".join(f"[{step!r}]" for step in list(error.path)[1:])
         return f"the argument {error.path[0]!r}{where} does not fit: {one_line(error.message, 200)}"
 
-    def _cut(self, text: str) -> str:
-        """What can be encoded, up to the limit: the beginning and the end, and between them how much is left out."""
-        left_out = len(text) - self._result_chars
-        if left_out > 0:
-            end = self._result_chars // 4
-            text = f"{text[: self._result_chars - end]}\n[... {left_out:,} characters left out ...]\n{text[-end:]}"
-        return text.encode(errors="replace").decode()
-
 
 def _as_hinted(value: Any, schema: Mapping[str, Any]) -> Any:
     """In JSON 5.0 is a whole number."""
     return int(value) if schema.get("type") == "integer" and isinstance(value, float) else value
+
+
+def _cut(text: str, most: int) -> str:
+    """What can be encoded, up to the limit: the beginning and the end, and between them how much is left out."""
+    left_out = len(text) - most
+    if left_out > 0:
+        end = most // 4
+        text = f"{text[: most - end]}\n[... {left_out:,} characters left out ...]\n{text[-end:]}"
+    return text.encode(errors="replace").decode()
 
 
 async def _awaited(result: Any) -> Any:

@@ -21,7 +21,7 @@ from .sandbox import Limits, Sandbox
 from .sandbox_probe import tried_out
 from .tool_calls import FORMATS, Call, Format, calls_in
 from .tool_schema import schema_of
-from .toolbox import Toolbox
+from .toolbox import LEAST, MOST_OF_A_TURN, Toolbox
 
 _WHERE = "environment 'tools'"
 
@@ -44,9 +44,9 @@ class ToolsConfig(BaseModel):
     format: Format = "hermes"
     """How the model writes a call: hermes (Qwen3, Hermes), qwen (Qwen3-Coder's XML), json (Llama 3) or python (Llama 4,
     Gemma)."""
-    result_chars: Annotated[int, Field(ge=100)] = 4000
+    result_chars: Annotated[int, Field(ge=LEAST, le=MOST_OF_A_TURN)] = 4000
     """The most that is shown of what a call returns."""
-    most_calls: Annotated[int, Field(ge=1)] = 64
+    most_calls: Annotated[int, Field(ge=1, le=256)] = 64
     """In one trajectory; those above it are not run."""
     call_cost: Annotated[float, Field(ge=0)] = 0.0
     """Taken from the reward for each call."""

@@ -212,6 +212,13 @@ def test_results_are_cut(mine: str) -> None:
     assert content == f"{'a' * 300}\n[... 9,999,600 characters left out ...]\n{'a' * 97}end"
 
 
+def test_results_of_one_turn_are_cut_together(mine: str) -> None:
+    environment = started([f"{mine}:flood"], result_chars=40_000)
+    said = contents(environment.step(call("flood", characters=39_990) * 5))
+    assert [len(each) for each in said[:2]] == [39_990, 39_990]
+    assert [each.partition("[... ")[2].partition(" ")[0] for each in said[2:]] == ["19,970", "39,890", "39,890"]
+
+
 def test_calls_above_the_most_are_not_run(mine: str) -> None:
     environment = started([f"{mine}:Memory"], most_calls=3)
     environment.step(call("keep", text="a"))
