@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from rlkit.blame import shown
@@ -38,7 +38,7 @@ def chat_of(task: Task) -> list[dict[str, Any]]:
     return [{"role": "user", "content": "" if task.question is None else str(task.question)}]
 
 
-def taken(function: Callable[..., Any], given: Mapping[str, Any], always: Any = ()) -> dict[str, Any]:
+def taken(function: Callable[..., Any], given: Mapping[str, Any], always: Container[str] = ()) -> dict[str, Any]:
     """Of what is given, the keywords that the function names, or all where it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -15,6 +15,7 @@ from rlkit.blame import shown
 from rlkit.errors import ConfigError
 from rlkit.interfaces.environments import Observation, Task
 
+from .adapting import taken
 from .common import named_in
 from .environment_openenv import OpenEnv, session_url
 from .environment_styles import STYLES, SkyRL, Style, calls, guess, misfit
@@ -112,6 +113,8 @@ def _adapted(found: Callable[..., Any], name: str, config: ClassConfig) -> tuple
         thing = _made(found, name, config.kwargs)
         style = _style(thing, name, config.style)
     if style == "skyrl":
+        of_a_row = taken(found, {"env_config": {}, "extras": {}, **config.kwargs}, config.kwargs)
+        _can_be_made(found, name, of_a_row)
         return SkyRL(found, name, config.kwargs), found
     with_tools = {"form": config.format} if style in ("trl", "verifiers") else {}
     return STYLES[style](thing, name, **with_tools), thing
@@ -133,11 +136,7 @@ def _style(thing: object, name: str, given: str | None) -> str:
 
 
 def _made(found: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> Any:
-    signature = signature_of(found)
-    try:
-        signature.bind(**kwargs)
-    except TypeError as error:
-        raise ConfigError(f"environment {name}{signature} cannot be made of kwargs ({error}): set them anew") from error
+    _can_be_made(found, name, kwargs)
     # Some libraries' environments handle interrupts themselves, which here is the run's to do.
     kept = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -146,6 +145,14 @@ def _made(found: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> Any:
         for each, handler in kept.items():
             if signal.getsignal(each) is not handler and handler is not None:
                 signal.signal(each, handler)
+
+
+def _can_be_made(found: Callable[..., Any], name: str, given: dict[str, Any]) -> None:
+    signature = signature_of(found)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ConfigError(f"environment {name}{signature} cannot be made of kwargs ({error}): set them anew") from error
 
 
 def _find(path: str, name: str) -> Callable[..., Any]:

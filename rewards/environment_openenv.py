@@ -46,11 +46,11 @@ class OpenEnv:
             self._session = self._opened.enter_context(session)
         except InvalidStatus as error:
             said = f"status {error.response.status_code} ({excerpt_of(bytes(error.response.body or b''))})"
-            raise RlkitError(f"{self._url}: {said} in place of a session. Is it an OpenEnv server's url?") from error
+            raise RlkitError(f"{self._url}: {said} in place of a session. Is it an OpenEnv server's url?") from None
         except (OSError, InvalidHandshake) as error:
             raise RlkitError(
                 f"{self._url}: no session ({type(error).__name__}: {error}). Is the OpenEnv server there?"
-            ) from error
+            ) from None
         begun = self._observed(self._ask("reset", {**row_of(task), "seed": seed % SEEDS}))
         begun.reward = None  # servers say 0 of a reset, which no action led to
         return begun
@@ -76,12 +76,12 @@ class OpenEnv:
         try:
             content = self._session.recv()
         except ConnectionClosed as error:
-            raise RlkitError(f"{self._url}: the server ended the session at {what} ({error})") from error
+            raise RlkitError(f"{self._url}: the server ended the session at {what} ({error})") from None
         excerpt = excerpt_of(content if isinstance(content, bytes) else content.encode())
         try:
             reply = json.loads(content)
-        except ValueError as error:
-            raise RlkitError(f"{self._url}: the answer to {what} is no JSON: {excerpt}") from error
+        except ValueError:
+            raise RlkitError(f"{self._url}: the answer to {what} is no JSON: {excerpt}") from None
         kind = reply.get("type") if isinstance(reply, dict) else None
         found = reply.get("data") if kind else None
         if kind == "error" and isinstance(found, dict):
@@ -99,8 +99,9 @@ class OpenEnv:
 
     def _refused(self, what: str, error: Mapping[str, Any]) -> RlkitError:
         said = str(error.get("message")).rstrip(".")
-        for each in error.get("errors") or ():  # pydantic's
-            said += f"; {'.'.join(map(str, each['loc']))}: {each['msg']}"
+        for each in error.get("errors") or ():
+            if isinstance(each, dict) and isinstance(each.get("loc"), list):  # pydantic's
+                said += f"; {'.'.join(map(str, each['loc']))}: {each.get('msg')}"
         where = f"{self._url}: at {what} the server said: {said}"
         if error.get("code") == "CAPACITY_REACHED":
             return RlkitError(
@@ -129,11 +130,11 @@ class OpenEnv:
         for key in self._shows.split("."):
             try:
                 at = at[int(key)] if isinstance(at, list) else at[key]
-            except (LookupError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError):
                 there = ", ".join(map(str, at)) if isinstance(at, dict) else shown(at)
                 raise RlkitError(
                     f"{self._url}: the observation has no {self._shows!r}, which `observation` names: there is {there}"
-                ) from error
+                ) from None
         return at if isinstance(at, str) else json.dumps(at, ensure_ascii=False)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -35,6 +34,9 @@ from .environment_verifiers import Verifiers
 from .tool_calls import Format
 from .tool_schema import schema_of
 from .toolbox import Toolbox
+
+_CALLS_OF_A_TURN = 256
+"""More are not run: an environment may not say any amount at once."""
 
 
 class Style(Protocol):
@@ -153,7 +155,7 @@ class SkyRL:
         }
         given = {"env_config": {}, **self._kwargs, "extras": extras}
         given["env_config"] = Record(given["env_config"])
-        self._env = self._make(**taken(self._make, given, self._kwargs.keys()))
+        self._env = self._make(**taken(self._make, given, self._kwargs))
         prompt = chat_of(task)
         returned = self._env.init([dict(message) for message in prompt])
         if not isinstance(returned, tuple) or len(returned) != 2:
@@ -223,7 +225,7 @@ class TRL:
         return Observation(text="" if said is None else text_of(said, f"{self._name}.reset"))
 
     def step(self, action: str) -> Observation:
-        answers = self._box.answer(action, sys.maxsize)
+        answers = self._box.answer(action, _CALLS_OF_A_TURN)
         if answers is not None:
             return Observation(text=answers.messages, counts=answers.counts)
         if not callable(getattr(self._env, "get_reward", None)):

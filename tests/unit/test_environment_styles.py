@@ -238,6 +238,13 @@ SKYRL = """
 
     closed = []
 
+    def make(id, **kwargs):
+        return {"multiply": Multiply}[id](**kwargs)
+
+    class Wants(Multiply):
+        def __init__(self, tokenizer, extras):
+            super().__init__({}, extras)
+
     class WithConfig(Multiply):
         def __init__(self, env_config, extras):
             self.tone = env_config.tone
@@ -458,6 +465,11 @@ def test_skyrl(file: Path) -> None:
     assert env.step("\\boxed{8}").reward == 1.0
 
 
+def test_what_makes_skyrl_s_may_be_a_function(file: Path) -> None:
+    env = build(file / "skyrl.py", "make", style="skyrl", kwargs={"id": "multiply", "extras": {"max_turns": 1}})
+    assert [each.reward for each in played(env, "\\boxed{7}")] == [None, 1.0]
+
+
 def test_what_skyrl_s_init_adds_to_the_prompt_is_said(file: Path) -> None:
     env = build(file / "skyrl.py", "WithConfig", kwargs={"env_config": {"tone": "Quickly!"}})
     chat = [{"role": "system", "content": "Multiply."}, {"role": "user", "content": "7 * 8"}]
@@ -556,6 +568,8 @@ def test_methods_of_another_style_name_it(file: Path, module: str, name: str, st
             "are those of no style: verifiers has env_response and init_state; skyrl has init and",
         ),
         ("gym", "Neither", {"style": "gym"}, "style 'gym' calls reset and step, and it has no reset"),
+        ("skyrl", "Multiply", {"kwargs": {"extra": {}}}, "cannot be made of kwargs (got an unexpected keyword"),
+        ("skyrl", "Wants", {}, "cannot be made of kwargs (missing a required argument: 'tokenizer')"),
         ("vf", "in_groups", {}, "its rubric has rewards of a whole group"),
         ("missing", "Env", {}, "does not exist"),
     ],
