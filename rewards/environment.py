@@ -66,13 +66,16 @@ class ClassConfig(BaseModel):
             raise ValueError("url: the server of style openenv; set style: openenv")
         elif self.path is None or self.name is None:
             raise ValueError("give path and name, as in my_env.py:MyEnv; or, in style openenv, url")
-        elif given := sorted({"api_key_env", "action", "observation"} & self.model_fields_set):
+        elif given := [key for key in ("api_key_env", "action", "observation") if self._changed(key)]:
             raise ValueError(f"{given[0]}: for style openenv, whose server url names")
-        if "format" in self.model_fields_set and self.style not in (None, "trl", "verifiers"):
+        if self._changed("format") and self.style not in (None, "trl", "verifiers"):
             raise ValueError(f"format is for the tools of styles trl and verifiers; {self.style} reads text")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range {self.range}: the lowest must be below the highest")
         return self
+
+    def _changed(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 @environment("class")

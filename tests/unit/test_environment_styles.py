@@ -645,6 +645,12 @@ def test_settings_that_cannot_be_are_refused(options: dict[str, Any], message: s
     assert message in str(error.value)
 
 
+def test_settings_are_the_same_when_they_are_read_again(file: Path) -> None:
+    for options in ({"path": "json", "name": "loads", "style": "gym"}, {"style": "openenv", "url": "http://a"}):
+        ref = configs.resolve_ref("environments", configs.PluginRef(kind="class", **options), "environment")
+        assert configs.resolve_ref("environments", ref, "environment") == ref
+
+
 def test_file_and_class_are_short_for_it(file: Path) -> None:
     short = configs.load("embedded_xs", [f"environment={file / 'gym.py'}:GuessEnv"])
     assert short.environment is not None
