@@ -120,7 +120,12 @@ def _adapted(found: Callable[..., Any], name: str, config: ClassConfig) -> tuple
         _can_be_made(found, name, of_a_row)
         return SkyRL(found, name, config.kwargs), found
     with_tools = {"form": config.format} if style in ("trl", "verifiers") else {}
-    return STYLES[style](thing, name, **with_tools), thing
+    try:
+        return STYLES[style](thing, name, **with_tools), thing
+    except ConfigError as error:
+        if (fits := guess(thing)) not in (style, None):
+            raise ConfigError(f"{error}. Or set style: {fits}, whose methods it has") from error
+        raise
 
 
 def _style(thing: object, name: str, given: str | None) -> str:

@@ -89,8 +89,8 @@ class Verifiers:
         found = calls_in(action, self._form, self._parameters) if self.tools else []
         at = len(self._state["trajectory"])
         calls = [
-            self._types.ToolCall(id=f"call_{at}_{number}", name=call.name, arguments=json.dumps(call.arguments))
-            for number, call in enumerate(found)
+            self._types.ToolCall(id=f"call_{at}_{place}", name=call.name, arguments=json.dumps(call.arguments))
+            for place, call in enumerate(found)
             if isinstance(call, Call)
         ]
         return self._types.AssistantMessage(role="assistant", content=action, tool_calls=calls or None)

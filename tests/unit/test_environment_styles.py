@@ -555,6 +555,7 @@ def test_methods_of_another_style_name_it(file: Path, module: str, name: str, st
     ("module", "name", "options", "message"),
     [
         ("trl", "NoHints", {}, "'where'"),
+        ("gym", "GuessEnv", {"style": "trl"}, ". Or set style: gym, whose methods it has"),
         ("trl", "NoTools", {"style": "trl"}, "calls reset and methods that are tools, and it has no method that is"),
         ("gym", "GuesEnv", {}, "has no 'GuesEnv'; did you mean 'GuessEnv'"),
         ("gym", "number", {}, "is int (3); name a class, or a function that makes the environment"),
