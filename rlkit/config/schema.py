@@ -42,6 +42,13 @@ def schema() -> Schema:
     return whole
 
 
+_IN_A_FILE: dict[registry.Kind, tuple[str, str]] = {
+    "rewards": ("function", "FILE.py:FUNCTION"),
+    "environments": ("class", "FILE.py:CLASS"),
+}
+"""The plugin that a thing in a file is short for, and how it is written."""
+
+
 def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
     """A plugin of a kind: its name, or a section that the name, as `kind`, tells apart from the others."""
     plugins = dict(registry.all_plugins(kind))
@@ -50,11 +57,12 @@ def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
     if kind == "samplers":
         names.append({"const": "auto"})
         sections.append({"type": "object", "properties": {"kind": {"const": "auto"}}, "additionalProperties": False})
-    if kind == "rewards":
-        function = {"type": "string", "pattern": r"\.py:\w+$", "description": "FILE.py:FUNCTION"}
-        names.append(function)
-        options = shared["rewards.function"]["properties"]
-        sections.append(_closed({**options, "kind": function}, ["kind"]))
+    if kind in _IN_A_FILE:
+        stands_for, form = _IN_A_FILE[kind]
+        in_a_file = {"type": "string", "pattern": r"\.py:\w+$", "description": form}
+        names.append(in_a_file)
+        options = shared[f"{kind}.{stands_for}"]["properties"]
+        sections.append(_closed({**options, "kind": in_a_file}, ["kind"]))
     return {"anyOf": [*names, *sections] or [False]}  # none may be empty
 
 

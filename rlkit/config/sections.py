@@ -59,19 +59,26 @@ class RewardRef(PluginRef):
     """Its share in the sum of several rewards."""
 
 
-_FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
+_IN_A_FILE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 
 
-def _as_reward(value: Any) -> Any:
-    """A reward's name, or FILE.py:FUNCTION, as a section."""
+def _found_in(value: Any, kind: str) -> Any:
+    """A plugin's name, or FILE.py:NAME, for which `kind` stands, as a section."""
     section = as_ref(value)
-    if isinstance(section, dict) and (function := _FUNCTION.fullmatch(str(section.get("kind")))):
-        return {**function.groupdict(), **section, "kind": "function"}
+    if isinstance(section, dict) and (found := _IN_A_FILE.fullmatch(str(section.get("kind")))):
+        return {**found.groupdict(), **section, "kind": kind}
     return section
 
 
+def _as_environment(value: Any) -> Any:
+    return _found_in(value, "class")
+
+
+EnvironmentRef = Annotated[PluginRef, BeforeValidator(_as_environment, json_schema_input_type=str | PluginRef)]
+
+
 def _as_refs(value: Any) -> Any:
-    return [_as_reward(each) for each in value] if isinstance(value, list) else [_as_reward(value)]
+    return [_found_in(each, "function") for each in (value if isinstance(value, list) else [value])]
 
 
 _OneReward = str | RewardRef
@@ -457,8 +464,9 @@ class RunConfig(Section):
     """Takes the place of the algorithm's own policy loss."""
     model: ModelConfig
     data: DataConfig
-    environment: Ref | None = None
-    """In which the model acts over several turns: `rlkit list environments`. None: it answers once."""
+    environment: EnvironmentRef | None = None
+    """In which the model acts over several turns: `rlkit list environments`; or `FILE.py:CLASS`, for one written for
+    another project. None: it answers once."""
     conversation: ConversationConfig = ConversationConfig()
     reward: AnyRewards
     """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project. With an `environment`, which
