@@ -64,7 +64,11 @@ class ProblemSet:
     """How the prompts are put to the model, where there is something to say of it."""
 
 
-def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) -> ProblemSet | None:
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of functions that the model may call, for its chat template."""
+
+
+def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False, tools: Tools = ()) -> ProblemSet | None:
     """Read `data.path`, or the held-out problems; None where there are none to hold out.
 
     Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
@@ -80,10 +84,10 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
         raise ConfigError(f"{setting}: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
-    return as_problems(rows, config, tokenizer, path)
+    return as_problems(rows, config, tokenizer, path, tools)
 
 
-def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str) -> ProblemSet:
+def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str, tools: Tools = ()) -> ProblemSet:
     """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages.
 
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
@@ -91,8 +95,8 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     chat = uses_chat(config, tokenizer)
     prompts = questions(rows, config.prompt, "data.prompt", path)
     answers = golds(rows, config.answer, "data.answer", path)
-    texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
-    tokens, put = _encode(texts, tokenizer, chat)
+    texts = [render(prompt, config, tokenizer, chat, f"{path}, row {i}", tools) for i, prompt in enumerate(prompts, 1)]
+    tokens, put = encode(texts, tokenizer, chat)
     if continued := sum(map(continues, prompts)):
         put.append(f"the model goes on with the assistant's message in {continued} of {len(prompts)}")
     problems = [
@@ -117,10 +121,12 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     return ProblemSet(problems, len(rows) - len(problems), duplicates, path, put)
 
 
-def prompt_tokens(prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any) -> list[int]:
+def prompt_tokens(
+    prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any, tools: Tools = ()
+) -> list[int]:
     """Token ids of one question, or of a conversation's messages, put to the model as the problems of `config` are."""
     chat = uses_chat(config, tokenizer)
-    return _encode([_render(prompt, config, tokenizer, chat, "the prompt")], tokenizer, chat)[0][0]
+    return encode([render(prompt, config, tokenizer, chat, "the prompt", tools)], tokenizer, chat)[0][0]
 
 
 class Cursor:
@@ -397,8 +403,8 @@ def continues(prompt: Any) -> bool:
     )
 
 
-def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str) -> str:
-    """The text the model reads, from a question or chat messages."""
+def render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str, tools: Tools = ()) -> str:
+    """The text the model reads, from a question or chat messages; `tools`: JSON schemas for the chat template."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     for message in messages:
         if not (isinstance(message, Mapping) and isinstance(message.get("content"), str) and message.get("role")):
@@ -425,7 +431,7 @@ def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: 
             raise ConfigError(f"{where}: the data has a system message of its own: leave out data.system")
         messages = [{"role": "system", "content": config.system}, *messages]
     messages = [{**message, "content": _without_begin(message["content"], tokenizer)} for message in messages]
-    text = _templated(messages, config, tokenizer, where)
+    text = templated(messages, config, tokenizer, where, tools)
     if not text:
         raise ConfigError(
             f"{where}: the chat template makes nothing of the prompt: set data.template, or data.chat: false"
@@ -433,10 +439,20 @@ def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: 
     return text
 
 
-def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: Any, where: str) -> str:
-    """What the chat template makes of messages. ConfigError, with its own words, where it refuses them."""
-    goes_on = continues(messages)
-    if not goes_on and messages[-1]["role"] == "assistant":
+def templated(
+    messages: list[dict[str, Any]],
+    config: DataConfig,
+    tokenizer: Any,
+    where: str,
+    tools: Tools = (),
+    opens: bool = True,
+) -> str:
+    """What the chat template makes of messages; `opens`: up to where the model goes on.
+
+    ConfigError, with the template's own words, where it refuses them.
+    """
+    goes_on = opens and continues(messages)
+    if opens and not goes_on and messages[-1]["role"] == "assistant":
         messages = messages[:-1]  # an empty one: the generation prompt opens it
 
     def render(messages: list[dict[str, Any]]) -> str:
@@ -444,8 +460,9 @@ def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: An
             tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
-                add_generation_prompt=not goes_on,
+                add_generation_prompt=opens and not goes_on,
                 continue_final_message=goes_on,
+                **({"tools": list(tools)} if tools else {}),
                 **config.chat_template_kwargs,
             )
         )
@@ -476,7 +493,7 @@ def _without_begin(text: str, tokenizer: Any) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
-def _encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[int]], list[str]]:
+def encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[int]], list[str]]:
     """Token ids of prompts, and what there is to say of them.
 
     A prompt is no whole text: what a tokenizer adds behind one, an end token mostly, would tell the model that all is

@@ -20,7 +20,7 @@ from rlkit.wording import ranges
 if TYPE_CHECKING:
     from rlkit.data import Problem
 
-AS_SAMPLED = ("seed", "schedule", "reward", "data", "batch", "sampling")
+AS_SAMPLED = ("seed", "schedule", "environment", "conversation", "reward", "data", "batch", "sampling")
 """Keys and sections that have decided what the samples are."""
 MAY_DIFFER = (
     *("data.path", "data.eval_path", "data.eval_split"),
@@ -127,7 +127,7 @@ def _changed(before: RunConfig, now: RunConfig) -> Iterator[str]:
     there, here = before.dump(), now.dump()
     for section in AS_SAMPLED:
         a, b = there[section], here[section]
-        if isinstance(a, Mapping):
+        if isinstance(a, Mapping) and isinstance(b, Mapping) and section != "environment":
             names: dict[str, tuple[Any, Any]] = {f"{section}.{key}": (a[key], b[key]) for key in a}
         else:
             names = {section: (a, b)}

@@ -18,6 +18,7 @@ from rlkit.config.resolving import (
     resolve_with_algorithm,
 )
 from rlkit.config.sections import (
+    AnyRewards,
     AverageReference,
     BatchConfig,
     CheckpointConfig,
@@ -51,6 +52,7 @@ from rlkit.config.sections import (
 
 __all__ = [
     "SHORT",
+    "AnyRewards",
     "AverageReference",
     "BatchConfig",
     "CheckpointConfig",

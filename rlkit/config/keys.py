@@ -32,6 +32,7 @@ PLUGINS: dict[str, registry.Kind] = {
     "loss": "losses",
     "reward": "rewards",
     "noise": "noise",
+    "environment": "environments",
     "sampler": "samplers",
     "trackers": "trackers",
 }

@@ -25,7 +25,7 @@ def schema() -> Schema:
         listed = {"type": "array", "items": one}
         said = {key: value for key, value in whole["properties"][field].items() if key in ("description", "default")}
         if field == "reward":
-            taken: Schema = {"anyOf": [one, {**listed, "minItems": 1}]}
+            taken: Schema = {"anyOf": [one, listed]}
         elif field in LISTS:
             taken = listed
         else:

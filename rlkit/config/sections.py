@@ -75,11 +75,8 @@ def _as_refs(value: Any) -> Any:
 
 
 _OneReward = str | RewardRef
-Rewards = Annotated[
-    list[RewardRef],
-    Field(min_length=1),
-    BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward]),
-]
+AnyRewards = Annotated[list[RewardRef], BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward])]
+Rewards = Annotated[AnyRewards, Field(min_length=1)]
 
 
 def _can_be_said(texts: list[str]) -> list[str]:
@@ -463,7 +460,7 @@ class RunConfig(Section):
     environment: Ref | None = None
     """In which the model acts over several turns: `rlkit list environments`. None: it answers once."""
     conversation: ConversationConfig = ConversationConfig()
-    reward: Rewards
+    reward: AnyRewards
     """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project. With an `environment`, which
     gives rewards of its own, [] will do."""
     noise: list[Ref] = []
@@ -505,6 +502,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if not self.reward and self.environment is None:
+            raise ValueError("reward names none, and there is no environment that gives one: `rlkit list rewards`")
         if self.sampling.truncated and self.corrects is None:
             raise ValueError(
                 "sampling.top_p below 1 or sampling.top_k above 0: samples come from another distribution than the "

@@ -13,7 +13,8 @@ from rlkit.engine.passes import LOGPROBS
 from rlkit.errors import StaleWeightsError
 from rlkit.generation import make_room
 from rlkit.generation.assemble import unscored
-from rlkit.generation.collector import Collector, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.learner import Learner, gap

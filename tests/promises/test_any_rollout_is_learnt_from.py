@@ -20,7 +20,7 @@ from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.engine.loading import load_engines
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.describe import describe
@@ -71,7 +71,7 @@ def scored_of(drawn: Sequence[Sequence[One]]) -> list[Scored]:
             result = RewardResult(
                 value=one.value, status="ok" if one.value is not None else "error", token_values=share
             )
-            found.append(Scored(SampleKey(problem.id, 1, 0, index), problem, completion, "", result))
+            found.append(Scored(SampleKey(problem.id, 1, 0, index), problem, completion, "", result=result))
     return found
 
 

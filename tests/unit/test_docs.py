@@ -70,6 +70,7 @@ def test_the_table_of_settings_is_the_code_s(table_tool: ModuleType) -> None:
         ("configuration.md", "samplers", "vllm_server"),
         ("configuration.md", "samplers", "transformers"),
         ("configuration.md", "trackers", "wandb"),
+        ("tools.md", "environments", "tools"),
     ],
 )
 def test_the_tables_of_options_are_the_code_s(

@@ -20,7 +20,8 @@ from rlkit.engine import distributed
 from rlkit.engine.shares import put_together
 from rlkit.errors import RlkitError
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Collector, Draw, Scored, deal, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Draw, Scored, deal, draws
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.rewards import RewardResult, Sample
@@ -145,7 +146,7 @@ class Seeded:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         return f"é{sum(tokens)}"
 
-    def submit(self, sample: Sample) -> None:
+    def submit(self, sample: Sample, _acted: Any = None) -> None:
         assert isinstance(sample.tokens, list)  # what a reward function may have to write as JSON
         self.waiting.append(sample)
 

@@ -1,0 +1,1 @@
+"""Environments that a model acts in: their processes, and the words between its turns."""
