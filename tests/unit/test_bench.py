@@ -20,6 +20,7 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
         ("head.py", {"log-probs", "and entropy", "and exact KL"}),
         ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, exact KL", "GRPO, KL by k3"}),
         ("packing.py", {"padded", "packed", "packed, prompts shared"}),
+        ("waiting.py", {"transformers"}),
         ("scale.py", {"tokens", "samples", "vocabulary", "parameters", "ranks"}),
         (
             "growth.py",
