@@ -6,6 +6,7 @@ import html
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,7 @@ from rlkit.records.metrics import last_step
 from rlkit.wording import counted
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-from os import PathLike
+    from os import PathLike
 
     from pandas import DataFrame
 
@@ -197,12 +197,11 @@ class Run:
         prepare_environment()
         from rlkit.assembly.sampling import open_model
 
-        with speaking_python():
-            with ExitStack() as stack:
-                asked = open_model(str(self.folder), stack, temperature, max_tokens, trust_remote_code)
-                if asked.setting is not None:
-                    return [one.text for one in asked.act(prompt, n, seed)]
-                return asked.answer(prompt, n, seed)
+        with speaking_python(), ExitStack() as stack:
+            asked = open_model(str(self.folder), stack, temperature, max_tokens, trust_remote_code)
+            if asked.setting is not None:
+                return [one.text for one in asked.act(prompt, n, seed)]
+            return asked.answer(prompt, n, seed)
 
     def evaluate(
         self,
