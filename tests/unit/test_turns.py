@@ -222,7 +222,8 @@ def test_the_implied_value_is_of_the_rewards_still_to_come(value: str) -> None:
 
 @pytest.mark.parametrize(("lam", "gamma"), [(1.0, 1.0), (0.9, 1.0), (0.7, 0.8)])
 def test_gae_goes_from_the_last_token_of_a_turn_to_the_first_of_the_next(lam: float, gamma: float) -> None:
-    """With each turn's reward at its last token; the critic is asked of the state in which a turn begins."""
+    """With each turn's reward at its last token, or on what the environment then says; the critic is asked of the state
+    in which a turn begins."""
     case = case_of_turns(compares_groups=False)
     batch, rollout = case.batch, case.batch.rollout
     assert rollout.token_reward is not None
@@ -232,7 +233,9 @@ def test_gae_goes_from_the_last_token_of_a_turn_to_the_first_of_the_next(lam: fl
             rollout.token_reward[i] = 0.0
             by_turn[i] = torch.randn(len(turns_of(rollout, i)), dtype=torch.float64).tolist()
             for reward, columns in zip(by_turn[i], turns_of(rollout, i), strict=True):
-                rollout.token_reward[i, columns[-1]] = reward
+                follows = columns[-1] + 1
+                answered = follows < rollout.length[i] and not rollout.mask[i, follows]
+                rollout.token_reward[i, follows if answered else columns[-1]] = reward
             rollout.reward[i] = sum(by_turn[i])
     found = registry.build("advantages", "gae", {"lam": lam, "gamma": gamma})(batch, {}).get("returns")
     for i, rewards in by_turn.items():
