@@ -20,3 +20,11 @@ def test_it_learns(algo: str, tmp_path: Path) -> None:
     assert passed[0] < 0.5
     assert passed[1] > 0.7
     assert max(m["sampler/gap_max"] for m in metrics[1:]) < 1e-4
+
+
+@pytest.mark.slow
+def test_it_learns_over_turns(tmp_path: Path) -> None:
+    config = configs.load("embedded_guessing", ["steps=40", "eval.every=0", f"out={tmp_path}"], "vimpo")
+    metrics = RunFolder.open(rlkit.train(config, quiet=True)).read_metrics()
+    rewards = [m["reward/mean"] for m in metrics if "reward/mean" in m]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.05
