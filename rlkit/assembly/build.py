@@ -219,7 +219,8 @@ def build_loop(
         loop.resume()
     elif source is not None and source.checkpoint is not None:
         # The rollout in flight is among the stored ones.
-        loop.begin_from(source.checkpoint, same_algorithm=True, same_samples=False)
+        same = source.config.algo.kind == config.algo.kind
+        loop.begin_from(source.checkpoint, same_algorithm=same, same_samples=False)
     elif origin is not None:
         loop.begin_from(
             origin.checkpoint,

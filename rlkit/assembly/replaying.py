@@ -98,14 +98,7 @@ def source_of(config: RunConfig) -> Source | None:
             "them stays as it was there: leave it out"
         )
     _check_stored(folder, replay.first, config.steps)
-    checkpoint = None
-    if replay.first > 1:
-        checkpoint = _checkpoint(folder, replay.first - 1)
-        if began.algo.kind != config.algo.kind:
-            raise ConfigError(
-                f"replay.first is {replay.first}, and the checkpoint to begin with is one of {began.algo.kind}, whose "
-                f"optimizer and state {config.algo.kind} cannot go on with: begin at step 1"
-            )
+    checkpoint = _checkpoint(folder, replay.first - 1) if replay.first > 1 else None
     return Source(folder, began, checkpoint)
 
 

@@ -26,6 +26,7 @@ from rlkit.cli import main
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation.collector import Collector
 from rlkit.inspection.steps import load_step
+from rlkit.records.checkpoints import read_manifest
 from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer
 
@@ -167,6 +168,15 @@ def test_another_algorithm_learns_from_the_same_samples(sampled: RunFolder, tmp_
     assert f"2 of 2 steps, replayed from {sampled.path}" in repr(rlkit.Run(other.path))
 
 
+def test_another_algorithm_begins_with_the_weights_that_sampled(sampled: RunFolder, tmp_path: Path) -> None:
+    part = rlkit.replay(sampled.path, steps=(3, 3), algo="ppo", out=tmp_path, quiet=True)
+    (row,) = [row for row in RunFolder.open(part.folder).read_metrics() if "policy/loss" in row]
+    assert row["step"] == 3
+    assert row["replay/gap_mean"] < 1e-5
+    manifest = read_manifest(part.folder / "checkpoints" / "step-00000003")
+    assert manifest.engines.keys() == {"policy", "critic"}
+
+
 @pytest.mark.slow
 def test_other_noise_falls_on_the_clean_rewards(sampled: RunFolder, tmp_path: Path) -> None:
     settings = {"noise": [{"kind": "flip", "prob": 0.5}], "steps": 1}
@@ -219,7 +229,6 @@ def nothing(run: RunFolder) -> None:
         (nothing, ["--steps", "2-9"], "has no samples of step 4 to 9; it has those of 1 to 3"),
         (lambda run: shutil.rmtree(run.checkpoints / "step-00000002"), ["--steps", "3-3"],
          "begins with the checkpoint of step 2, and"),
-        (nothing, ["--steps", "3-3", "--algo", "grpo"], "is one of vimpo, whose optimizer and state grpo cannot go on"),
         (nothing, ["--steps", "3-2"], "--steps 3-2: expected the first and the last step, as in 1-20"),
         (nothing, ["--steps", "1-2", "steps=3"], "--steps 1-2 and steps=3 both say where the replay ends"),
         (nothing, ["seed=3", "data.max_prompt_tokens=9", "sampling.temperature=0.5"],

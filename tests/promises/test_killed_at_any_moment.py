@@ -90,6 +90,7 @@ CASES = {
             ("an update is made", 5),
         ),
     ),
+    "vimpo, vLLM": Case("vimpo", ("sampler=vllm", "reference=average"), (("sampling", 3), ("saving", 4))),
 }
 QUICK = {"vimpo"}
 
@@ -106,6 +107,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
 )
 def test_a_run_killed_on_the_way_is_the_straight_one(name: str, forks: Lives, tmp_path: Path) -> None:
     case = CASES[name]
+    if "sampler=vllm" in case.settings:
+        pytest.importorskip("vllm")
     settings = [*SMALL, *case.settings]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert forks.live(straight, case.algo, settings, case.ranks) == [0] * case.ranks, said(forks, straight)
