@@ -33,7 +33,6 @@ PLUGINS: dict[str, registry.Kind] = {
     "environment": "environments",
     "reward": "rewards",
     "noise": "noise",
-    "environment": "environments",
     "sampler": "samplers",
     "trackers": "trackers",
 }
