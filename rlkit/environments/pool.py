@@ -7,9 +7,6 @@ environment does to its process costs its own trajectory alone: that is lost, an
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import resource
 import selectors
 import socket
 import threading
@@ -22,37 +19,20 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlkit import registry
-from rlkit.blame import place
 from rlkit.config import ConversationConfig, PluginRef
-from rlkit.environments.process import (
-    HUNG_UP,
-    Begun,
-    Ended,
-    Failed,
-    Fork,
-    Kill,
-    Ready,
-    Setup,
-    Start,
-    Step,
-)
+from rlkit.environments.nursery import START_S, Nursery, how_ended, room_for, where
+from rlkit.environments.process import Begun, Ended, Failed, Kill, Ready, Setup, Start, Step
 from rlkit.errors import ConfigError, PluginError, RlkitError
 from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.environments import Observation, Task
 from rlkit.interfaces.progress import alive
-from rlkit.processes.fresh import HUNG_UP_SAID, FreshProcess, how
+from rlkit.processes.fresh import HUNG_UP_SAID
 from rlkit.processes.messages import Channel
 from rlkit.processes.printed import Printed
 
-START_S = 120.0
-"""Within which the plugins must be imported and the environment made, and within which a copy of that begins."""
 _PATIENCE_S = 0.5
 """How long a process that has closed its socket may take to say how it ended."""
 _TICK_S = 0.05
-_MOST_LOGGED = 2**20
-"""Bytes that one trajectory may put into the log: looking for secrets in them takes time."""
-_OTHER_FILES = 512
-"""Open files that the rest of a run may need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +111,7 @@ class Environments:
                 f"environment {ref.kind!r} is defined in __main__, where the processes that environments run in cannot "
                 "import it: move it to a file and name that under `plugins`"
             )
-        _room_for(config.at_once)
+        room_for(config.at_once)
         homes = [*plugins, *(home for home in plugin.homes if home not in plugins)]
         self._setup = Setup(homes, ref.kind, ref.options, config.memory_gib, config.timeout_s)
         self._file = str(plugin.place[0]) if plugin.place else None
@@ -152,9 +132,7 @@ class Environments:
         self._closing = False
         self._failed: BaseException | None = None
         # What follows is the thread's alone.
-        self._nursery: FreshProcess | None = None
-        self._ready = False
-        self._deadline = 0.0
+        self._nursery: Nursery | None = None
         self._deaths = 0
         self._under_way: dict[int, _Trajectory] = {}
         self._unborn: deque[_Asked] = deque()
@@ -286,7 +264,7 @@ class Environments:
             self._selector.close()
 
     def _waiting(self) -> bool:
-        starting = self._nursery is not None and not self._ready
+        starting = self._nursery is not None and not self._nursery.ready
         return starting or any(each.busy or each.channel.hung_up for each in self._under_way.values())
 
     def _take_what_is_asked(self) -> None:
@@ -312,28 +290,17 @@ class Environments:
     def _see_to_the_nursery(self) -> None:
         """Have it started where it is needed, and have it fork."""
         if self._nursery is None and (self._unborn or (self._warm and self._declared is None)):
-            # A set of texts has the same order in every run.
-            environ = {"PYTHONHASHSEED": "0"}
-            self._nursery = FreshProcess("rlkit.environments.process", self._setup, self.log, environ)
-            self._ready = False
-            self._deadline = time.monotonic() + START_S
+            self._nursery = Nursery(self._setup, self.log)
             self._selector.register(self._nursery.link, selectors.EVENT_READ, self._nursery.read)
             self._register(self._nursery.printed)
-        while self._nursery is not None and self._ready and self._unborn:
+        while self._nursery is not None and self._nursery.ready and self._unborn:
             self._fork(self._nursery, self._unborn.popleft())
 
-    def _fork(self, nursery: FreshProcess, asked: _Asked) -> None:
-        try:
-            ours, theirs = socket.socketpair()
-            printed = Printed(self.log, _MOST_LOGGED)
-        except OSError as error:
-            raise RlkitError(f"no process for an environment: {error}. Set conversation.at_once lower") from error
-        trajectory = _Trajectory(asked.life, Channel(ours), printed, asked.at, time.monotonic() + START_S)
+    def _fork(self, nursery: Nursery, asked: _Asked) -> None:
+        channel, printed = nursery.fork(asked.life)
+        trajectory = _Trajectory(asked.life, channel, printed, asked.at, time.monotonic() + START_S)
         self._under_way[asked.life] = trajectory
-        nursery.send(Fork(asked.life), (theirs.fileno(), printed.theirs))
-        theirs.close()
-        printed.close_theirs()
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._exchange(trajectory))
+        self._selector.register(channel.link, selectors.EVENT_READ, lambda: self._exchange(trajectory))
         self._register(printed)
         self._post(trajectory, asked.what)
 
@@ -347,28 +314,28 @@ class Environments:
                     raise PluginError(
                         f"environment {self._setup.kind!r} cannot be made in a process of its own:\n{said.failed}"
                     )
-                self._ready = True
+                nursery.ready = True
                 with self._lock:
                     self._declared = said.declared
                     self._lock.notify_all()
             elif isinstance(said, Ended) and (trajectory := self._under_way.get(said.life)) is not None:
                 trajectory.channel.read()  # what it has answered before its end counts
                 self._hear(trajectory)
-                self._fall(trajectory, _how(said, self._memory))
+                self._fall(trajectory, how_ended(said, self._memory))
         if nursery.dead():
             self._lose_nursery(nursery, nursery.cause(self._memory))
-        elif not self._ready and time.monotonic() > self._deadline:
+        elif not nursery.ready and time.monotonic() > nursery.deadline:
             self._lose_nursery(nursery, f"no answer within {START_S:g} s")
 
     @property
     def _memory(self) -> str:
         return f"conversation.memory_gib is {self._config.memory_gib:g}"
 
-    def _lose_nursery(self, nursery: FreshProcess, cause: str) -> None:
+    def _lose_nursery(self, nursery: Nursery, cause: str) -> None:
         """What was forked from it is lost with it; the next start has another begin."""
         self._deaths += 1
-        if not self._ready or self._deaths > 1:
-            said = "did not start" if not self._ready else "ended twice in a row without an answer"
+        if not nursery.ready or self._deaths > 1:
+            said = "did not start" if not nursery.ready else "ended twice in a row without an answer"
             raise RlkitError(
                 f"the process that environment {self._setup.kind!r} is made in {said}: {cause}. Its last output:\n"
                 f"{nursery.printed.last()}\nWhere memory is short, raise conversation.memory_gib."
@@ -383,11 +350,7 @@ class Environments:
         self._nursery = None
         self._unregister(nursery.link)
         self._unregister(nursery.printed.stream)
-        with contextlib.suppress(OSError):
-            nursery.link.shutdown(socket.SHUT_RDWR)
-        if self._ready:
-            nursery.wait(10.0)  # it ends what it has forked, and takes leave of it
-        nursery.kill()
+        nursery.close()
 
     # Those of the trajectories
 
@@ -399,6 +362,7 @@ class Environments:
         trajectory.channel.flush()
         trajectory.channel.read()
         self._write_on(trajectory.channel)
+        self._hear(trajectory)
 
     def _write_on(self, channel: Channel) -> None:
         """Be told when more of a long message goes, as long as there is any; of one that has hung up, nothing."""
@@ -412,11 +376,8 @@ class Environments:
 
     def _look_after(self, trajectory: _Trajectory) -> None:
         now = time.monotonic()
-        self._hear(trajectory)
         if trajectory.channel.hung_up and trajectory.hung_up_at is None:
             trajectory.hung_up_at = now
-        if trajectory.fallen or trajectory.life not in self._under_way:
-            return
         if trajectory.hung_up_at is not None and now > trajectory.hung_up_at + _PATIENCE_S:
             self._fall(trajectory, HUNG_UP_SAID)
         elif trajectory.busy and now > trajectory.deadline:
@@ -428,10 +389,11 @@ class Environments:
                     trajectory,
                     "timeout",
                     f"environment {self._setup.kind!r}: {trajectory.method} gave no answer within "
-                    f"{self._config.timeout_s:g} s (conversation.timeout_s){_where(printed, self._file)}\n{printed}",
+                    f"{self._config.timeout_s:g} s (conversation.timeout_s){where(printed, self._file)}\n{printed}",
                 )
 
     def _hear(self, trajectory: _Trajectory) -> None:
+        """Act on what it has said; it may be lost after that."""
         for said in trajectory.channel.messages():
             if isinstance(said, Begun):
                 trajectory.begun = True
@@ -495,34 +457,3 @@ class Environments:
     def _unregister(self, stream: Any) -> None:
         with contextlib.suppress(KeyError, ValueError):  # it was before
             self._selector.unregister(stream)
-
-
-def _how(ended: Ended, memory: str) -> str:
-    if ended.failed:
-        return f"it could not be forked: {ended.failed}"
-    if ended.code == os.CLD_EXITED and ended.status == HUNG_UP:
-        return HUNG_UP_SAID
-    return how(ended.code, ended.status, memory)
-
-
-def _where(printed: str, file: str | None) -> str:
-    """ "; it was at mine.py:14, in step", if what faulthandler has printed says so: the innermost line of `file`, or of
-    any."""
-    dump = printed.rpartition("(most recent call first):")[2] if "Timeout (" in printed else ""
-    lines = re.findall(r'^  File "(.+)", line (\d+) in (\S+)', dump, re.MULTILINE)
-    found = [line for line in lines if line[0] == file] or lines
-    return f"; it was at {place(found[0][0], int(found[0][1]))}, in {found[0][2]}" if found else ""
-
-
-def _room_for(at_once: int) -> None:
-    """Open files for so many trajectories; ConfigError where the machine allows no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * at_once + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ConfigError(
-            f"conversation.at_once: {at_once:,} trajectories under way need {needed:,} open files, and this machine "
-            f"allows a process {hard:,} (ulimit -Hn): set it to {max(1, (hard - _OTHER_FILES) // 2):,} or less"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

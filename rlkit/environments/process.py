@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib
 import inspect
 import os
@@ -288,7 +287,6 @@ def _live(
         os.dup2(out, stream)
     os.close(out)
     os.set_inheritable(line, False)
-    gc.enable()
     link, inbox = socket.socket(fileno=line), bytearray()
     copy = _Copy(link, os.getpid(), setup, environment, declared)
     copy.send(Begun())

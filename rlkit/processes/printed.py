@@ -32,6 +32,8 @@ class Printed:
     def drain(self) -> bool:
         """Take what it printed, so that it never waits; keep the end of it, and the rest in the log. False: no more
         will come."""
+        if self.stream.closed:
+            return False
         try:
             printed = self.stream.read(_CHUNK)
         except OSError:

@@ -187,6 +187,8 @@ class Told:
                 return Observation(reward=1.0, done=True, correct=True)
             case "too much":
                 return Observation(reward=3.0, done=True)
+            case "sleep":
+                await asyncio.sleep(600)
             case "nan":
                 return Observation(reward=float("nan"))
             case "unlike":
@@ -307,6 +309,7 @@ def test_waiting_for_nothing_is_refused(environments: Environments) -> None:
 def test_one_that_waits_is_told_when_the_last_is_ended(environments: Environments) -> None:
     environments.start(0, Task(), 0)
     next_of(environments, 0)
+    environments.step(0, "sleep")
     said: list[str] = []
 
     def wait() -> None:
@@ -315,14 +318,11 @@ def test_one_that_waits_is_told_when_the_last_is_ended(environments: Environment
         except RlkitError as error:
             said.append(str(error))
 
-    environments._owed[-1] = 99  # as an answer that takes long
     thread = threading.Thread(target=wait)
     thread.start()
-    environments._lives[99] = -1
-    environments.end(99)
-    thread.join(60)
-    assert said
     environments.end(0)
+    thread.join(60)
+    assert said == ["no environment owes an answer, so waiting for one would never end"]
 
 
 def test_questions_out_of_turn_are_refused(environments: Environments) -> None:
