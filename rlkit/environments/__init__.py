@@ -1,1 +1,1 @@
-"""Environments that a model acts in: their processes, and the words between its turns."""
+"""Conversations with environments: the processes that they live in, and what they answer."""

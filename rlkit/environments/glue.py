@@ -210,7 +210,8 @@ class Glue:
                     messages = [*messages, _model(whole), answer]
                     longer, behind = self._rendered(messages), self._behind([answer])
                     was = prompt + turn + behind
-                    if not longer.endswith(behind) or "".join(longer.split()) != "".join(was.split()):
+                    around = longer.startswith(prompt.rstrip()) and longer.endswith(behind)
+                    if not around or "".join(longer.split()) != "".join(was.split()):
                         return _sentence(was, longer, role, tags)
                     prompt = longer
             except ConfigError as error:

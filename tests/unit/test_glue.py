@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from chat_templates import FAMILIES
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -108,7 +108,7 @@ def conversations(draw: st.DrawFn, family: str, turns: str) -> tuple[dict[str, A
     ("family", "turns"),
     [(family, turns) for family in FAMILIES for turns in ("user", "tool") if (family, turns) != ("gemma", "tool")],
 )
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_turn_by_turn_the_tokens_are_those_of_the_whole(family: str, turns: str, data: st.DataObject) -> None:
     check_a_conversation(tokenizer_of(family), family, turns, ends_of(family)[0], data)
@@ -232,7 +232,7 @@ def test_an_end_that_the_template_writes_as_text_is_put_behind_the_model_s_token
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_an_environment_spells_is_text(family: str, data: st.DataObject) -> None:
     tokenizer, glue = tokenizer_of(family), made_once(tokenizer_of(family), ends_of(family)[0], None, False, True)
@@ -367,6 +367,12 @@ def test_qwen3_keeps_thinking_behind_tools_until_a_user_speaks() -> None:
 
 REWRITES = "the model's chat template rewrites earlier turns when a user message follows ("
 BEGINS_THINKING = CHATML + "{{ '<think>\n' if add_generation_prompt }}"
+SPACED = CHATML.replace("<|im_start|>{{", "{{ '\n' if loop.index > 3 and m.role == 'ROLE' }}<|im_start|>{{")
+NO_THOUGHT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '<think></think>' ~ m.content.split('</think>')[-1] "
+    "if m.role == 'assistant' else m.content }}<|im_end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\n<think></think>' if add_generation_prompt }}"
+)
 
 
 @pytest.mark.parametrize(
@@ -378,9 +384,12 @@ BEGINS_THINKING = CHATML + "{{ '<think>\n' if add_generation_prompt }}"
         (BEGINS_THINKING.replace("content }}", "content.split('</think>')[-1] }}"), DROPS.format("a user message")),
         (CHATML.replace("m.role }}", "m.role }} {{ loop.revindex }}"), REWRITES + r"'1\nquestion<|im_end|>"),
         (CHATML.replace("messages %}", "messages[-3:] %}"), REWRITES + "'question<|im_end|>"),
+        (SPACED.replace("ROLE", "user"), REWRITES + "'<|im_start|>user"),
+        (SPACED.replace("ROLE", "assistant"), REWRITES + "'<|im_start|>assistant"),
         ("{{ strftime_now('%S.%f') }}" + CHATML, ""),
+        (NO_THOUGHT, ""),
     ],
-    ids=["none", "white space", "begun and kept", "begun and dropped", "numbered", "cut", "the time"],
+    ids=["none", "space", "begun, kept", "begun, dropped", "numbered", "cut", "user", "model", "time", "not asked"],
 )
 def test_what_is_rewritten_is_said(template: str, said: str) -> None:
     found = refusal("smollm2", chat_template=template)
@@ -442,6 +451,7 @@ def smollm2() -> Any:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("turns", ["user", "tool"])
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_with_smollm2_s_own_tokens_and_template(smollm2: Any, turns: str, data: st.DataObject) -> None:
     check_a_conversation(smollm2, "smollm2", turns, smollm2.eos_token_id, data)
