@@ -381,6 +381,8 @@ def test_trl(file: Path) -> None:
     assert two.counts == {"tool_calls": 2, "tool_errors": 0, "tool/climb": 2}
     assert env.step("Done.") == Observation(reward=1.0, done=True)
 
+    env.start(Task(answer="4", gold=4, columns={"target": 4}), 0)
+    assert env._adapted._env.given["answer"] == 4
     assert "Climb to floor" in env.start(task(), 0).text
     (far,) = env.step(call("climb", floors=6)).text
     assert far["content"] == "error: ValueError: No such floor."
