@@ -102,9 +102,10 @@ def test_openenv_s_action_may_be_the_turn_itself() -> None:
 
     with openenv(talk(answer)) as url:
         env = remote(url, action=None, observation="rows.0.cell")
-        texts = [each.text for each in played(env, "e4", "[1]", '{"to": "e4"}', '{"move": "e4"}')]
+        texts = [each.text for each in played(env, "e4", "[" * 10**5, "[1]", '{"to": "e4"}', '{"move": "e4"}')]
         assert [text.partition(" (")[0] for text in texts] == [  # type: ignore[union-attr]
             "x",
+            "error: that is no JSON",
             "error: that is no JSON",
             "error: write the action as one JSON object",
             "error: Invalid message; move: Field required",

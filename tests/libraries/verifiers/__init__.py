@@ -61,6 +61,10 @@ class MultiTurnEnv:
     async def max_turns_reached(self, state: dict[str, Any]) -> bool:
         return 0 < self.max_turns <= len(state["trajectory"])
 
+    @stop
+    async def has_final_env_response(self, state: dict[str, Any]) -> bool:
+        return state.get("final_env_response") is not None
+
     async def is_completed(self, state: dict[str, Any]) -> bool:
         for name, method in inspect.getmembers(self, inspect.ismethod):
             if getattr(method, "stop", False) and await method(state):
