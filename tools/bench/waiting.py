@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ SAMPLERS = ("transformers", "vllm", "vllm_server")
 
 
 @click.command()
-@click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
+@click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), help="All.")
 @click.option("--step-s", default=0.2, help="That the environment takes for a step.")
 @click.option("--rounds", default=5, help="After one that warms up.")
-@click.option("--quick", is_flag=True, help="Small, and with transformers alone: that it runs.")
+@click.option("--quick", is_flag=True, help="Small, with transformers where none is named: that it runs.")
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(samplers: tuple[str, ...], step_s: float, rounds: int, quick: bool, file: Path | None) -> None:
-    shape = SHAPE
+    shape, samplers = SHAPE, samplers or SAMPLERS[: 1 if quick else None]
     if quick:
-        shape, rounds, samplers = Shape(**{**vars(QUICK), "tokens": 256, "mean": 8}), 1, ("transformers",)
+        shape, rounds = replace(QUICK, tokens=256, mean=8), 1
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder) / "model", shape)
@@ -51,6 +52,7 @@ def main(samplers: tuple[str, ...], step_s: float, rounds: int, quick: bool, fil
                     options |= {"urls": [stack.enter_context(served(str(model)))]}
                 found = list(rollouts(stack, shape, model, Path(folder) / sampler, options, step_s, rounds))
             rows.append(row(sampler, found))
+            click.echo(f"{sampler} done", err=True)
     say(rows, file, trajectories=shape.prompts * shape.samples, turns=TURNS, step_s=step_s, rounds=rounds)
 
 
