@@ -67,10 +67,11 @@ class Environment(Protocol):
                 return ""
 
             def step(self, action):
-                guess = int(action)
-                if guess == self.number:
+                if not action.strip().isdecimal():
+                    return "a number, please"
+                if int(action) == self.number:
                     return rlkit.Observation(reward=1.0, done=True)
-                return "higher" if guess < self.number else "lower"
+                return "higher" if int(action) < self.number else "lower"
     """
 
     def start(self, task: Task, seed: int) -> Observation | str:
