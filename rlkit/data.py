@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -23,6 +23,9 @@ from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
 from rlkit.golds import gold_cell, gold_text
 from rlkit.wording import some
+
+if TYPE_CHECKING:
+    from rlkit.interfaces.declarations import EnvironmentDeclaration
 
 Row = Mapping[str, Any]
 FILES = (".json", ".jsonl", ".parquet")
@@ -38,9 +41,10 @@ NO_GOLDS = "null"
 @dataclass(frozen=True, slots=True)
 class Problem:
     id: str
-    """Hash of the prompt column's content: the same in every run, whatever the template."""
+    """Hash of the prompt column's content, or of the whole row where that is empty: the same in every run, whatever the
+    template."""
     text: str
-    """The prompt as the model reads it."""
+    """The prompt as the model reads it; "" where the row has none, and an environment says something first."""
     tokens: list[int]
     answer: str
     """The gold column as text; "" where the row, or the data, has none."""
@@ -68,8 +72,11 @@ Tools = Sequence[Mapping[str, Any]]
 """JSON schemas of functions that the model may call, for its chat template."""
 
 
-def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False, tools: Tools = ()) -> ProblemSet | None:
-    """Read `data.path`, or the held-out problems; None where there are none to hold out.
+def load_problems(
+    config: DataConfig, tokenizer: Any, held_out: bool = False, environment: EnvironmentDeclaration | None = None
+) -> ProblemSet | None:
+    """Read `data.path`, or the held-out problems; None where there are none to hold out. `environment`: that in which
+    the model acts.
 
     Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
     """
@@ -84,24 +91,36 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False, to
         raise ConfigError(f"{setting}: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
-    return as_problems(rows, config, tokenizer, path, tools)
+    return as_problems(rows, config, tokenizer, path, environment)
 
 
-def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str, tools: Tools = ()) -> ProblemSet:
-    """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages.
+def as_problems(
+    rows: Sequence[Row],
+    config: DataConfig,
+    tokenizer: Any,
+    path: str,
+    environment: EnvironmentDeclaration | None = None,
+) -> ProblemSet:
+    """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages. With an
+    `environment`, which may begin by itself, a prompt may be empty.
 
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
     """
     chat = uses_chat(config, tokenizer)
     prompts = questions(rows, config.prompt, "data.prompt", path)
     answers = golds(rows, config.answer, "data.answer", path)
-    texts = [render(prompt, config, tokenizer, chat, f"{path}, row {i}", tools) for i, prompt in enumerate(prompts, 1)]
+    acts, tools = environment is not None, environment.tools if environment is not None else ()
+    texts = [
+        "" if acts and not prompt else render(prompt, config, tokenizer, chat, f"{path}, row {i}", tools)
+        for i, prompt in enumerate(prompts, 1)
+    ]
     tokens, put = encode(texts, tokenizer, chat)
     if continued := sum(map(continues, prompts)):
         put.append(f"the model goes on with the assistant's message in {continued} of {len(prompts)}")
     problems = [
         Problem(
-            id=_identity(prompts[i]),
+            # Rows without a question are told apart by what else they tell the environment.
+            id=_identity(prompts[i] or dict(row)),
             text=texts[i],
             tokens=tokens[i],
             answer=gold_text(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
@@ -343,7 +362,7 @@ def _names(row: Row, prefix: str = "") -> Iterable[str]:
 
 
 def _identity(prompt: Any) -> str:
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -500,8 +519,8 @@ def encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[
     said. A begin token stands once, whether the text spells it, the tokenizer adds it, or both.
     """
     tokens: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    seen = next((i for i, ids in enumerate(tokens) if ids), 0)
-    before, behind = ([], []) if chat else _added(texts[seen], tokens[seen], tokenizer)
+    seen = next((i for i, ids in enumerate(tokens) if ids), None)
+    before, behind = ([], []) if chat or seen is None else _added(texts[seen], tokens[seen], tokenizer)
     begin = tokenizer.bos_token_id
     once = twice = 0
     for i, ids in enumerate(tokens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import rlkit
@@ -46,7 +47,9 @@ class Odd:
 
     def start(self, task: rlkit.Task, seed: int) -> Any:
         self.odd = task.columns["odd"]
-        return rlkit.Observation(text="", done=True) if self.odd == "over at once" else ""
+        if self.odd == "over at once":
+            return rlkit.Observation(done=True)
+        return "2+2=" if self.odd == "asks" else ""
 
     def step(self, action: str) -> Any:
         match self.odd:
@@ -54,6 +57,8 @@ class Odd:
                 raise KeyError("no such room")
             case "nan":
                 return rlkit.Observation(reward=float("nan"), done=True)
+            case "hangs":
+                time.sleep(600)
             case "number":
                 return 3
             case "never ends":

@@ -68,8 +68,7 @@ def read_inputs(config: RunConfig) -> Inputs:
         room[critic.path] = positions(critic, "critic.path")
         _check_critic(critic, config.model, tokenizer)
     environment = declared(config.environment)
-    tools = environment.tools if environment is not None else ()
-    problems, held_out = (load_problems(config.data, tokenizer, which, tools) for which in (False, True))
+    problems, held_out = (load_problems(config.data, tokenizer, which, environment) for which in (False, True))
     assert problems is not None
     sampling = sampling_params(config)
     otherwise = None if sampling.stop else 'set sampling.stop to the text that ends one, ["\\n"] for a line'

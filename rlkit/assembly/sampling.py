@@ -147,8 +147,8 @@ def open_model(
     registry.load(run.plugins)
     environment = declared(run.environment)
     assert environment is not None
-    problems = load_problems(data, tokenizer, True, environment.tools)
-    problems = problems or load_problems(data, tokenizer, False, environment.tools)
+    problems = load_problems(data, tokenizer, True, environment)
+    problems = problems or load_problems(data, tokenizer, False, environment)
     assert problems is not None
     longest = max(len(problem.tokens) for problem in problems.problems) + params.max_tokens
     glue = glue_of(run.conversation, environment, data, tokenizer, end_tokens(resolve(model.path), trusts))

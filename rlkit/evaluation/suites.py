@@ -148,8 +148,8 @@ def opened(
         chat_template_kwargs=dict(chat_template_kwargs or {}),
         max_prompt_tokens=sys.maxsize,
     )
-    tools = environment.tools if environment is not None else ()
-    problems = data.as_problems(loaded[:limit], put, tokenizer, wanted.file or f"suite {name!r}", tools).problems
+    source = wanted.file or f"suite {name!r}"
+    problems = data.as_problems(loaded[:limit], put, tokenizer, source, environment).problems
     with ExitStack() as stack:
         bad: list[str] = []
         unchecked: str | None = "the environment judges"

@@ -259,6 +259,10 @@ class Conversations:
                     number, "error", f"{said_is} and leaves no room to answer: raise sampling.max_tokens", broken=False
                 )
 
+        elif not one.problem.text:
+            nothing = f"{self._named(one)}: the row's prompt is empty, and its start says nothing: there is no question"
+            self._lose(number, "error", nothing, broken=False)
+
     def _room(self, one: _Trajectory) -> int:
         """Tokens that it may still have. What is said at the start counts as said on the way."""
         opening = len(one.problem.tokens) - len(one.draw.problem.tokens)

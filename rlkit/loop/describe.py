@@ -50,6 +50,7 @@ def _turns(scored: Sequence[Scored]) -> dict[str, float]:
     return {
         "environment/turns": sum(len(s.turns or ()) for s in scored) / len(scored),
         "environment/cut": sum(one.get("ended") in ("max_turns", "tokens") for one in said) / len(said),
+        "environment/cut_turns": sum(one.get("ended") == "max_turns" for one in said) / len(said),
         **{f"environment/{name}": count / len(scored) for name, count in sorted(counts.items())},
     }
 

@@ -23,6 +23,7 @@ import rlkit
 from rlkit import config as configs
 from rlkit.assembly import run as runs
 from rlkit.cli import main
+from rlkit.environments.pool import Environments
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation.collector import Collector
 from rlkit.inspection.steps import load_step
@@ -31,6 +32,7 @@ from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer
 
 BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
+ACTING = Path(__file__).parents[1] / "acting.py"
 SMALL = [
     "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "optimizer.lr=1e-3", "batch.minibatches=2", "steps=3",
     "noise=[{kind: group_flip, prob: 0.25}]", "optimizer.schedule=linear",
@@ -131,6 +133,22 @@ def test_ppo_without_a_sampler(tmp_path: Path, no_sampling: str, monkeypatch: py
     forbid(monkeypatch)
     replayed = RunFolder.open(rlkit.replay(source.path, quiet=True).folder)
     assert_same(source, replayed)
+
+
+def test_conversations_whose_environment_is_not_asked_again(
+    tmp_path: Path, no_sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = [f"plugins=[{ACTING}]", "environment={kind: sums, opens: Well}", "reward=[]", "sampling.max_tokens=64"]
+    source = trained(tmp_path, "acts", "vimpo", *acts, "algo.residual=turn", no_sampling)
+    assert any(table(source.rollout_file(1))["token_values"])
+    forbid(monkeypatch)
+    monkeypatch.setattr(Environments, "start", lambda *_: pytest.fail("a replay acts"))
+    replayed = RunFolder.open(rlkit.replay(source.path, quiet=True).folder)
+    assert_same(source, replayed)
+    assert all("environment/turns" in row for row in replayed.read_metrics()[1:])
+    rows = table(replayed.rollout_file(3))
+    assert all(len(turns) > 1 for turns in rows["turns"])
+    assert all("Well" in prompt for prompt in rows["prompt"])
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ SMALL = [
     "noise=[{kind: group_flip, prob: 0.25}, {kind: flip, prob: 0.2}]",
     "sampling.max_tokens=12", "sampling.check_every=2",
 ]  # fmt: skip
+ACTS = [f"plugins=[{ROOT / 'tests/acting.py'}]", "environment={kind: sums, turns: 2, opens: Well}", "reward=[]"]
 AHEAD = ["schedule=one_ahead", "sampler=beside", f"plugins=[{ROOT / 'tools/bench/beside.py'}]"]
 
 
@@ -91,6 +92,11 @@ CASES = {
         ),
     ),
     "vimpo, vLLM": Case("vimpo", ("sampler=vllm", "reference=average"), (("sampling", 3), ("saving", 4))),
+    "grpo, environment": Case(
+        "grpo",
+        (*ACTS, "algo.credit=turn", "sampling.max_tokens=48"),
+        (("sampling", 3), ("an update is made", 4), ("saving", 5)),
+    ),
 }
 QUICK = {"vimpo"}
 

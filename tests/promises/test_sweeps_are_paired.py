@@ -24,7 +24,7 @@ ALGOS = ("vimpo", "grpo", "ppo")
 
 def command(*arguments: str) -> list[str]:
     settings = [part for setting in SMALL for part in ("-s", setting)] if "--resume" not in arguments else []
-    return [sys.executable, "-m", "rlkit", "sweep", *arguments, *settings]
+    return [sys.executable, "-m", "rlkit", "sweep", *settings, *arguments]
 
 
 def sweep(*arguments: str, exit_code: int = 0) -> str:
@@ -79,6 +79,21 @@ def check_that_seeds_differ(folder: Path) -> None:
     first, second = samples(folder, "vimpo", 0, 1), samples(folder, "vimpo", 1, 1)
     assert first["prompt_id"] != second["prompt_id"]
     assert first["tokens"] != second["tokens"]
+
+
+@pytest.mark.slow
+def test_arms_of_a_seed_begin_with_the_same_conversations(tmp_path: Path) -> None:
+    acting = Path(__file__).parents[1] / "acting.py"
+    sweep(
+        "--algos", "vimpo,grpo", "--base", "embedded_xs", "--noise", "flip:0.3", "--plugin", str(acting),
+        "-s", "environment={kind: sums, turns: 2, opens: Well}", "-s", "reward=[]", "-s", "steps=1",
+        "-s", "sampling.max_tokens=48", "-s", "eval.every=0", "--name", "acts", "--out", str(tmp_path),
+    )  # fmt: skip
+    vimpo, grpo = (samples(tmp_path / "acts", algo, 0, 1) for algo in ("vimpo", "grpo"))
+    assert any(len(turns) > 1 for turns in vimpo["turns"])
+    for column in ("prompt_id", "prompt", "tokens", "turns", "info", "clean_reward", "reward"):
+        assert grpo[column] == vimpo[column]
+    assert vimpo["reward"] != vimpo["clean_reward"]
 
 
 def check_that_noise_disturbs_some_and_not_all(folder: Path) -> None:

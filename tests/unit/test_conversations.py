@@ -14,10 +14,10 @@ import torch
 
 from rlkit import registry
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
-from rlkit.data import Problem, prompt_tokens
+from rlkit.data import Problem, as_problems, prompt_tokens
 from rlkit.engine.models import load_tokenizer
 from rlkit.environments.pool import Environments
-from rlkit.errors import PluginError
+from rlkit.errors import ConfigError, PluginError
 from rlkit.generation.acting import declared, glue_of, setting_of
 from rlkit.generation.assemble import assemble
 from rlkit.generation.collector import Collector
@@ -296,3 +296,26 @@ def test_one_that_never_ends_is_cut() -> None:
     metrics = describe(found, assemble(found))
     assert metrics["environment/turns"] == 5
     assert metrics["environment/cut"] == 1
+
+
+def test_an_environment_may_ask_the_question_itself() -> None:
+    """Rows without a prompt are told apart by their other columns; one for which it says nothing is lost."""
+    registry.load([HERE])
+    environment = declared(PluginRef(kind="odd"))
+    rows: list[dict[str, Any]] = [{"prompt": "", "answer": "", "odd": odd} for odd in ("asks", "silent", "asks")]
+    rows += [{"prompt": None, "answer": "", "odd": "asks", "level": level} for level in (1, 2)]
+    found = as_problems(rows, DATA.model_copy(update={"answer": None}), TOKENIZER, "rows", environment).problems
+    assert [problem.tokens for problem in found] == [[]] * 5
+    assert found[0].id == found[2].id
+    assert len({problem.id for problem in found}) == 4
+    with collecting(Says(), kind="odd") as collector:
+        scored, _ = collector.collect(draws(found, 1, 1), PARAMS, "train", lenient=True)
+    lost = scored.pop(1)
+    assert (lost.result.value, lost.result.status) == (None, "error")
+    assert "the row's prompt is empty, and its start says nothing" in lost.result.info["environment"]["error"]
+    assert [one.result.value for one in scored] == [1.0] * 4
+    for one in scored:
+        assert one.problem.text == "2+2="
+        assert list(one.problem.tokens) == prompt_tokens("2+2=", DATA, TOKENIZER)
+    with pytest.raises(ConfigError, match="rows, row 1: the prompt is empty"):
+        as_problems(rows, DATA.model_copy(update={"answer": None}), TOKENIZER, "rows")
