@@ -43,7 +43,7 @@ def assemble(
     length = torch.tensor([len(s.completion.tokens) for s in scored])
     turns = [[(0, len(s.completion.tokens))] if s.turns is None else list(s.turns) for s in scored]
     version = torch.tensor([s.completion.version for s in scored])
-    prompts = {id(s.problem): torch.tensor(s.problem.tokens) for s in scored}
+    prompts = {id(s.problem): torch.tensor(s.problem.tokens, dtype=torch.long) for s in scored}
     return Rollout(
         keys=[s.key for s in scored],
         prompt_tokens=[prompts[id(s.problem)] for s in scored],
