@@ -42,6 +42,13 @@ def take(
     others = Cursor(len(problems), config.seed + 1, place.replacements)
     first = [problems[i] for i in cursor.take(config.batch.prompts_per_step)]
     gathered = gatherer.gather(first, step, lambda n: [problems[i] for i in others.take(n)])
+    if version is not None:
+        # A trajectory that was lost before its first turn is of no weights.
+        scored = [
+            one if len(one.completion.tokens) else replace(one, completion=replace(one.completion, version=version))
+            for one in gathered.scored
+        ]
+        gathered = replace(gathered, scored=scored)
     if found := {one.completion.version for one in gathered.scored} - {version}:
         raise RlkitError(
             f"step {step}: the sampler gave samples of policy version {min(found)}, and was given the weights of "

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlkit import config as configs
 from rlkit import registry
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
 from rlkit.data import Problem, as_problems, prompt_tokens
@@ -24,6 +25,9 @@ from rlkit.generation.collector import Collector
 from rlkit.generation.sampled import Scored, draws
 from rlkit.interfaces.generation import Completion, Request, Requests, SamplingParams
 from rlkit.loop.describe import describe
+from rlkit.loop.dynamic_sampling import Gatherer
+from rlkit.loop.rollouts import restored, saved, take
+from rlkit.loop.state import Place
 from rlkit.scoring import Scorer, WeightedReward
 
 HERE = str(Path(__file__).parents[1] / "acting.py")
@@ -83,7 +87,12 @@ def problems(count: int, **columns: Any) -> list[Problem]:
 
 @contextmanager
 def collecting(
-    sampler: Any, kind: str = "sums", rewards: Sequence[WeightedReward] = (), context: int = 200, **given: Any
+    sampler: Any,
+    kind: str = "sums",
+    rewards: Sequence[WeightedReward] = (),
+    context: int = 200,
+    lenient: bool = False,
+    **given: Any,
 ) -> Iterator[Collector]:
     registry.load([HERE])
     conversation = {key: given.pop(key) for key in list(given) if key in ConversationConfig.model_fields}
@@ -91,7 +100,9 @@ def collecting(
     environment = declared(ref)
     assert environment is not None
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(rewards, [HERE], ScoringConfig(), environment))
+        scorer = stack.enter_context(
+            Scorer(rewards, [HERE], ScoringConfig(max_no_value=float(lenient) or 0.05), environment)
+        )
         config = ConversationConfig(**conversation)
         glue = glue_of(config, environment, DATA, TOKENIZER, [END])
         setting = setting_of(ref, environment, config, glue, context, [HERE], stack)
@@ -319,3 +330,19 @@ def test_an_environment_may_ask_the_question_itself() -> None:
         assert list(one.problem.tokens) == prompt_tokens("2+2=", DATA, TOKENIZER)
     with pytest.raises(ConfigError, match="rows, row 1: the prompt is empty"):
         as_problems(rows, DATA.model_copy(update={"answer": None}), TOKENIZER, "rows")
+
+
+def test_one_that_is_lost_before_it_has_spoken_ends_no_run() -> None:
+    """Of no weights, it is taken for a sample of those that the sampler has."""
+    rows = [*problems(2, odd="over at once"), *problems(4, odd="fine")[2:]]
+    config = configs.load("embedded_xs", ["batch.prompts_per_step=4", "batch.samples_per_prompt=2"])
+    with collecting(Says(), kind="odd", lenient=True) as collector:
+        gatherer = Gatherer(collector, [], 2, PARAMS, lambda _: True, False, 0)
+        taken = take(config, gatherer, rows, 1, Place(), version=3)
+    scored = taken.gathered.scored
+    assert sorted(len(one.completion.tokens) == 0 for one in scored) == [False] * 4 + [True] * 4
+    assert {one.completion.version for one in scored} == {3}
+    again = restored(saved(taken), rows).gathered.scored
+    assert [(one.problem.tokens, one.turns, list(one.completion.tokens)) for one in again] == [
+        (one.problem.tokens, one.turns, list(one.completion.tokens)) for one in scored
+    ]
