@@ -16,6 +16,8 @@ from rlkit.scoring.checks import finite, plain, shown
 ALLOWED = "text or an rlkit.Observation"
 LARGEST = 2**20
 """Bytes of an answer."""
+COUNTED = ("turns", "cut", "cut_turns")
+"""Of all trajectories: metrics that no environment counts."""
 
 
 def observed(returned: object, where: str) -> Observation:
@@ -99,6 +101,11 @@ def _counts(counts: object, where: str) -> dict[str, float]:
     for name, value in counts.items():
         if not isinstance(name, str) or not name:
             raise PluginError(f"{where}: counts hold the name {shown(name)}; names must be text")
+        if name in COUNTED:
+            raise PluginError(
+                f"{where}: counts hold {name!r}, which rlkit counts itself and logs as environment/{name}: give yours "
+                "another name"
+            )
         if not finite(number := plain(value)):
             raise PluginError(f"{where}: count {name!r} is {shown(number)}; counts must be finite numbers")
         found[name] = float(number)

@@ -46,7 +46,9 @@ def _turns(scored: Sequence[Scored]) -> dict[str, float]:
     said = [s.result.info.get(ENVIRONMENT) or {} for s in scored]
     if not any(said):
         return {}
-    counts = sum((Counter(one.get("counts", {})) for one in said), Counter[str]())
+    counts: Counter[str] = Counter()
+    for one in said:
+        counts.update(one.get("counts", {}))  # adding Counters would lose what is 0
     return {
         "environment/turns": sum(len(s.turns or ()) for s in scored) / len(scored),
         "environment/cut": sum(one.get("ended") in ("max_turns", "tokens") for one in said) / len(said),

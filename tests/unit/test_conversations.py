@@ -307,6 +307,7 @@ def test_one_that_never_ends_is_cut() -> None:
     metrics = describe(found, assemble(found))
     assert metrics["environment/turns"] == 5
     assert metrics["environment/cut"] == 1
+    assert metrics["environment/errors"] == 0
 
 
 def test_an_environment_may_ask_the_question_itself() -> None:

@@ -100,6 +100,10 @@ ITSELF.append(ITSELF)
         (Observation(correct="yes"), r"correct is yes \(str\); it must be True, False, or None"),  # type: ignore[arg-type]
         (Observation(counts=[1]), r"counts are \[1\] \(list\); they must be a dict"),  # type: ignore[arg-type]
         (Observation(counts={1: 1}), r"counts hold the name 1 \(int\); names must be text"),  # type: ignore[dict-item]
+        (
+            Observation(counts={"turns": 1}),
+            r"counts hold 'turns', which rlkit counts itself and logs as environment/turns",
+        ),
         (Observation(counts={"calls": "2"}), r"count 'calls' is 2 \(str\); counts must be finite numbers"),  # type: ignore[dict-item]
         (Observation(counts={"calls": float("inf")}), r"count 'calls' is inf"),
         (Observation(info={"f": print}), r"info holds <built-in function print> .*which is no plain data; keep text"),
