@@ -38,6 +38,8 @@ def schema() -> Schema:
             whole["properties"][section]["anyOf"] = [{"$ref": whole_section}, plain]
     for unused in ("PluginRef", "RewardRef"):
         shared.pop(unused, None)
+    # Only an environment gives rewards where none is named.
+    whole["anyOf"] = [{"required": ["environment"]}, {"properties": {"reward": {"not": {"const": []}}}}]
     whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return whole
 

@@ -599,7 +599,7 @@ def test_an_environment_is_told_of_the_rows_given(tmp_path: Path) -> None:
     tasks = read_tasks(str(file))
     assert len(tasks) == 4
     assert tasks[2] == Task(question="Guess, 2 to 9", answer="2", gold=2, columns={"level": {"hard": True}})
-    file.write_text("")
+    file.write_text("\n")
     with pytest.raises(ConfigError, match="holds no rows"):
         read_tasks(str(file))
 
