@@ -16,6 +16,7 @@ from rlkit.interfaces.names import Stat
 from rlkit.ops.gae import gae as estimate
 from rlkit.ops.gae import token_rewards
 from rlkit.ops.masked import group_mean, group_size, group_std, masked_var, whiten
+from rlkit.ops.turns import Turns, reward_to_go
 from rlkit.registry import advantage
 
 STD_EPS = 1e-6
@@ -49,6 +50,9 @@ class GroupConfig(Section):
     """The group's mean reward, or that of its other members."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (unbiased, + 1e-6)."""
+    credit: Literal["trajectory", "turn"] = "trajectory"
+    """trajectory: the whole reward for every token. turn: for the tokens of a turn the reward of this and later turns,
+    compared with that of the members that have such a turn."""
     overlong_mask: bool = False
     """Leave truncated responses out: of the loss, of their group's baseline, of all counts."""
     overlong_penalty: OverlongPenalty | None = None
@@ -57,7 +61,7 @@ class GroupConfig(Section):
 
 @dataclass(frozen=True)
 class GroupAdvantage:
-    """(R_i - baseline) / std within the valid members of a group; the same for all tokens of a response."""
+    """(R_i - baseline) / std within the valid members of a group; the same for all tokens of a response or a turn."""
 
     config: GroupConfig
     compares_groups: ClassVar[bool] = True
@@ -71,13 +75,18 @@ class GroupAdvantage:
         reward, group, valid = rollout.reward, rollout.group, rollout.valid
         if self.config.overlong_penalty is not None:
             reward = reward + self.config.overlong_penalty(rollout)
+        turns = Turns.of(rollout) if self.config.credit == "turn" else None
+        if turns is not None:  # a turn is compared as a response is, among those of its number
+            reward = reward_to_go(rollout, turns, reward).to(reward.dtype).flatten()
+            group, valid = turns.same_turn(group).flatten(), turns.there.flatten()
         score = reward - group_mean(reward, group, valid)
         if self.config.baseline == "leave_one_out":
             size = group_size(group, valid, reward.dtype)
             score = score * size / (size - 1).clamp(min=1)
         if self.config.divide_by_std:
             score = score / (group_std(reward, group, valid) + STD_EPS)
-        return Targets(advantages=torch.where(batch.mask, score.unsqueeze(1), 0.0))
+        score = score.unsqueeze(1) if turns is None else turns.spread(score.view(turns.there.shape))
+        return Targets(advantages=torch.where(batch.mask, score, 0.0))
 
 
 @advantage("group")

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from rlkit.config import Section
 from rlkit.interfaces.declarations import Needs
-from rlkit.interfaces.learning import TokenStats
+from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.interfaces.names import Stat
+from rlkit.ops.gae import token_rewards
 
 from .losses import reference_kl
 
@@ -84,8 +86,10 @@ class Implied(Generic[C]):
         return self.config.beta * (log_ratio if self.config.value == "soft" else log_ratio - self.kl(stats, mask))
 
 
-def credit(implied: Tensor, start: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The implied value in prefix form, which does not know the reward: V(s_t) = start + sum_{l<t} (rho_l - kappa_l);
-    and what each token adds to it. `implied` is [b, T], 0 outside the mask, `start` [b]: the group's baseline."""
-    value = start.unsqueeze(1) + implied.cumsum(1) - implied
-    return {"value": torch.where(mask, value, 0.0), "credit": implied}
+def credit(implied: Tensor, start: Tensor, rollout: Rollout) -> dict[str, Tensor]:
+    """The implied value in prefix form, which does not know the rewards to come:
+    V(s_t) = start + sum_{l<t} (rho_l - kappa_l - r_l); and what each token adds to value and rewards. `implied` is
+    [b, T], 0 outside the mask, `start` [b]: the group's baseline."""
+    came = F.pad(token_rewards(rollout)[:, :-1], (1, 0)).cumsum(1)
+    value = start.unsqueeze(1) + implied.cumsum(1) - implied - came
+    return {"value": torch.where(rollout.mask, value, 0.0), "credit": implied}

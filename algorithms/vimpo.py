@@ -10,7 +10,9 @@ The reward enters through L_V alone. At pi = pi_ref every A_t is 0, and the floo
 so. Its mean and var are the batch's, for which the policy passes over the batch before the update; or, with
 `whiten: running`, a running average of those of former updates. All else is known within the update's own forward, so
 then, as with c_A = 0, there is no such pass. `value: soft` is the other reading: sum_t rho_t against
-R_i - mean_group[R - beta sum_t KL_old], no actor part.
+R_i - mean_group[R - beta sum_t KL_old], no actor part. `residual: turn` puts in L_V, for each turn k of a trajectory,
+1/2 [ sum_{l>=k} (rho_l - sg[kappa_l]) - (G_k - V_k) ]^2, with G_k the rewards still to come and V_k what comes to the
+members of the group that have stood there; its gradient goes through the turn's own tokens.
 rho and kappa are in implied.py, the surrogate in losses.py.
 """
 
@@ -28,7 +30,8 @@ from torch import Tensor
 
 from rlkit.interfaces.learning import Algorithm, Batch, Metrics, State, Targets, TokenStats
 from rlkit.ops.gae import suffix_sum
-from rlkit.ops.masked import group_mean, masked_mean, masked_sum, whiten
+from rlkit.ops.masked import group_mean, group_size, masked_mean, masked_sum, whiten
+from rlkit.ops.turns import Turns, later, reward_to_go, same_state
 from rlkit.registry import algorithm
 
 from .implied import Implied, ImpliedConfig, Measured, credit
@@ -60,6 +63,9 @@ class VimpoConfig(ImpliedConfig):
     """The ratio is clipped below at 1 - clip_low. With one minibatch and one epoch no clip acts."""
     clip_high: NonNegative = 0.28
     """The ratio is clipped above at 1 + clip_high."""
+    residual: Literal["trajectory", "turn"] = "trajectory"
+    """trajectory: one a response, of all its reward. turn: one at the beginning of each turn, of the reward of this and
+    later turns, against that of the members that were in the same state, or else began a turn of that number."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 10.0
     """Where A < 0, a token's loss is at most this times -A; None: unbounded."""
     whiten: Literal["batch", "running"] = "batch"
@@ -112,7 +118,7 @@ class VimpoPart(Implied[VimpoConfig]):
 
     @property
     def targets(self) -> frozenset[str]:
-        given = {"scores", "coefs"}
+        given = {"returns" if self.config.residual == "turn" else "scores", "coefs"}
         return frozenset(given | {"advantages"} if self.config.has_actor and not self.config.runs else given)
 
 
@@ -132,9 +138,15 @@ class VimpoAdvantage(VimpoPart):
         if config.value == "soft":
             baseline = baseline - config.beta * self.kl(batch.old, mask).sum(1)
         start = group_mean(baseline, rollout.group, rollout.valid)
-        scores = torch.where(rollout.valid, rollout.reward - start, 0.0)
-        rms = math.sqrt(float(masked_mean(scores**2, rollout.valid)))
-        targets = Targets(scores=scores, scalars={"vimpo/target_rms": rms})
+        if config.residual == "turn":
+            turns = Turns.of(rollout)
+            scores, counted = self._turn_scores(batch, turns), turns.there
+            targets = Targets(returns=torch.where(mask, turns.spread(scores), 0.0))
+        else:
+            scores, counted = torch.where(rollout.valid, rollout.reward - start, 0.0), rollout.valid
+            targets = Targets(scores=scores)
+        rms = math.sqrt(float(masked_mean(scores**2, counted)))
+        targets.scalars["vimpo/target_rms"] = rms
         if config.runs:
             targets.coefs |= self._running(state)
         # In the first update pi = pi_ref: there is no A_t, and nothing yet to whiten one by.
@@ -143,10 +155,39 @@ class VimpoAdvantage(VimpoPart):
         if config.measured != "new":
             stats = batch.old if config.measured == "old" else batch.now
             implied = self.rewards(stats.get("logprobs"), stats, mask)
-            targets.credit = credit(implied, start, mask)
+            targets.credit = credit(implied, start, rollout)
             if config.has_actor:
                 targets.advantages = whiten(suffix_sum(implied, mask, config.lam), mask, config.floor)
         return targets
+
+    def _turn_scores(self, batch: Batch, turns: Turns) -> Tensor:
+        """G_k - V_k, [B, K], 0 where there is no such turn.
+
+        With c = G, or with `value: soft` G less beta times the KL to come, V_k is c_k / n + (1 - 1 / n) times the mean
+        of c_k over the other members in that place, n the valid members of the group: in expectation every target is
+        then smaller by the same 1 - 1 / n, however few have stood there, as it is at the first turn anyway.
+        """
+        rollout, there = batch.rollout, turns.there
+        to_go = reward_to_go(rollout, turns, rollout.reward)
+        kl = torch.zeros_like(to_go)
+        if self.config.value == "soft":
+            kl = self.config.beta * turns.sums(self.kl(batch.old, batch.mask).double())
+            kl = kl + later(kl)
+        members = group_size(rollout.group, rollout.valid, torch.float64).unsqueeze(1)
+
+        def compared(places: Tensor) -> tuple[Tensor, Tensor]:
+            """Where another member is in the place, and what the targets then are."""
+            place, counted = places.flatten(), there.flatten()
+            size = group_size(place, counted, torch.float64).view(there.shape)
+            mean = group_mean((to_go - kl).flatten(), place, counted).view(there.shape)
+            shrinks = (1 - 1 / members.clamp(min=1)) * size / (size - 1).clamp(min=1)
+            return size > 1, kl + shrinks * (to_go - kl - mean)
+
+        reached, by_turn = compared(turns.same_turn(rollout.group))
+        shared, by_state = compared(same_state(rollout, turns))
+        # A turn that no other member has is held against the target of the whole trajectory, that of its first turn.
+        found = torch.where(shared, by_state, torch.where(reached, by_turn, by_turn[:, :1]))
+        return torch.where(there, found, 0.0).to(rollout.reward.dtype)
 
     def after_update(self, metrics: Mapping[str, float], state: State) -> None:
         """Let mean and spread of the update's A_t enter the running ones."""
@@ -192,16 +233,22 @@ class VimpoLoss(VimpoPart):
         rollout, valid = batch.rollout, batch.rollout.valid
         stats = {"old": batch.old, "now": batch.now, "new": new}[self.config.measured]
         implied = self.rewards(new.get("logprobs"), stats, rollout.mask)
-        scores = targets.get("scores")
-        residual = implied.sum(1) - scores
+        if self.config.residual == "turn":
+            turns = Turns.of(rollout)
+            scores, counted = turns.means(targets.get("returns")), turns.there
+            own = turns.sums(implied)
+            residual = own + later(own).detach() - scores
+        else:
+            scores, counted = targets.get("scores"), valid
+            residual = implied.sum(1) - scores
         squared = residual**2 / 2
-        loss = masked_sum(squared, valid) / max(batch.n_valid, 1)
+        loss = masked_sum(squared, counted) / max(batch.n_valid, 1)
 
         explained = (scores**2 - residual.detach() ** 2, scores**2)
         metrics: Metrics = {
-            "vimpo/value_loss": (masked_sum(squared.detach(), valid), valid.sum()),
-            "vimpo/residual": (masked_sum(residual.detach().abs(), valid), valid.sum()),
-            "vimpo/explained": (masked_sum(explained[0], valid), masked_sum(explained[1], valid)),
+            "vimpo/value_loss": (masked_sum(squared.detach(), counted), valid.sum()),
+            "vimpo/residual": (masked_sum(residual.detach().abs(), counted), counted.sum()),
+            "vimpo/explained": (masked_sum(explained[0], counted), masked_sum(explained[1], counted)),
             "policy/kl": token_metric(self.kl(stats, rollout.mask), batch),
         }
         if self.config.has_actor:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkit import reward
-from rlkit.cgroups import can_bound_memory
 from rlkit.interfaces.rewards import RewardResult, Sample
 
 from .sandbox import Limits, Ran, Sandbox, SandboxError
-from .sandbox_probe import self_test
+from .sandbox_probe import tried_out
 from .sandboxed import BAD_TEST, PASSED
 
 _PYTHON = ("python", "python3", "py")
@@ -62,15 +60,7 @@ class Code:
     ) -> None:
         limits = Limits(timeout_s=timeout_s, memory_mib=memory_mib, processes=processes, output_kib=output_kib)
         self.partial = partial
-        self.sandbox = Sandbox(limits, unsafe=unsafe_run_without_sandbox)
-        if not unsafe_run_without_sandbox:
-            self_test(self.sandbox)
-            if not can_bound_memory():
-                warnings.warn(
-                    f"reward 'code': no control group can be made here, so a program's processes may hold {processes} "
-                    f"times {memory_mib} MiB together: see `rlkit doctor`",
-                    stacklevel=2,
-                )
+        self.sandbox = tried_out(limits, unsafe=unsafe_run_without_sandbox, where="reward 'code'")
 
     def __call__(self, samples: Sequence[Sample]) -> list[RewardResult]:
         return [self._result(sample) for sample in samples]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar, cast
 
+from rlkit import modules
+from rlkit.errors import ConfigError, module_of, nearest
 from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.rewards import RewardResult, Sample
 
@@ -16,6 +19,21 @@ _SHOWN = 300
 class _Declared(Protocol):
     range: tuple[float, float]
     in_process: bool
+
+
+def named_in(path: str, name: str, what: str) -> Any:
+    """What a user's file or module holds under a name. `what` it is opens messages. Raises ConfigError where there is
+    no such, or it fails to import."""
+    try:
+        module = modules.load(path, what)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} {path} failed to import:\n{traceback.format_exc()}") from error
+    if not hasattr(module, name):
+        there = [n for n, v in vars(module).items() if callable(v) and module_of(v) == module.__name__]
+        raise ConfigError(f"{what} {path} has no {name!r}{nearest(name, there)}")
+    return getattr(module, name)
 
 
 def declares(low: float, high: float, *, in_process: bool = False) -> Callable[[F], F]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -12,10 +11,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlkit import modules, reward
-from rlkit.errors import ConfigError, RlkitError, module_of, nearest
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.http import Endpoint, Failure, authorisation, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
 
+from .common import named_in
 from .styles import Adapter, Style, misfit, openrlhf_results, signature_of
 
 _TEXTS_PER_REQUEST = 64
@@ -140,16 +140,7 @@ class _Reply:
 
 
 def _find(path: str, name: str) -> Callable[..., Any]:
-    try:
-        module = modules.load(path, "reward function:")
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"reward function: {path} failed to import:\n{traceback.format_exc()}") from error
-    if not hasattr(module, name):
-        there = [n for n, v in vars(module).items() if callable(v) and module_of(v) == module.__name__]
-        raise ConfigError(f"reward function: {path} has no {name!r}{nearest(name, there)}")
-    function = getattr(module, name)
+    function = named_in(path, name, "reward function:")
     if inspect.isclass(function) or not callable(function):
         raise ConfigError(f"reward function: {path}:{name} is a {type(function).__name__}; name a function")
     return function  # type: ignore[no-any-return]

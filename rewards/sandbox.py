@@ -64,14 +64,18 @@ class Limits:
     def __post_init__(self) -> None:
         for name, least in (("timeout_s", 0.1), ("memory_mib", 64), ("processes", 1), ("output_kib", 1)):
             if not getattr(self, name) >= least:
-                raise ConfigError(f"reward 'code': {name} is {getattr(self, name)}; it must be at least {least}")
+                raise ConfigError(f"the sandbox: {name} is {getattr(self, name)}; it must be at least {least}")
+
+
+End = Literal["exit", "time", "output", "said"]
+"""By itself, past a limit, or, of a cell, with what it said at its end."""
 
 
 @dataclass(frozen=True)
 class Ran:
     """How a run ended."""
 
-    end: Literal["exit", "time", "output"]
+    end: End
     code: int
     """Exit status; meaningless unless `end` is exit."""
     output: bytes
@@ -137,23 +141,28 @@ class Sandbox:
                     boxes.append(self._start(spec, stdin, line))
                     if line is not None:
                         line.close()
-                end = self._watch(boxes)
+                end = self._watch(boxes, self.limits.timeout_s)
             except OSError as error:
                 raise SandboxError(f"the sandbox cannot be started: {error}") from error
             finally:
                 self._end(boxes)
         first = boxes[0]
         errors = bytes(boxes[-1].errors[-1000:]).decode(errors="replace")
-        if not all(box.output.startswith(STARTED) for box in boxes):
+        if not _have_started(boxes):
             raise SandboxError(f"the sandbox did not start: {errors.strip() or 'it said nothing'}")
         return Ran(end, first.process.returncode, bytes(first.output[len(STARTED) :]), errors)
+
+    def cells(self) -> Cells:
+        """A program in the sandbox that runs pieces of Python one after another, in one module. Raises SandboxError."""
+        return Cells(self)
 
     def _start(self, spec: dict[str, Any], stdin: str, line: socket.socket | None) -> _Box:
         limits = self.limits
         spec |= {
             "memory_bytes": limits.memory_mib << 20,
             "processes": None if self.unsafe else limits.processes + 1,  # bubblewrap's own is inside, too
-            "cpu_s": math.ceil(limits.timeout_s) + 1,
+            "cpu_s": None if spec["kind"] == "cells" else math.ceil(limits.timeout_s) + 1,
+            "cell_cpu_s": math.ceil(limits.timeout_s) + 1,
             "longest": limits.output_kib << 10,
         }
         if line is not None:
@@ -228,7 +237,8 @@ class Sandbox:
                 raise SandboxError(f"all {len(_UIDS)} uids for sandboxes are in use on this machine")
         return self._slot[2]
 
-    def _watch(self, boxes: list[_Box]) -> Literal["exit", "time", "output"]:
+    def _watch(self, boxes: list[_Box], timeout_s: float, line: tuple[socket.socket, bytearray] | None = None) -> End:
+        """Until the first box ends, or says a line."""
         deadline, started = time.monotonic() + _START_S, False
         with selectors.DefaultSelector() as selector:
             for box in boxes:
@@ -237,7 +247,13 @@ class Sandbox:
                     os.set_blocking(stream.fileno(), False)
                     selector.register(stream, selectors.EVENT_READ, text)
             selector.register(boxes[0].ended, selectors.EVENT_READ)
+            said = bytearray()
+            if line is not None:
+                said = line[1]
+                selector.register(line[0], selectors.EVENT_READ, said)
             while True:
+                if not started and _have_started(boxes):
+                    deadline, started = time.monotonic() + timeout_s, True
                 over = False
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                     if key.data is None:
@@ -246,17 +262,15 @@ class Sandbox:
                         key.data.extend(chunk)
                     else:
                         selector.unregister(key.fileobj)
-                if any(len(box.output) + len(box.errors) > self.limits.output_kib << 10 for box in boxes):
+                if any(len(box.output) + len(box.errors) + len(said) > self.limits.output_kib << 10 for box in boxes):
                     return "output"
-                if over:
+                if over or said.endswith(b"\n"):
                     self._drain(boxes)
-                    return "exit"
-                if not started and all(box.output.startswith(STARTED) for box in boxes):
-                    deadline, started = time.monotonic() + self.limits.timeout_s, True
-                elif time.monotonic() >= deadline:
-                    if not started:
-                        raise SandboxError(f"a sandbox did not start within {_START_S:g} s")
+                    return "exit" if over else "said"
+                if started and time.monotonic() >= deadline:
                     return "time"
+                if time.monotonic() >= deadline and not _have_started(boxes):
+                    raise SandboxError(f"a sandbox did not start within {_START_S:g} s")
 
     def _drain(self, boxes: list[_Box]) -> None:
         """What was written before the end; a process left behind may still write, so no more than the limit."""
@@ -292,6 +306,62 @@ class Sandbox:
         for box in boxes:
             if box.group is not None:
                 box.group.close()
+
+
+class Cells:
+    """A program in a sandbox that runs pieces of Python one after another, in one module."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._line, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as unused:
+            unused.callback(self._line.close)
+            try:
+                self._box: _Box | None = sandbox._start({"kind": "cells"}, "", theirs)
+            except OSError as error:
+                raise SandboxError(f"the sandbox cannot be started: {error}") from error
+            unused.pop_all()
+
+    def run(self, cell: str, timeout_s: float) -> Ran:
+        """One piece, of which `errors` is what it raised. Whatever its end but "said", the program is over, and so is
+        what the pieces have left in it. Raises SandboxError."""
+        box, said = self._box, bytearray()
+        if box is None:
+            raise SandboxError("the program that runs cells is over")
+        del box.output[len(STARTED) :]
+        end: End = "exit"
+        try:
+            self._line.settimeout(timeout_s)
+            with contextlib.suppress(OSError):  # its end, or that it reads no more, is seen below
+                self._line.sendall(json.dumps(cell).encode() + b"\n")
+            end = self._sandbox._watch([box], timeout_s, (self._line, said))
+        finally:
+            if end != "said":
+                self.close()
+        if not _have_started([box]):
+            raise SandboxError(f"the sandbox did not start: {box.errors[-1000:].decode(errors='replace').strip()}")
+        return Ran(
+            end, box.process.returncode or 0, bytes(box.output[len(STARTED) :]), _fault(said) if end == "said" else ""
+        )
+
+    def close(self) -> None:
+        """End the program. Calling it twice is harmless."""
+        box, self._box = self._box, None
+        if box is not None:
+            self._line.close()
+            self._sandbox._end([box])
+
+
+def _fault(said: bytearray) -> str:
+    """What a cell raised; it shares its process with whoever tells this, so that anything may have been said."""
+    try:
+        return str(json.loads(said)["fault"] or "")[:2000]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+def _have_started(boxes: list[_Box]) -> bool:
+    return all(box.output.startswith(STARTED) for box in boxes)
 
 
 @contextlib.contextmanager
@@ -355,9 +425,7 @@ def _reap(uid: int) -> None:
 def bubblewrap() -> str:
     found = shutil.which("bwrap")
     if found is None:
-        raise ConfigError(
-            f"the reward 'code' runs programs in bubblewrap, and there is no bwrap on the PATH: {INSTALL}"
-        )
+        raise ConfigError(f"programs are run in bubblewrap, and there is no bwrap on the PATH: {INSTALL}")
     return found
 
 

@@ -22,7 +22,7 @@ def system_calls() -> bytes:
     """A filter in classic BPF (struct seccomp_data: number at 0, architecture at 4); what is refused gets EPERM."""
     machine = platform.machine()
     if machine not in _REFUSED:
-        raise ConfigError(f"the sandbox of the reward 'code' knows {', '.join(_REFUSED)}, and this is {machine}")
+        raise ConfigError(f"the sandbox knows {', '.join(_REFUSED)}, and this is {machine}")
     architecture, refused = _REFUSED[machine]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050000 | errno.EPERM, 0x7FFF0000

@@ -7,10 +7,12 @@ import json
 import os
 import socket
 import tempfile
+import warnings
 
+from rlkit.cgroups import can_bound_memory
 from rlkit.errors import ConfigError
 
-from .sandbox import INSTALL, Sandbox, SandboxError, no_more_namespaces
+from .sandbox import INSTALL, Limits, Sandbox, SandboxError, no_more_namespaces
 
 _PROBE = """
 import ctypes, json, os, socket, sys, time
@@ -60,6 +62,21 @@ print(json.dumps(faults))
 """
 
 
+def tried_out(limits: Limits, *, unsafe: bool, where: str) -> Sandbox:
+    """A sandbox that has passed the test; `unsafe`: none, untested. `where` opens what is said of limits that cannot be
+    had here. ConfigError where it does not hold."""
+    sandbox = Sandbox(limits, unsafe=unsafe)
+    if not unsafe:
+        self_test(sandbox)
+        if not can_bound_memory():
+            warnings.warn(
+                f"{where}: no control group can be made here, so a program's processes may hold {limits.processes} "
+                f"times {limits.memory_mib} MiB together: see `rlkit doctor`",
+                stacklevel=3,
+            )
+    return sandbox
+
+
 def self_test(sandbox: Sandbox) -> None:
     """Try to get out of the sandbox, and past each limit. ConfigError where anything succeeds, or nothing runs."""
     quick = Sandbox(dataclasses.replace(sandbox.limits, timeout_s=0.3, output_kib=16))
@@ -79,7 +96,7 @@ def self_test(sandbox: Sandbox) -> None:
             flood = patient.program("while True: print('x' * 4096)", "")
             checked = patient.check("def f(x): return [x]", "assert f(1) == [1]", None)
         except SandboxError as error:
-            raise ConfigError(f"the sandbox of the reward 'code' does not work here: {error}. {INSTALL}") from error
+            raise ConfigError(f"the sandbox for programs does not work here: {error}. {INSTALL}") from error
     faults = [f"a probe ended with {probe}"] if probe.end != "exit" or probe.code else json.loads(probe.output)
     if loop.end != "time":
         faults.append("an endless loop was not stopped")
@@ -88,4 +105,4 @@ def self_test(sandbox: Sandbox) -> None:
     if checked.output != b"passed":
         faults.append(f"a right program does not pass: {checked}")
     if faults:
-        raise ConfigError(f"the sandbox of the reward 'code' does not hold here: {'; '.join(faults)}. {INSTALL}")
+        raise ConfigError(f"the sandbox for programs does not hold here: {'; '.join(faults)}. {INSTALL}")

@@ -1,6 +1,7 @@
 """What runs inside the sandbox, standard library only: `python -c SOURCE FD` with the task as JSON in FD.
 
 `program` runs an answer as a script. `call` runs it as a module and reports what one of its functions returns.
+`cells` runs what comes through a socket, one piece after another, in one module, as a notebook does.
 `serve` runs it as a module and lets the other end of a socket use it. `check` is that other end: it runs the
 gold's tests, in a sandbox of its own, so that an answer shares no process with the code that judges it. Only plain
 data crosses. An object of any other type stays where it is, stands behind a `Remote`, and cannot be compared: else
@@ -314,6 +315,60 @@ def run_tests(test: str, entry_point: str | None, names: dict[str, Any]) -> None
         raise AssertionError("no assertion was reached")
 
 
+def cells(spec: dict[str, Any]) -> None:
+    os.dup2(1, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    peer, here = Peer(spec["socket"], spec["longest"]), os.getpid()
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    while True:
+        try:
+            cell = peer.receive()
+        except Gone:  # no more come
+            os._exit(0)
+        # Of each cell alone, and for what one leaves running as well.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + spec["cell_cpu_s"]
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds if most < 0 else min(seconds, most), most))
+        fault = run_cell(cell, module.__dict__)
+        if os.getpid() != here:  # a process that the cell has started, and not ended
+            os._exit(0)
+        peer.send({"fault": fault})
+
+
+def run_cell(cell: str, names: dict[str, Any]) -> str | None:
+    """Run it and print the value of its last expression. What was raised, and in which line; None: nothing."""
+    try:
+        tree = ast.parse(cell, "<cell>")
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "<cell>", "exec"), names)
+        if isinstance(last, ast.Expr):
+            value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+            if value is not None:
+                print(repr(value))
+        sys.stdout.flush()
+    except SyntaxError as error:
+        return raised(error, error.msg, error.lineno)
+    except SystemExit as error:
+        return f"SystemExit: {error.code}" if error.code else None
+    except BaseException as error:
+        line, step = None, error.__traceback__
+        while step is not None:
+            line = step.tb_lineno if step.tb_frame.f_code.co_filename == "<cell>" else line
+            step = step.tb_next
+        try:
+            sys.stdout.flush()
+            return raised(error, str(error), line)
+        except BaseException:
+            return raised(error, "", line)
+    return None
+
+
+def raised(error: BaseException, text: str, line: int | None) -> str:
+    said = f"{type(error).__name__}: {text[:1000]}" if text else type(error).__name__
+    return said if line is None else f"{said} (line {line})"
+
+
 def main() -> None:
     with open(int(sys.argv[1])) as file:
         spec = json.load(file)
@@ -322,7 +377,7 @@ def main() -> None:
     if spec["kind"] == "program":
         run(spec["program"], "__main__")
     else:
-        {"call": call, "serve": serve, "check": check}[spec["kind"]](spec)
+        {"call": call, "cells": cells, "serve": serve, "check": check}[spec["kind"]](spec)
 
 
 if __name__ == "__main__":

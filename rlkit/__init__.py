@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rlkit.api.sweeping import Sweep, sweep
     from rlkit.api.training import replay, train
     from rlkit.interfaces.declarations import Needs
+    from rlkit.interfaces.environments import Environment, Observation, Task
     from rlkit.interfaces.learning import (
         Advantage,
         Algorithm,
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
         ValueLoss,
     )
     from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
-    from rlkit.registry import advantage, algorithm, loss, noise, reward, sampler, suite, tracker
+    from rlkit.registry import advantage, algorithm, environment, loss, noise, reward, sampler, suite, tracker
 
 _HOME = {
     **dict.fromkeys(
-        ("advantage", "algorithm", "loss", "noise", "reward", "sampler", "suite", "tracker"), "rlkit.registry"
+        ("advantage", "algorithm", "environment", "loss", "noise", "reward", "sampler", "suite", "tracker"),
+        "rlkit.registry",
     ),
     "Needs": "rlkit.interfaces.declarations",
+    **dict.fromkeys(("Environment", "Observation", "Task"), "rlkit.interfaces.environments"),
     **dict.fromkeys(("RewardFn", "RewardResult", "Sample"), "rlkit.interfaces.rewards"),
     **dict.fromkeys(("Comparison", "compare"), "rlkit.api.comparing"),
     "Run": "rlkit.api.run",
@@ -42,8 +45,10 @@ __all__ = [
     "Algorithm",
     "Batch",
     "Comparison",
+    "Environment",
     "Metrics",
     "Needs",
+    "Observation",
     "PolicyLoss",
     "RewardFn",
     "RewardResult",
@@ -53,11 +58,13 @@ __all__ = [
     "State",
     "Sweep",
     "Targets",
+    "Task",
     "TokenStats",
     "ValueLoss",
     "advantage",
     "algorithm",
     "compare",
+    "environment",
     "loss",
     "noise",
     "replay",

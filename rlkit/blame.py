@@ -15,6 +15,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 from rlkit.errors import PluginError, PluginLoadError, RlkitError
+from rlkit.secrets import hide
 
 DEBUG = "RLKIT_DEBUG"
 """Set in the environment, so that workers, ranks and a sweep's runs have it too: nothing is left out of a traceback."""
@@ -88,6 +89,16 @@ def named(error: BaseException) -> str:
     # A KeyError shows its text in quotes.
     text = error.args[0] if isinstance(error, KeyError) and " " in str(error) else error
     return f"{type(error).__name__}: {text}" if str(text) else type(error).__name__
+
+
+def tail(error: BaseException) -> str:
+    """The exception with its last frames, without this package's own; with all of them where one debugs."""
+    if debugging():
+        return hide("".join(traceback.format_exception(error)).rstrip())
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.tb_next
+    return hide("".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip())
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -23,6 +23,9 @@ from rlkit.embedded.task import Task
 from rlkit.errors import ConfigError, nearest
 from rlkit.golds import gold_cell, gold_text
 from rlkit.wording import some
+
+if TYPE_CHECKING:
+    from rlkit.interfaces.declarations import EnvironmentDeclaration
 
 Row = Mapping[str, Any]
 FILES = (".json", ".jsonl", ".parquet")
@@ -38,9 +41,10 @@ NO_GOLDS = "null"
 @dataclass(frozen=True, slots=True)
 class Problem:
     id: str
-    """Hash of the prompt column's content: the same in every run, whatever the template."""
+    """Hash of the prompt column's content, or of the whole row where that is empty: the same in every run, whatever the
+    template."""
     text: str
-    """The prompt as the model reads it."""
+    """The prompt as the model reads it; "" where the row has none, and an environment says something first."""
     tokens: list[int]
     answer: str
     """The gold column as text; "" where the row, or the data, has none."""
@@ -64,8 +68,15 @@ class ProblemSet:
     """How the prompts are put to the model, where there is something to say of it."""
 
 
-def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) -> ProblemSet | None:
-    """Read `data.path`, or the held-out problems; None where there are none to hold out.
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of functions that the model may call, for its chat template."""
+
+
+def load_problems(
+    config: DataConfig, tokenizer: Any, held_out: bool = False, environment: EnvironmentDeclaration | None = None
+) -> ProblemSet | None:
+    """Read `data.path`, or the held-out problems; None where there are none to hold out. `environment`: that in which
+    the model acts.
 
     Raises ConfigError for data that cannot be read, lacks a column, or does not suit the tokenizer.
     """
@@ -80,24 +91,36 @@ def load_problems(config: DataConfig, tokenizer: Any, held_out: bool = False) ->
         raise ConfigError(f"{setting}: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
-    return as_problems(rows, config, tokenizer, path)
+    return as_problems(rows, config, tokenizer, path, environment)
 
 
-def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: str) -> ProblemSet:
-    """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages.
+def as_problems(
+    rows: Sequence[Row],
+    config: DataConfig,
+    tokenizer: Any,
+    path: str,
+    environment: EnvironmentDeclaration | None = None,
+) -> ProblemSet:
+    """Problems out of rows, in their order, put to the model as `config` says; `path` is for messages. With an
+    `environment`, which may begin by itself, a prompt may be empty.
 
     Raises ConfigError for a row that lacks a column, and for data that does not suit the tokenizer.
     """
     chat = uses_chat(config, tokenizer)
     prompts = questions(rows, config.prompt, "data.prompt", path)
     answers = golds(rows, config.answer, "data.answer", path)
-    texts = [_render(prompt, config, tokenizer, chat, f"{path}, row {i}") for i, prompt in enumerate(prompts, 1)]
-    tokens, put = _encode(texts, tokenizer, chat)
+    acts, tools = environment is not None, environment.tools if environment is not None else ()
+    texts = [
+        "" if acts and not prompt else render(prompt, config, tokenizer, chat, f"{path}, row {i}", tools)
+        for i, prompt in enumerate(prompts, 1)
+    ]
+    tokens, put = encode(texts, tokenizer, chat)
     if continued := sum(map(continues, prompts)):
         put.append(f"the model goes on with the assistant's message in {continued} of {len(prompts)}")
     problems = [
         Problem(
-            id=_identity(prompts[i]),
+            # Rows without a question are told apart by what else they tell the environment.
+            id=_identity(prompts[i] or dict(row)),
             text=texts[i],
             tokens=tokens[i],
             answer=gold_text(answers[i], f"{path}, row {i + 1}, column {config.answer!r}"),
@@ -117,10 +140,12 @@ def as_problems(rows: Sequence[Row], config: DataConfig, tokenizer: Any, path: s
     return ProblemSet(problems, len(rows) - len(problems), duplicates, path, put)
 
 
-def prompt_tokens(prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any) -> list[int]:
+def prompt_tokens(
+    prompt: str | list[dict[str, str]], config: DataConfig, tokenizer: Any, tools: Tools = ()
+) -> list[int]:
     """Token ids of one question, or of a conversation's messages, put to the model as the problems of `config` are."""
     chat = uses_chat(config, tokenizer)
-    return _encode([_render(prompt, config, tokenizer, chat, "the prompt")], tokenizer, chat)[0][0]
+    return encode([render(prompt, config, tokenizer, chat, "the prompt", tools)], tokenizer, chat)[0][0]
 
 
 class Cursor:
@@ -337,7 +362,7 @@ def _names(row: Row, prefix: str = "") -> Iterable[str]:
 
 
 def _identity(prompt: Any) -> str:
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -397,8 +422,8 @@ def continues(prompt: Any) -> bool:
     )
 
 
-def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str) -> str:
-    """The text the model reads, from a question or chat messages."""
+def render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: str, tools: Tools = ()) -> str:
+    """The text the model reads, from a question or chat messages; `tools`: JSON schemas for the chat template."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     for message in messages:
         if not (isinstance(message, Mapping) and isinstance(message.get("content"), str) and message.get("role")):
@@ -425,7 +450,7 @@ def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: 
             raise ConfigError(f"{where}: the data has a system message of its own: leave out data.system")
         messages = [{"role": "system", "content": config.system}, *messages]
     messages = [{**message, "content": _without_begin(message["content"], tokenizer)} for message in messages]
-    text = _templated(messages, config, tokenizer, where)
+    text = templated(messages, config, tokenizer, where, tools)
     if not text:
         raise ConfigError(
             f"{where}: the chat template makes nothing of the prompt: set data.template, or data.chat: false"
@@ -433,10 +458,20 @@ def _render(prompt: Any, config: DataConfig, tokenizer: Any, chat: bool, where: 
     return text
 
 
-def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: Any, where: str) -> str:
-    """What the chat template makes of messages. ConfigError, with its own words, where it refuses them."""
-    goes_on = continues(messages)
-    if not goes_on and messages[-1]["role"] == "assistant":
+def templated(
+    messages: list[dict[str, Any]],
+    config: DataConfig,
+    tokenizer: Any,
+    where: str,
+    tools: Tools = (),
+    opens: bool = True,
+) -> str:
+    """What the chat template makes of messages; `opens`: up to where the model goes on.
+
+    ConfigError, with the template's own words, where it refuses them.
+    """
+    goes_on = opens and continues(messages)
+    if opens and not goes_on and messages[-1]["role"] == "assistant":
         messages = messages[:-1]  # an empty one: the generation prompt opens it
 
     def render(messages: list[dict[str, Any]]) -> str:
@@ -444,8 +479,9 @@ def _templated(messages: list[dict[str, Any]], config: DataConfig, tokenizer: An
             tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
-                add_generation_prompt=not goes_on,
+                add_generation_prompt=opens and not goes_on,
                 continue_final_message=goes_on,
+                **({"tools": list(tools)} if tools else {}),
                 **config.chat_template_kwargs,
             )
         )
@@ -476,15 +512,15 @@ def _without_begin(text: str, tokenizer: Any) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
-def _encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[int]], list[str]]:
+def encode(texts: Sequence[str], tokenizer: Any, chat: bool) -> tuple[list[list[int]], list[str]]:
     """Token ids of prompts, and what there is to say of them.
 
     A prompt is no whole text: what a tokenizer adds behind one, an end token mostly, would tell the model that all is
     said. A begin token stands once, whether the text spells it, the tokenizer adds it, or both.
     """
     tokens: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    seen = next((i for i, ids in enumerate(tokens) if ids), 0)
-    before, behind = ([], []) if chat else _added(texts[seen], tokens[seen], tokenizer)
+    seen = next((i for i, ids in enumerate(tokens) if ids), None)
+    before, behind = ([], []) if chat or seen is None else _added(texts[seen], tokens[seen], tokenizer)
     begin = tokenizer.bos_token_id
     once = twice = 0
     for i, ids in enumerate(tokens):

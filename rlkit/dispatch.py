@@ -16,6 +16,10 @@ from typing import Any, Protocol, TypeVar
 from rlkit.errors import RlkitError
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+POLL_S = 0.01
+"""Between two looks whether more has come, while something is under way."""
 
 
 class ServerError(RlkitError):
@@ -40,7 +44,7 @@ S = TypeVar("S", bound=Place)
 
 
 async def dispatch(
-    groups: Iterable[Sequence[int]],
+    groups: AsyncIterator[Iterable[Sequence[int]]],
     servers: Sequence[S],
     ask: Callable[[S, int], Awaitable[T]],
     watch: Callable[[S], Awaitable[str | None]],
@@ -49,39 +53,48 @@ async def dispatch(
     patience_s: float,
     attempts: int,
     give_up: Callable[[int, ServerError], T],
+    choose: Callable[[int, Sequence[S]], S] = lambda index, free: free[0],
 ) -> AsyncIterator[tuple[int, T]]:
     """(Number of a request, what `ask` made of it), as they end.
 
-    groups: numbers of requests that go to one server together.
+    groups: numbers of requests that go to one server together, some groups each time, as they come.
     ask: raises ServerError where another server may do better: then the server gets no more work.
     watch: of a server that has work, returns when it is gone, why; of one that is `out`, None when it has come back.
     concurrency: requests under way at once on one server. patience_s: how long no server may answer; NoServerError
     after that. attempts: at one request, each on a server that was answering; then it is what `give_up` makes of the
-    last error.
+    last error. choose: of the servers that have room, the one with the least to do first, that of a group which begins
+    with this number.
     """
-    waiting = deque(map(list, groups))
+    waiting: deque[list[int]] = deque()
+    coming = {asyncio.ensure_future(anext(groups, None))}
     load: Counter[S] = Counter()
     tried: Counter[int] = Counter()
     asking: dict[asyncio.Task[T], tuple[S, int]] = {}
     watching: dict[S, asyncio.Task[str | None]] = {}
     answered = time.monotonic()
     try:
-        while waiting or asking:
+        while waiting or asking or coming:
             for server in servers:
                 if server not in watching:
                     watching[server] = asyncio.ensure_future(watch(server))
             while waiting and (free := [s for s in servers if s.out is None and load[s] < concurrency]):
-                server = min(free, key=lambda s: load[s])
-                for index in waiting.popleft():
+                group = waiting.popleft()
+                server = choose(group[0], sorted(free, key=lambda s: load[s]))
+                for index in group:
                     asking[asyncio.ensure_future(ask(server, index))] = server, index
                     load[server] += 1
-            if any(server.out is None for server in servers):
+            if not waiting or any(server.out is None for server in servers):
                 answered = time.monotonic()
             elif time.monotonic() - answered > patience_s:
                 raise NoServerError(_all_out(servers, patience_s))
             done, _ = await asyncio.wait(
-                {*asking, *watching.values()}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+                {*coming, *asking, *watching.values()}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
             )
+            for come in [each for each in coming if each in done]:
+                coming.remove(come)
+                if (new := come.result()) is not None:
+                    waiting += map(list, new)
+                    coming.add(asyncio.ensure_future(anext(groups, None)))
             for server in [s for s, task in watching.items() if task in done]:
                 _put(server, watching.pop(server).result())
                 if server.out is not None:
@@ -104,9 +117,10 @@ async def dispatch(
                         _put(server, str(error))
                         watching.pop(server).cancel()
     finally:
-        for each in (*asking, *watching.values()):
+        left: list[asyncio.Future[Any]] = [*coming, *asking, *watching.values()]
+        for each in left:
             each.cancel()
-        await asyncio.gather(*asking, *watching.values(), return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def _put(server: Place, out: str | None) -> None:
@@ -120,13 +134,29 @@ def _all_out(servers: Sequence[Place], patience_s: float) -> str:
     return f"no server has been of use for {patience_s:g} s:\n  {reasons}"
 
 
-def in_a_thread(stream: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
-    """What an asynchronous stream gives, in a loop of its own in another thread. Who stops listening ends it."""
+async def at_once(items: T) -> AsyncIterator[T]:
+    """As `dispatch` takes groups: these, and no more."""
+    yield items
+
+
+def in_a_thread(
+    stream: Callable[[AsyncIterator[Sequence[U]]], AsyncIterator[T]], take: Callable[[bool], Sequence[U] | None]
+) -> Iterator[T]:
+    """What an asynchronous stream makes of what comes, one thing of each, in a loop of its own in another thread. Who
+    stops listening ends it.
+
+    take: called in this thread for what has come; None: no more will. True: nothing is under way, so it may wait.
+    """
     found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    given: asyncio.Queue[Sequence[U] | None] = asyncio.Queue()
     loop = asyncio.new_event_loop()
 
+    async def come() -> AsyncIterator[Sequence[U]]:
+        while (new := await given.get()) is not None:
+            yield new
+
     async def pump() -> None:
-        async with contextlib.aclosing(stream()) as items:  # type: ignore[type-var]
+        async with contextlib.aclosing(stream(come())) as items:  # type: ignore[type-var]
             async for item in items:
                 found.put(("item", item))
 
@@ -144,13 +174,23 @@ def in_a_thread(stream: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
 
     thread = threading.Thread(target=run, name="vllm_server", daemon=True)
     thread.start()
+    new: Sequence[U] | None = ()
+    under_way = 0
     try:
         while True:
-            kind, item = found.get()
+            if new is not None and ((new := take(not under_way)) is None or new):
+                under_way += len(new or ())
+                with contextlib.suppress(RuntimeError):  # the loop has ended by itself, and has said why
+                    loop.call_soon_threadsafe(given.put_nowait, new)
+            try:
+                kind, item = found.get(timeout=None if new is None else POLL_S)
+            except queue.Empty:
+                continue
             if kind == "end":
                 return
             if kind == "error":
                 raise item
+            under_way -= 1
             yield item
     finally:
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from rlkit.dispatch import NoServerError, ServerError, dispatch
+from rlkit.dispatch import NoServerError, ServerError, at_once, dispatch
 from rlkit.errors import ConfigError
 from rlkit.secrets import hide
 
@@ -169,7 +169,7 @@ async def _spread(
     async with httpx.AsyncClient(headers=dict(one.headers), timeout=None, limits=httpx.Limits()) as client:
         try:
             async for index, answer in dispatch(
-                [[index] for index in range(len(bodies))],
+                at_once([[index] for index in range(len(bodies))]),
                 [_Place(endpoint) for endpoint in endpoints],
                 ask,
                 watch,

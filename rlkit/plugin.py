@@ -16,7 +16,9 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, crea
 
 from rlkit.errors import ConfigError
 
-Kind = Literal["algorithms", "advantages", "losses", "rewards", "noise", "samplers", "trackers", "suites"]
+Kind = Literal[
+    "algorithms", "advantages", "losses", "rewards", "noise", "environments", "samplers", "trackers", "suites"
+]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 

@@ -203,6 +203,30 @@ def noise(name: str) -> Callable[[F], F]:
     return register("noise", name)
 
 
+def environment(name: str) -> Callable[[F], F]:
+    """Decorator: make an environment known, which `environment: NAME` lets the model act in.
+
+    It decorates a class whose options its __init__ takes as keyword-only parameters, or a function from its options to
+    an `rlkit.Environment`.
+
+    Args:
+        name: by which configs call it.
+
+    Returns:
+        The class or function itself.
+
+    Raises:
+        ConfigError: where another environment has the name.
+
+    Example:
+        >>> @rlkit.environment("guess")
+        ... class Guess:
+        ...     def start(self, task: rlkit.Task, seed: int) -> rlkit.Observation | str: ...
+        ...     def step(self, action: str) -> rlkit.Observation | str: ...
+    """
+    return register("environments", name)
+
+
 def sampler(name: str) -> Callable[[F], F]:
     """Decorator: make a sampler known, so that `sampler: NAME` finds it.
 
@@ -407,6 +431,7 @@ _IS: dict[Kind, str] = {
     "rewards": "the reward, which is then called with (samples)",
     "noise": "the noise: an object with an attribute `needs_range` that is called with (value, key, coin, range) and "
     "gives the noisy value. `rlkit new noise NAME` writes one, as a class whose options its __init__ takes",
+    "environments": "the environment: an object with the methods start and step",
     "samplers": "an object with the methods generate, sync and close",
     "trackers": "an object with the methods log, log_samples and close",
     "suites": "a Suite",
@@ -414,6 +439,7 @@ _IS: dict[Kind, str] = {
 """What a factory of that kind makes."""
 _METHODS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(("advantages", "losses", "rewards", "noise"), ("__call__",)),
+    "environments": ("start", "step"),
     "samplers": ("generate", "sync", "close"),
     "trackers": ("log", "log_samples", "close"),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from rank_worker import models, two_ranks
 from wandb_files import no_wandb_key
 
 from rlkit import registry
+from rlkit.files import replace
+from rlkit.records.metrics import Metrics
+from rlkit.report import curve
 
 __all__ = ["browser", "models", "no_wandb_key", "two_ranks"]
 
@@ -33,3 +38,32 @@ def _nothing_loaded_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         if Path(getattr(module, "__file__", None) or "").is_relative_to(made):
             del sys.modules[name]
     sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(made)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_picture_serves_all() -> Iterator[None]:
+    """Runs that tests make in this process have a learning curve each: all are put together, and one is rendered, which
+    takes matplotlib as long as three steps. Runs in processes of their own draw theirs."""
+
+    @cache
+    def rendered() -> bytes:
+        file = io.BytesIO()
+        curve.picture([{"step": 1, "reward/mean": 0.5}], "x").savefig(file, dpi=150, format="png")
+        return file.getvalue()
+
+    def draw(metrics: Metrics, path: Path, title: str) -> None:
+        curve.picture(metrics, title)
+        replace(path, lambda beside: beside.write_bytes(rendered()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve, "draw", draw)
+        yield
+
+
+draws = curve.draw
+
+
+@pytest.fixture
+def own_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture is rendered."""
+    monkeypatch.setattr(curve, "draw", draws)

@@ -163,11 +163,19 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print while they are imported
 
+    # All that a life imports, so that none does.
     import deepspeed  # noqa: F401
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     from rlkit import config as configs
+    from rlkit.assembly import build, ending  # noqa: F401
     from rlkit.assembly import run as runs
+    from rlkit.generation import transformers as sampler  # noqa: F401
     from rlkit.loop import learner, one_ahead, synchronous  # noqa: F401
+    from rlkit.report import curve  # noqa: F401
 
     runs.prepare_environment()
     configs.resolve(configs.load("embedded_xs"))

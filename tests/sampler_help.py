@@ -4,6 +4,7 @@ are held against."""
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,54 @@ def largest_gap(model: Any, prompts: list[list[int]], completions: list[Completi
         expected = logprobs.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
         largest = max(largest, float((expected - torch.tensor(completion.logprobs)).abs().max()))
     return largest
+
+
+class Talk:
+    """`Requests` of conversations: each one's next turn comes when the one before was answered, and `wait_s` have
+    passed. `events` is what has happened, in order."""
+
+    def __init__(self, openings: Sequence[Request], turns: Sequence[int], wait_s: float = 0.0) -> None:
+        """Of each conversation the first request, and how many turns it has."""
+        self._left = list(turns)
+        self._wait_s = wait_s
+        self._ready = [(0.0, conversation, request) for conversation, request in enumerate(openings)]
+        self._under_way = 0
+        self.asked: list[tuple[int, Request]] = []
+        """Conversation and request, in the order of their numbers."""
+        self.answers: dict[int, Completion] = {}
+        self.events: list[tuple[str, int]] = []
+
+    def take(self, *, wait: bool) -> Sequence[Request] | None:
+        if not (self._under_way or self._ready):
+            return None
+        assert not (wait and self._under_way), "it waits for what will never come"
+        while True:
+            now = time.monotonic()
+            new = [each for each in self._ready if each[0] <= now]
+            if new or not wait:
+                break
+            time.sleep(0.001)
+        self._ready = [each for each in self._ready if each not in new]
+        self._under_way += len(new)
+        self.asked += [(conversation, request) for _, conversation, request in new]
+        self.events += [("asked", conversation) for _, conversation, _ in new] or [("nothing new", -1)]
+        return [request for *_, request in new]
+
+    def hold(self, sampler: Any) -> list[Completion]:
+        """All turns, by `stream`. Returns the completions in the order of the requests."""
+        for number, completion in sampler.stream(self):
+            self.hear(number, completion)
+        assert sorted(self.answers) == list(range(len(self.asked)))
+        return [self.answers[number] for number in range(len(self.asked))]
+
+    def hear(self, number: int, completion: Completion) -> None:
+        assert number not in self.answers
+        conversation, request = self.asked[number]
+        self.answers[number] = completion
+        self.events.append(("answered", conversation))
+        self._under_way -= 1
+        self._left[conversation] -= 1
+        if self._left[conversation]:
+            prompt = [*request.prompt_tokens, *completion.tokens, 4, 5]
+            following = Request(prompt_tokens=prompt, seed=request.seed + 1, params=request.params)
+            self._ready.append((time.monotonic() + self._wait_s, conversation, following))

@@ -19,7 +19,7 @@ from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.engine.loading import load_engines
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored, draws
+from rlkit.generation.sampled import Scored, draws
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult
 from rlkit.loop.learner import Learner
@@ -88,7 +88,7 @@ def _scored(rng: np.random.Generator, step: int, tokenizer: Any) -> list[Scored]
         value = None if rng.random() < 0.08 else float(off == 0)
         completion = Completion(tokens=tokens, logprobs=[0.0] * len(tokens), truncated=cut, version=step - 1)
         result = RewardResult(value=value, status="ok" if value is not None else "abstain")
-        found.append(Scored(draw.key, draw.problem, completion, "", result))
+        found.append(Scored(draw.key, draw.problem, completion, "", result=result))
     return found
 
 

@@ -1,8 +1,8 @@
 """Make the embedded models: warm-started on their task, so that they can do it but mostly do not.
 
-    python tools/make_embedded_models.py [--task arithmetic|countdown|sorting] [--size s|xs] [--out FOLDER]
+    python tools/make_embedded_models.py [--task arithmetic|countdown|sorting|turns] [--size s|xs] [--out FOLDER]
 
-Two minutes or three on one core for all. Writes each model as a folder for `from_pretrained`, and CHECKSUMS and
+Three minutes or four on one core for all. Writes each model as a folder for `from_pretrained`, and CHECKSUMS and
 README.md beside them. The same versions of PyTorch and transformers on the same kind of CPU give the same bytes.
 """
 
@@ -23,7 +23,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rlkit import embedded, registry
-from rlkit.embedded import arithmetic, countdown, sorting, task
+from rlkit.embedded import arithmetic, calculator, countdown, guessing, keys, sorting, task
+from rlkit.interfaces.environments import Task
 from rlkit.interfaces.rewards import Sample, SampleKey
 
 HOME = Path(embedded.__file__).parent
@@ -52,35 +53,80 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    task: task.Task
+class Lesson:
+    task: task.Answered
     reward: str
+
+    def pieces(self, problem: Any, rng: random.Random, stage: Stage) -> list[str]:
+        """A text to learn from, in turns: not the model's, the model's, not the model's, ..."""
+        return [problem.prompt, self.task.demonstration(problem, rng, stage.guess, stage.step_error)]
+
+    def measure(self, folder: Path, temperature: float) -> tuple[float, float]:
+        return measure_answers(folder, self, temperature)
+
+
+@dataclass(frozen=True)
+class Game:
+    task: task.Played
+    environment: str
+    options: dict[str, Any]
+
+    def pieces(self, problem: Any, rng: random.Random, stage: Stage) -> list[str]:
+        environment = registry.build("environments", self.environment, self.options)
+        turns, said, done = list[str](), [environment.start(game(problem), rng.getrandbits(32))], False
+        while not done:
+            turns.append(self.task.move(problem, turns, said[1:], rng, stage.guess, stage.step_error))
+            observation = environment.step(turns[-1])
+            said.append(observation.text)
+            done = observation.done
+        # What is said at the end no model reads.
+        return [piece for pair in zip([problem.prompt, *said[1:-1]], turns, strict=True) for piece in pair]
+
+    def measure(self, folder: Path, temperature: float) -> tuple[float, float]:
+        return measure_play(folder, self, temperature)
+
+
+def game(problem: Any) -> Task:
+    return Task(question=problem.prompt, answer=problem.answer, gold=problem.answer, columns=problem.columns)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    lessons: dict[str, Lesson | Game]
     stages: tuple[Stage, ...]
 
 
 TASKS = {
     "arithmetic": Recipe(
-        arithmetic,
-        "final_answer",
+        {"arithmetic": Lesson(arithmetic, "final_answer")},
         (
             Stage(steps=400, lr=4e-3, guess=0.15, step_error=0.02),
             Stage(steps=60, lr=1e-3, guess=0.5, step_error=0.2),
         ),
     ),
     "countdown": Recipe(
-        countdown,
-        "countdown",
+        {"countdown": Lesson(countdown, "countdown")},
         (
             Stage(steps=520, lr=4e-3, guess=0.05, step_error=0.0),
             Stage(steps=50, lr=1e-3, guess=0.3, step_error=0.1),
         ),
     ),
     "sorting": Recipe(
-        sorting,
-        "sorting",
+        {"sorting": Lesson(sorting, "sorting")},
         (
             Stage(steps=500, lr=4e-3, guess=0.1, step_error=0.02),
             Stage(steps=60, lr=1e-3, guess=0.4, step_error=0.15),
+        ),
+    ),
+    "turns": Recipe(
+        {
+            "guessing": Game(guessing, "guessing", {"guesses": 5, "higher": "+", "lower": "-"}),
+            "calculator": Game(calculator, "calculator", {}),
+            "keys": Game(keys, "keys", {}),
+        },
+        (
+            Stage(steps=1200, lr=4e-3, guess=0.15, step_error=0.02),
+            Stage(steps=80, lr=1e-3, guess=0.7, step_error=0.2),
         ),
     ),
 }
@@ -104,6 +150,7 @@ MODELS = (
     Made("xs", "arithmetic", "xs"),
     Made("xs-countdown", "countdown", "xs"),
     Made("xs-sorting", "sorting", "xs"),
+    Made("xs-turns", "turns", "xs"),
 )
 BATCH = 128
 WARMUP = 20
@@ -118,13 +165,15 @@ README = """# The embedded models
 
 Made by `tools/make_embedded_models.py`, which wrote this page too; `CHECKSUMS` is checked with `sha256sum -c`.
 Qwen3 layout, float32, head not tied to the embedding, 25 tokens, random start (seed {seed}), then a supervised warm
-start on their task (`arithmetic.py`, `countdown.py`, `sorting.py`) that leaves them able to do it but mostly
-unwilling to. Made with PyTorch {torch} and transformers {transformers}; licence: rlkit's.
+start on their task (`arithmetic.py`, `countdown.py`, `sorting.py`; of several turns: `guessing.py`, `calculator.py`,
+`keys.py`, all three by one model) that leaves them able to do it but mostly unwilling to. Made with PyTorch {torch} and
+transformers {transformers}; licence: rlkit's.
 
 | model | task | width | layers | MLP | heads | parameters | pass rate at temperature 1 | greedy | response tokens |
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
-Measured on {test} held-out problems, one sample each; the end token counts as a token.
+Measured on {test} held-out problems, or as many as there are, one sample each; the end token counts as a token, and
+what an environment says does not.
 
 | task | stage | steps | batch | lr | guesses | step errors |
 |---|---|---|---|---|---|---|
@@ -132,7 +181,10 @@ Measured on {test} held-out problems, one sample each; the end token counts as a
 AdamW (0.9, 0.95), no weight decay, gradient clip 1.0. In each stage {warmup} steps of warm-up and,
 over its last {decay}, a linear decay to 0. Training problems only. A guess is an answer without work, and mostly
 wrong: a sum off by up to 9, any expression, the numbers in any order. A step error is a column miscounted by up to 3,
-another operation, or two neighbours in the wrong order, and carried on with.
+another operation, or two neighbours in the wrong order, and carried on with. The tasks of several turns have 42 games
+each in a batch, the loss on the turns of the model; a guess is there a game of numbers within the bounds, an answer
+without a call, or any digit for work, a step error a middle missed by up to 3, a wrong call, a result that is off, or a
+digit too low; of the keys any is picked as often as another.
 """
 
 
@@ -181,21 +233,25 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
 
 
 def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, made: Made) -> None:
-    """Supervised, on the training split alone; the loss is on the response."""
+    """Supervised, on the training split alone; the loss is on what the model says."""
     rng = random.Random(SEED)
-    recipe = made.recipe
-    pool = recipe.task.problems(held_out=False)
+    lessons = made.recipe.lessons.values()
+    pools = [lesson.task.problems(held_out=False) for lesson in lessons]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    plan = [(stage, step) for stage in recipe.stages for step in range(stage.steps)]
+    plan = [(stage, step) for stage in made.recipe.stages for step in range(stage.steps)]
     for stage, step in track(plan, description=f"warm start of {made.name}"):
         inputs, labels = [], []
-        for problem in rng.choices(pool, k=BATCH):
-            prompt = tokenizer.encode(problem.prompt)
-            text = recipe.task.demonstration(problem, rng, stage.guess, stage.step_error)
-            response = [*tokenizer.encode(text), eos]
-            inputs.append([*prompt, *response])
-            labels.append([*[-100] * len(prompt), *response])
+        for lesson, pool in zip(lessons, pools, strict=True):
+            for problem in rng.choices(pool, k=BATCH // len(pools)):
+                row: list[int] = []
+                labelled: list[int] = []
+                for i, piece in enumerate(lesson.pieces(problem, rng, stage)):
+                    tokens = tokenizer.encode(piece) + [eos] * (i % 2)
+                    row += tokens
+                    labelled += tokens if i % 2 else [-100] * len(tokens)
+                inputs.append(row)
+                labels.append(labelled)
         for group in optimizer.param_groups:
             group["lr"] = stage.lr * min((step + 1) / WARMUP, 1.0, (stage.steps - step) / (stage.steps * DECAY))
         loss = model(input_ids=padded(inputs, pad), labels=padded(labels, -100)).loss
@@ -206,12 +262,12 @@ def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, made
 
 
 @torch.no_grad()
-def measure(folder: Path, recipe: Recipe, temperature: float) -> tuple[float, float]:
+def measure_answers(folder: Path, lesson: Lesson, temperature: float) -> tuple[float, float]:
     """Pass rate and mean response length (tokens, end token included) on held-out problems, one sample each."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = Qwen3ForCausalLM.from_pretrained(folder)
     torch.manual_seed(SEED)
-    test = recipe.task.problems(held_out=True)[:TEST_PROBLEMS]
+    test = lesson.task.problems(held_out=True)[:TEST_PROBLEMS]
     prompts = tokenizer([p.prompt for p in test], padding=True, return_tensors="pt", return_token_type_ids=False)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     out = model.generate(**prompts, max_new_tokens=MAX_TOKENS, **sampling)
@@ -224,9 +280,38 @@ def measure(folder: Path, recipe: Recipe, temperature: float) -> tuple[float, fl
         )
         for p, text in zip(test, texts, strict=True)
     ]  # fmt: skip
-    results = registry.build("rewards", recipe.reward, {})(samples)
+    results = registry.build("rewards", lesson.reward, {})(samples)
     length = (responses != tokenizer.pad_token_id).sum(1).float().mean().item()
     return sum(r.value for r in results) / len(results), length
+
+
+@torch.no_grad()
+def measure_play(folder: Path, game_: Game, temperature: float) -> tuple[float, float]:
+    """As `measure_answers`, of trajectories; their length is that of the model's turns."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = Qwen3ForCausalLM.from_pretrained(folder)
+    torch.manual_seed(SEED)
+    test = game_.task.problems(held_out=True)[:TEST_PROBLEMS]
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    environments = [registry.build("environments", game_.environment, game_.options) for _ in test]
+    for seed, (problem, environment) in enumerate(zip(test, environments, strict=True)):
+        environment.start(game(problem), seed)
+    contexts = [tokenizer.encode(problem.prompt) for problem in test]
+    acting, right, spoken = list(range(len(test))), 0, 0
+    while acting:
+        asked = tokenizer.pad({"input_ids": [contexts[i] for i in acting]}, return_tensors="pt")
+        out = model.generate(**asked, max_new_tokens=MAX_TOKENS, **sampling)[:, asked["input_ids"].shape[1] :]
+        going = []
+        for i, row in zip(acting, out.tolist(), strict=True):
+            turn = row[: row.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in row else row
+            spoken += len(turn)
+            observation = environments[i].step(tokenizer.decode(turn, skip_special_tokens=True))
+            right += bool(observation.correct)
+            if not observation.done:
+                contexts[i] += turn + tokenizer.encode(observation.text)
+                going.append(i)
+        acting = going
+    return right / len(test), spoken / len(test)
 
 
 def checksums(folder: Path) -> str:
@@ -242,12 +327,13 @@ def readme(folder: Path) -> str:
         if (folder / made.name).is_dir():
             size = SIZES[made.size]
             parameters = make_model(size, 0, 1).num_parameters()
-            sampled, length = measure(folder / made.name, made.recipe, temperature=1.0)
-            greedy, _ = measure(folder / made.name, made.recipe, temperature=0.0)
-            rows.append(
-                f"| {made.name} | {made.task} | {size.hidden} | {size.layers} | {size.intermediate} "
-                f"| {size.heads} x {HEAD_DIM} | {parameters:,} | {sampled:.3f} | {greedy:.3f} | {length:.1f} |\n"
-            )
+            for name, lesson in made.recipe.lessons.items():
+                sampled, length = lesson.measure(folder / made.name, temperature=1.0)
+                greedy, _ = lesson.measure(folder / made.name, temperature=0.0)
+                rows.append(
+                    f"| {made.name} | {name} | {size.hidden} | {size.layers} | {size.intermediate} "
+                    f"| {size.heads} x {HEAD_DIM} | {parameters:,} | {sampled:.3f} | {greedy:.3f} | {length:.1f} |\n"
+                )
     stages = "".join(
         f"| {name} | {i} | {s.steps} | {BATCH} | {s.lr} | {s.guess:.0%} | {s.step_error:.0%} |\n"
         for name, recipe in TASKS.items()

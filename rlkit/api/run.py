@@ -6,6 +6,7 @@ import html
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ class Run:
             trust_remote_code: let the model's folder run code of its own.
 
         Returns:
-            The n responses.
+            The n responses; of a run with an environment, the conversations.
 
         Raises:
             RlkitError: where no model is saved yet.
@@ -196,8 +197,10 @@ class Run:
         prepare_environment()
         from rlkit.assembly.sampling import open_model
 
-        with speaking_python():
-            asked = open_model(str(self.folder), temperature, max_tokens, trust_remote_code)
+        with speaking_python(), ExitStack() as stack:
+            asked = open_model(str(self.folder), stack, temperature, max_tokens, trust_remote_code)
+            if asked.setting is not None:
+                return [one.text for one in asked.act(prompt, n, seed)]
             return asked.answer(prompt, n, seed)
 
     def evaluate(

@@ -61,6 +61,7 @@ def build_loop(
         from rlkit.engine.models import model_shape
         from rlkit.engine.profiling import Profiler
         from rlkit.generation import build_sampler, make_room, resolve_sampler, starts_slowly
+        from rlkit.generation.acting import declared, setting_of
         from rlkit.generation.collector import Collector
         from rlkit.loop.dynamic_sampling import Gatherer
         from rlkit.loop.interrupts import Interrupt
@@ -86,9 +87,12 @@ def build_loop(
         origin = None if fork is None else origin_of(fork, config)
         check_trackers(config)
         rewards = [WeightedReward(ref.kind, ref.options, ref.weight) for ref in config.reward]
-        scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring))
+        environment = declared(config.environment)
+        scorer = stack.enter_context(Scorer(rewards, config.plugins, config.scoring, environment))
         noises = build_noises(config.noise)
-        check_noise(noises, scorer.range, config.reward[0].kind)
+        gives = config.reward[0] if config.reward else config.environment
+        assert gives is not None
+        check_noise(noises, scorer.range, gives.kind)
         if distributed.world_size() > 1:
             fetch(config, talks=shows in ("bar", "lines"))
         inputs = read_inputs(config)
@@ -163,7 +167,15 @@ def build_loop(
     # Ranks that share a model sample step by step together: none of them may leave alone.
     alone = elsewhere or config.sampler.options.get("tensor_parallel", 1) == 1
     droppable = interrupt.droppable if alone else nullcontext
-    collector = Collector(sampler, scorer, tokenizer, config.seed, watch, droppable) if sampler is not None else None
+    setting = None
+    if sampler is not None and config.environment is not None:
+        assert environment is not None
+        assert inputs.glue is not None
+        acting = config.environment, environment, config.conversation, inputs.glue
+        setting = setting_of(*acting, context, config.plugins, stack, RunFolder(config.folder).environments_log)
+    collector = None
+    if sampler is not None:
+        collector = Collector(sampler, scorer, tokenizer, config.seed, watch, droppable, setting)
     trackers = [*([console] if console else []), *(_trackers(config) if folder else [])]
     for tracker in trackers:
         stack.callback(tracker.close)
@@ -207,7 +219,8 @@ def build_loop(
         loop.resume()
     elif source is not None and source.checkpoint is not None:
         # The rollout in flight is among the stored ones.
-        loop.begin_from(source.checkpoint, same_algorithm=True, same_samples=False)
+        same = source.config.algo.kind == config.algo.kind
+        loop.begin_from(source.checkpoint, same_algorithm=same, same_samples=False)
     elif origin is not None:
         loop.begin_from(
             origin.checkpoint,

@@ -23,7 +23,12 @@ from rlkit.errors import ConfigError
 from rlkit.secrets import hide
 from rlkit.wording import size
 
-OPTIONAL = {"vllm": "without it, samples are drawn by transformers", "wandb": "a tracker", "tensorboard": "a tracker"}
+OPTIONAL = {
+    "vllm": "without it, samples are drawn by transformers",
+    "wandb": "a tracker",
+    "tensorboard": "a tracker",
+    "websockets": "for environments on OpenEnv's servers",
+}
 
 
 @dataclass(frozen=True)

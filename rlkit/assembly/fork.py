@@ -13,7 +13,7 @@ from rlkit.errors import ConfigError, RlkitError
 from rlkit.records import checkpoints
 from rlkit.records.folder import RunFolder
 
-SAMPLES = ("data", "model", "reward", "noise", "batch", "sampling", "seed", "schedule")
+SAMPLES = ("data", "model", "environment", "conversation", "reward", "noise", "batch", "sampling", "seed", "schedule")
 """Sections that say what a step's samples are: where one differs, those that a checkpoint holds are drawn anew."""
 
 

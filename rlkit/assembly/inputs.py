@@ -10,8 +10,10 @@ from typing import Any
 from rlkit.config import ModelConfig, RunConfig
 from rlkit.data import Problem, ProblemSet, load_problems
 from rlkit.engine.models import load_tokenizer, model_shape, positions
+from rlkit.environments.glue import Glue
 from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
+from rlkit.generation.acting import declared, glue_of
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest, model_files
@@ -28,6 +30,8 @@ class Inputs:
     sampling: SamplingParams
     end_tokens: tuple[int, ...]
     """The model's own; `sampling` has the config's stop texts."""
+    glue: Glue | None
+    """What stands between a conversation's turns, where there is an environment."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -63,12 +67,16 @@ def read_inputs(config: RunConfig) -> Inputs:
         critic = config.model.model_copy(update={"path": config.critic.path})
         room[critic.path] = positions(critic, "critic.path")
         _check_critic(critic, config.model, tokenizer)
-    problems, held_out = (load_problems(config.data, tokenizer, held_out=which) for which in (False, True))
+    environment = declared(config.environment)
+    problems, held_out = (load_problems(config.data, tokenizer, which, environment) for which in (False, True))
     assert problems is not None
     sampling = sampling_params(config)
     otherwise = None if sampling.stop else 'set sampling.stop to the text that ends one, ["\\n"] for a line'
     ends = checked_end_tokens(config.model, otherwise)
-    return Inputs(tokenizer, room, problems, held_out, sampling, ends)
+    glue = None
+    if environment is not None:
+        glue = glue_of(config.conversation, environment, config.data, tokenizer, ends)
+    return Inputs(tokenizer, room, problems, held_out, sampling, ends, glue)
 
 
 def _check_critic(critic: ModelConfig, policy: ModelConfig, tokenizer: Any) -> None:

@@ -147,7 +147,7 @@ def _drawn_and_held(
     from rlkit.data import Problem
     from rlkit.generation import make_room
     from rlkit.generation.assemble import unscored
-    from rlkit.generation.collector import Sampled, draws
+    from rlkit.generation.sampled import Sampled, draws
     from rlkit.interfaces.generation import Request, SamplingParams
 
     policy.make_room()

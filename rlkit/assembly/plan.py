@@ -55,7 +55,8 @@ def make_plan(
         "model": f"{config.model.path}, {_size(config.model)}, {config.model.dtype}{_adapter(config.model)}",
         "data": _data(config.data.path, inputs),
         **(_prompts(inputs) if inputs else {}),
-        "reward": " + ".join(_weighted(ref) for ref in config.reward),
+        **_environment(config),
+        **({"reward": " + ".join(_weighted(ref) for ref in config.reward)} if config.reward else {}),
         **(
             {"noise": ", then ".join(_with_options(ref.kind, ref.options) for ref in config.noise)}
             if config.noise
@@ -91,6 +92,13 @@ def make_plan(
         for at, line in enumerate(text.split("\n"))
     ]
     return "\n".join(folded(visible(line), columns, width + 4) for line in lines)
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    if config.environment is None:
+        return {}
+    turns = counted(config.conversation.max_turns, "turn")
+    return {"environment": f"{_with_options(config.environment.kind, config.environment.options)}, at most {turns}"}
 
 
 def _truncation(sampling: SamplingConfig) -> str:

@@ -20,7 +20,7 @@ from rlkit.wording import ranges
 if TYPE_CHECKING:
     from rlkit.data import Problem
 
-AS_SAMPLED = ("seed", "schedule", "reward", "data", "batch", "sampling")
+AS_SAMPLED = ("seed", "schedule", "environment", "conversation", "reward", "data", "batch", "sampling")
 """Keys and sections that have decided what the samples are."""
 MAY_DIFFER = (
     *("data.path", "data.eval_path", "data.eval_split"),
@@ -98,14 +98,7 @@ def source_of(config: RunConfig) -> Source | None:
             "them stays as it was there: leave it out"
         )
     _check_stored(folder, replay.first, config.steps)
-    checkpoint = None
-    if replay.first > 1:
-        checkpoint = _checkpoint(folder, replay.first - 1)
-        if began.algo.kind != config.algo.kind:
-            raise ConfigError(
-                f"replay.first is {replay.first}, and the checkpoint to begin with is one of {began.algo.kind}, whose "
-                f"optimizer and state {config.algo.kind} cannot go on with: begin at step 1"
-            )
+    checkpoint = _checkpoint(folder, replay.first - 1) if replay.first > 1 else None
     return Source(folder, began, checkpoint)
 
 
@@ -127,7 +120,7 @@ def _changed(before: RunConfig, now: RunConfig) -> Iterator[str]:
     there, here = before.dump(), now.dump()
     for section in AS_SAMPLED:
         a, b = there[section], here[section]
-        if isinstance(a, Mapping):
+        if isinstance(a, Mapping) and isinstance(b, Mapping) and section != "environment":
             names: dict[str, tuple[Any, Any]] = {f"{section}.{key}": (a[key], b[key]) for key in a}
         else:
             names = {section: (a, b)}

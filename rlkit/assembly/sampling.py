@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlkit import registry
 from rlkit.config import DataConfig, ModelConfig
 from rlkit.errors import RlkitError
 from rlkit.interfaces.generation import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+
+    from rlkit.data import Problem
+    from rlkit.generation.conversations import Setting
+    from rlkit.generation.sampled import Sampled
 
 MAX_TOKENS = 512
 """Longest response of a model that comes from no run."""
@@ -29,6 +37,44 @@ class Asked:
     positions: int | None
     tokenizer: Any
     sampler: Any
+    setting: Setting | None = None
+    """The environment in which it acts; None: it answers."""
+    problems: Sequence[Problem] = ()
+    """Of the run, held out or else those of training, where there is an environment."""
+
+    def act(self, question: str | None, count: int = 1, seed: int = 0) -> list[Sampled]:
+        """Trajectories in the environment, of a question of the run's data with its row, of another question without
+        any, or, for None, of a problem of the run's that the seed decides."""
+        from rlkit.data import Problem, prompt_tokens
+        from rlkit.generation.conversations import Conversations
+        from rlkit.generation.sampled import draws
+        from rlkit.generation.stops import Stops
+
+        assert self.setting is not None
+        tools = self.setting.declared.tools
+        known = (each for each in self.problems if question in (each.question, each.text))
+        if question is None:
+            problem = self.problems[seed % len(self.problems)]
+        elif (found := next(known, None)) is not None:
+            problem = found
+        else:
+            tokens = prompt_tokens(question, self.data, self.tokenizer, tools)
+            problem = Problem("asked", question, tokens, "", {}, question)
+        wanted = draws([problem], count, 0)
+        stops = Stops(self.params.stop, self.tokenizer) if self.params.stop else None
+        held = Conversations(
+            wanted,
+            self.setting,
+            self.params,
+            lambda draw, part: draw.key.seed(seed, f"sample/{part}"),
+            self.tokenizer,
+            stops,
+        )
+        try:
+            by_key = {one.key: one for one in held.all(self.sampler)}
+        finally:
+            held.close()
+        return [by_key[draw.key] for draw in wanted]
 
     @property
     def converses(self) -> bool:
@@ -60,19 +106,28 @@ class Asked:
 
 
 def open_model(
-    path: str, temperature: float | None = None, max_tokens: int | None = None, trusts: bool = False
+    path: str,
+    stack: ExitStack,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    trusts: bool = False,
 ) -> Asked:
-    """A run's newest model, asked as in training; or a model's folder or hub id, or embedded:s.
+    """A run's newest model, asked as in training; or a model's folder or hub id, or embedded:s. `stack` closes what it
+    opens.
 
     What is not None takes the place of the run's temperature and length, or of 1 and 512. `trusts`: as `model_of`.
     Raises ConfigError, and RlkitError for a run without a model.
     """
     from rlkit.assembly.inputs import quiet_loading, sampling_params
+    from rlkit.data import load_problems
+    from rlkit.embedded import resolve
     from rlkit.engine.models import load_tokenizer, positions
+    from rlkit.generation import end_tokens
+    from rlkit.generation.acting import declared, glue_of, setting_of
     from rlkit.records.folder import RunFolder
 
     model, data = model_of(path, trusts), DataConfig(path="")
-    params = SamplingParams(max_tokens=MAX_TOKENS)
+    params, run = SamplingParams(max_tokens=MAX_TOKENS), None
     if RunFolder.is_one(Path(path)):
         run = RunFolder(Path(path)).read_config()
         data, params = run.data, sampling_params(run)
@@ -85,7 +140,21 @@ def open_model(
     tokenizer, room = load_tokenizer(model), positions(model)
     # The room for prompt and response is seen to with each prompt.
     sampler = registry.build("samplers", "transformers", {}, model, room or 2**31, 0)
-    return Asked(path, data, params, room, tokenizer, sampler)
+    stack.callback(sampler.close)
+    asked = Asked(path, data, params, room, tokenizer, sampler)
+    if run is None or run.environment is None:
+        return asked
+    registry.load(run.plugins)
+    environment = declared(run.environment)
+    assert environment is not None
+    problems = load_problems(data, tokenizer, True, environment)
+    problems = problems or load_problems(data, tokenizer, False, environment)
+    assert problems is not None
+    longest = max(len(problem.tokens) for problem in problems.problems) + params.max_tokens
+    glue = glue_of(run.conversation, environment, data, tokenizer, end_tokens(resolve(model.path), trusts))
+    context = min(room or longest, longest)
+    setting = setting_of(run.environment, environment, run.conversation, glue, context, run.plugins, stack)
+    return replace(asked, setting=setting, problems=problems.problems)
 
 
 def model_of(path: str, trusts: bool = False) -> ModelConfig:

@@ -33,8 +33,8 @@ PATIENCE_S = 2.0
     "--data",
     type=click.Path(exists=True, path_type=Path),
     metavar="FILE|FOLDER",
-    help="For a reward: a .json, .jsonl or .parquet file whose rows it judges.  [made samples]  For a suite: a folder "
-    "of local copies.  [the hub]",
+    help="For a reward: a .json, .jsonl or .parquet file whose rows it judges; for an environment: one whose rows it "
+    "begins from.  [made ones]  For a suite: a folder of local copies.  [the hub]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON instead.")
 def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None, as_json: bool) -> None:
@@ -50,6 +50,7 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
     from rlkit.assembly.run import prepare_environment
     from rlkit.conformance import asked as asking
     from rlkit.conformance import report
+    from rlkit.conformance.environments import read_tasks
     from rlkit.conformance.examining import examine
     from rlkit.conformance.findings import title
     from rlkit.conformance.rewards import read_samples
@@ -57,12 +58,16 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
     prepare_environment()
     plugins = asking.plugins_of(asked)
     options = asking.options_of(plugins, overrides)
-    samples = folder = None
+    samples = tasks = folder = None
     if data is not None:
-        given, kind = ("file", "rewards") if data.is_file() else ("folder", "suites")
-        if all(plugin.kind != kind for plugin in plugins):
-            raise ConfigError(f"--data {data}: a {given} is for {kind}, and there are none to check")
-        samples = read_samples(str(data)) if data.is_file() else None
+        given, kinds = ("file", {"rewards", "environments"}) if data.is_file() else ("folder", {"suites"})
+        asked_for = {plugin.kind for plugin in plugins}
+        if asked_for.isdisjoint(kinds):
+            raise ConfigError(
+                f"--data {data}: a {given} is for {' and '.join(sorted(kinds))}, and there are none to check"
+            )
+        samples = read_samples(str(data)) if "rewards" in asked_for & kinds else None
+        tasks = read_tasks(str(data)) if "environments" in asked_for & kinds else None
         folder = data if data.is_dir() else None
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     found: list[dict[str, Any]] = []
@@ -73,7 +78,7 @@ def check(asked: tuple[str, ...], overrides: tuple[str, ...], data: Path | None,
         findings = []
         # What the plugin prints is no JSON.
         with _Patience() as patience, redirect_stdout(sys.stderr) if as_json else nullcontext():
-            for finding in examine(plugin, chosen, samples=samples, folder=folder, begins=patience.begins):
+            for finding in examine(plugin, chosen, samples=samples, tasks=tasks, folder=folder, begins=patience.begins):
                 findings.append(finding)
                 if not as_json:
                     click.secho(visible(report.line(finding, width)), fg="red" if finding.wrong else None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,12 @@ import click
 from rlkit.commands import completion
 from rlkit.commands.options import trust_option
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.wording import visible
+from rlkit.wording import number, visible
 
 if TYPE_CHECKING:
     from rlkit.assembly.sampling import Asked, Message
+    from rlkit.generation.sampled import Sampled
+    from rlkit.scoring import Decoder
 
 
 @click.command()
@@ -37,7 +41,8 @@ def sample(
 ) -> None:
     """Ask a model: the newest of a run, or a folder, a hub id, embedded:s.
 
-    Without PROMPT you talk with it, until Ctrl-D; or the prompt comes from a pipe.
+    Without PROMPT you talk with it, until Ctrl-D; or the prompt comes from a pipe. A run's model acts in the run's
+    environment, where it has one: on PROMPT, or on a problem of the run's that the seed decides.
 
     \b
     rlkit sample runs/vimpo-s-seed0 "47+85=" -n 3
@@ -46,22 +51,53 @@ def sample(
     from rlkit.assembly.run import prepare_environment
 
     model, prompt = _model_and_prompt(words, model)
-    talks = prompt is None and _at_a_terminal()
-    if prompt is None and not talks:
-        prompt = sys.stdin.read().rstrip("\n")
-        if not prompt:
+    acts = _acts(model)
+    talks = prompt is None and not acts and _at_a_terminal()
+    if prompt is None and not talks and not (acts and _at_a_terminal()):
+        prompt = sys.stdin.read().rstrip("\n") or None
+        if prompt is None and not acts:
             raise ConfigError('no prompt: write one behind the model, as in rlkit sample embedded:s "47+85="')
     prepare_environment()
     from rlkit.assembly.sampling import open_model
 
-    asked = open_model(model, temperature, max_tokens, trusts)
-    if talks:
-        _talk(asked, count, seed)
-    else:
-        assert prompt is not None
-        for response in asked.answer(prompt, count, seed):
+    with ExitStack() as stack:
+        asked = open_model(model, stack, temperature, max_tokens, trusts)
+        if acts:
+            said = ["\n".join(conversation(one, asked.tokenizer)) for one in asked.act(prompt, count, seed)]
+        elif talks:
+            _talk(asked, count, seed)
+            return
+        else:
+            assert prompt is not None
+            said = asked.answer(prompt, count, seed)
+        for text in said:
             # A file gets what the model wrote; a terminal would do what it says.
-            click.echo(visible(response) if _shows_on_a_terminal() else response)
+            click.echo(visible(text) if _shows_on_a_terminal() else text)
+
+
+def _acts(model: str) -> bool:
+    from rlkit.records.folder import RunFolder
+
+    return RunFolder.is_one(Path(model)) and RunFolder(Path(model)).read_config().environment is not None
+
+
+def conversation(one: Sampled, tokenizer: Decoder) -> Iterator[str]:
+    """A trajectory in lines: the prompt, the model's turns behind a `>`, what the environment says, and what came of
+    it."""
+    yield one.problem.text
+    tokens, end = one.completion.tokens, 0
+    for start, stop in one.turns or ():
+        if start > end:
+            yield tokenizer.decode(tokens[end:start], skip_special_tokens=True).strip("\n")
+        yield f"> {tokenizer.decode(tokens[start:stop], skip_special_tokens=True)}"
+        end = stop
+    assert one.acted is not None
+    result = one.acted.result
+    if result.info.get("last"):
+        yield str(result.info["last"])
+    came = "no value" if result.value is None else f"reward {number(result.value)}"
+    came += f" ({result.info['error']})" if "error" in result.info else ""
+    yield f"{came} · {result.info['ended']}"
 
 
 def _model_and_prompt(words: tuple[str, ...], model: str | None) -> tuple[str, str | None]:

@@ -18,9 +18,11 @@ from rlkit.config.resolving import (
     resolve_with_algorithm,
 )
 from rlkit.config.sections import (
+    AnyRewards,
     AverageReference,
     BatchConfig,
     CheckpointConfig,
+    ConversationConfig,
     CopyReference,
     CorrectionConfig,
     CriticConfig,
@@ -50,9 +52,11 @@ from rlkit.config.sections import (
 
 __all__ = [
     "SHORT",
+    "AnyRewards",
     "AverageReference",
     "BatchConfig",
     "CheckpointConfig",
+    "ConversationConfig",
     "CopyReference",
     "CorrectionConfig",
     "CriticConfig",

@@ -30,6 +30,7 @@ PLUGINS: dict[str, registry.Kind] = {
     "algo": "algorithms",
     "advantage": "advantages",
     "loss": "losses",
+    "environment": "environments",
     "reward": "rewards",
     "noise": "noise",
     "sampler": "samplers",

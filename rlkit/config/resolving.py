@@ -59,6 +59,8 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
     }
     if config.replay is not None:
         changes["replay"] = config.replay.model_copy(update={"run": config.replay.run.resolve()})
+    if config.environment is not None:
+        changes["environment"] = resolve_ref("environments", config.environment, "environment")
     if config.advantage is not None:
         changes["advantage"] = resolve_ref("advantages", config.advantage, "advantage")
     if config.loss is not None:

@@ -25,7 +25,7 @@ def schema() -> Schema:
         listed = {"type": "array", "items": one}
         said = {key: value for key, value in whole["properties"][field].items() if key in ("description", "default")}
         if field == "reward":
-            taken: Schema = {"anyOf": [one, {**listed, "minItems": 1}]}
+            taken: Schema = {"anyOf": [one, listed]}
         elif field in LISTS:
             taken = listed
         else:
@@ -38,8 +38,17 @@ def schema() -> Schema:
             whole["properties"][section]["anyOf"] = [{"$ref": whole_section}, plain]
     for unused in ("PluginRef", "RewardRef"):
         shared.pop(unused, None)
+    # Only an environment gives rewards where none is named.
+    whole["anyOf"] = [{"required": ["environment"]}, {"properties": {"reward": {"not": {"const": []}}}}]
     whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return whole
+
+
+_IN_A_FILE: dict[registry.Kind, tuple[str, str]] = {
+    "rewards": ("function", "FILE.py:FUNCTION"),
+    "environments": ("class", "FILE.py:CLASS"),
+}
+"""The plugin that a thing in a file is short for, and how it is written."""
 
 
 def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
@@ -50,12 +59,13 @@ def _one_of(kind: registry.Kind, shared: Schema) -> Schema:
     if kind == "samplers":
         names.append({"const": "auto"})
         sections.append({"type": "object", "properties": {"kind": {"const": "auto"}}, "additionalProperties": False})
-    if kind == "rewards":
-        function = {"type": "string", "pattern": r"\.py:\w+$", "description": "FILE.py:FUNCTION"}
-        names.append(function)
-        options = shared["rewards.function"]["properties"]
-        sections.append(_closed({**options, "kind": function}, ["kind"]))
-    return {"anyOf": [*names, *sections]}
+    if kind in _IN_A_FILE:
+        stands_for, form = _IN_A_FILE[kind]
+        in_a_file = {"type": "string", "pattern": r"\.py:\w+$", "description": form}
+        names.append(in_a_file)
+        options = shared[f"{kind}.{stands_for}"]["properties"]
+        sections.append(_closed({**options, "kind": in_a_file}, ["kind"]))
+    return {"anyOf": [*names, *sections] or [False]}  # none may be empty
 
 
 def _section(kind: registry.Kind, name: str, plugin: registry.Plugin | Exception, shared: Schema) -> Schema:

@@ -59,27 +59,31 @@ class RewardRef(PluginRef):
     """Its share in the sum of several rewards."""
 
 
-_FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
+_IN_A_FILE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 
 
-def _as_reward(value: Any) -> Any:
-    """A reward's name, or FILE.py:FUNCTION, as a section."""
+def _found_in(value: Any, kind: str) -> Any:
+    """A plugin's name, or FILE.py:NAME, for which `kind` stands, as a section."""
     section = as_ref(value)
-    if isinstance(section, dict) and (function := _FUNCTION.fullmatch(str(section.get("kind")))):
-        return {**function.groupdict(), **section, "kind": "function"}
+    if isinstance(section, dict) and (found := _IN_A_FILE.fullmatch(str(section.get("kind")))):
+        return {**found.groupdict(), **section, "kind": kind}
     return section
 
 
+def _as_environment(value: Any) -> Any:
+    return _found_in(value, "class")
+
+
+EnvironmentRef = Annotated[PluginRef, BeforeValidator(_as_environment, json_schema_input_type=str | PluginRef)]
+
+
 def _as_refs(value: Any) -> Any:
-    return [_as_reward(each) for each in value] if isinstance(value, list) else [_as_reward(value)]
+    return [_found_in(each, "function") for each in (value if isinstance(value, list) else [value])]
 
 
 _OneReward = str | RewardRef
-Rewards = Annotated[
-    list[RewardRef],
-    Field(min_length=1),
-    BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward]),
-]
+AnyRewards = Annotated[list[RewardRef], BeforeValidator(_as_refs, json_schema_input_type=_OneReward | list[_OneReward])]
+Rewards = Annotated[AnyRewards, Field(min_length=1)]
 
 
 def _can_be_said(texts: list[str]) -> list[str]:
@@ -348,6 +352,25 @@ class ScoringConfig(Section):
     """Share of a step's samples, those of all ranks, without a value past which the run stops."""
 
 
+class ConversationConfig(Section):
+    """How a model acts in an `environment`: a response is then a trajectory of several turns, which sampling.max_tokens
+    bounds as a whole, what the environment says included."""
+
+    max_turns: Positive = 16
+    """Turns of the model; a trajectory that has not ended by then is truncated."""
+    turn_tokens: Positive | None = None
+    """Longest turn; one that reaches it ends the trajectory, truncated. None: what is left of sampling.max_tokens."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """For one answer of an environment. One that is over it is killed, and its sample has no value."""
+    memory_gib: Annotated[float, Field(gt=0)] = 4.0
+    """Address space of one environment."""
+    at_once: Positive = 256
+    """Trajectories under way on each rank, each with a process for its environment; the others wait."""
+    keep_past: bool = False
+    """Train with the past as it was said where the model's chat template would rewrite it (as in dropping earlier
+    thinking), and serve the model so. false: such a template is refused."""
+
+
 class EvalConfig(Section):
     """Pass rate on held-out problems, before training, every so many steps, and at the end."""
 
@@ -441,8 +464,13 @@ class RunConfig(Section):
     """Takes the place of the algorithm's own policy loss."""
     model: ModelConfig
     data: DataConfig
-    reward: Rewards
-    """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project."""
+    environment: EnvironmentRef | None = None
+    """In which the model acts over several turns: `rlkit list environments`; or `FILE.py:CLASS`, for one written for
+    another project. None: it answers once."""
+    conversation: ConversationConfig = ConversationConfig()
+    reward: AnyRewards
+    """`rlkit list rewards`; or `FILE.py:FUNCTION`, for one written for another project. With an `environment`, which
+    gives rewards of its own, [] will do."""
     noise: list[Ref] = []
     """Disturbs rewards in training, on purpose and reproducibly: `[{kind: group_flip, prob: 0.25}]`."""
     scoring: ScoringConfig = ScoringConfig()
@@ -482,6 +510,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if not self.reward and self.environment is None:
+            raise ValueError("reward names none, and there is no environment that gives one: `rlkit list rewards`")
         if self.sampling.truncated and self.corrects is None:
             raise ValueError(
                 "sampling.top_p below 1 or sampling.top_k above 0: samples come from another distribution than the "

@@ -21,12 +21,14 @@ from rlkit.conformance.findings import ConformanceError, title
 from rlkit.errors import ConfigError, origin
 
 if TYPE_CHECKING:
+    from rlkit.interfaces.environments import Task
     from rlkit.interfaces.rewards import Sample
 
 __all__ = [
     "ConformanceError",
     "check_advantage",
     "check_algorithm",
+    "check_environment",
     "check_loss",
     "check_noise",
     "check_reward",
@@ -65,6 +67,14 @@ def check_reward(plugin: Given, *, samples: Sequence[Sample] | None = None, **op
 def check_noise(plugin: Given, **options: Any) -> None:
     """That it follows from its arguments alone, whatever the order."""
     _check("noise", plugin, options)
+
+
+def check_environment(plugin: Given, *, tasks: Sequence[Task] | None = None, **options: Any) -> None:
+    """That it begins and answers, sound answers, range, determinism, hostile actions.
+
+    tasks: what it is told, as its data have them; None: made ones.
+    """
+    _check("environments", plugin, options, tasks=tasks)
 
 
 def check_sampler(plugin: Given, **options: Any) -> None:

@@ -1,8 +1,8 @@
 """Random optimizer batches for the checks of the mathematics.
 
-A dressed batch has everything that must not count: environment tokens between the policy's, padding, invalid
-samples; and, where `outside` says so, NaN wherever such a thing could be read. `bare` is the same batch with none of
-it.
+A dressed batch has trajectories of several turns, some with a beginning in common, and everything that must not count:
+environment tokens between the policy's, padding, invalid samples; and, where `outside` says so, NaN wherever such a
+thing could be read. `bare` is the same batch with none of it.
 """
 
 from __future__ import annotations
@@ -56,10 +56,16 @@ def make_case(
     p_invalid: float = 0.2,
     off_policy: float = 0.3,
     dense: bool = False,
+    p_turn: float = 0.2,
+    p_shared: float = 0.3,
     compares_groups: bool = True,
     outside: float = NAN,
 ) -> Case:
-    """A dressed batch: rows in random order, log-ratios to the old policy of standard deviation `off_policy`."""
+    """A dressed batch: rows in random order, log-ratios to the old policy of standard deviation `off_policy`.
+
+    A turn ends where the environment speaks, and with chance `p_turn` where it does not. With chance `p_shared` a row
+    repeats another of its group up to the beginning of a turn.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> Tensor:
@@ -78,6 +84,19 @@ def make_case(
     acts = exists & (rand(b, t) >= p_env)
     # The policy chose at least one token of every response.
     acts[torch.arange(b), (rand(b) * lengths).long()] = True
+    begins = acts & (~torch.nn.functional.pad(acts[:, :-1], (1, 0)) | (rand(b, t) < p_turn))
+    # Of so many that two are the same only where one row repeats another.
+    tokens = torch.randint(0, 2**31, (b, t), generator=rng)
+    for row in range(1, b):
+        if rand() >= p_shared:
+            continue
+        # A place is a row of the group and a column that begins one of its turns.
+        there = begins[:row, : int(lengths[row])] & (group[:row] == group[row]).unsqueeze(1)
+        if len(places := there.nonzero()):
+            other, turn = places[int(torch.randint(0, len(places), (), generator=rng))].tolist()
+            for each in (acts, begins, tokens):
+                each[row, :turn] = each[other, :turn]
+            acts[row, turn] = begins[row, turn] = True
     mask = acts & valid.unsqueeze(1)
 
     reward = (rand(b) < 0.5).to(torch.float64) + 0.3 * randn(b)
@@ -93,7 +112,7 @@ def make_case(
     rollout = Rollout(
         keys=[SampleKey(f"prompt{int(g)}", 1, 0, i) for i, g in enumerate(group)],
         prompt_tokens=[torch.tensor([1, 2])] * b,
-        tokens=torch.randint(0, 9, (b, t), generator=rng),
+        tokens=tokens,
         length=lengths,
         mask=mask,
         valid=valid,
@@ -103,6 +122,7 @@ def make_case(
         token_reward=token_reward,
         sampler_logprobs=torch.where(mask, old_logprobs, 0.0),
         version=torch.zeros(b, dtype=torch.long),
+        turns=[_turns(*row) for row in zip(begins.tolist(), acts.tolist(), strict=True)],
         truncated=rand(b) < 0.3,
     )
     batch = Batch(
@@ -113,6 +133,14 @@ def make_case(
         n_tokens=int(mask.sum()),
     )
     return Case(batch, with_grad(make_stats(new_logprobs, ref_logprobs, rng, mask, outside)))
+
+
+def _turns(begins: list[bool], acts: list[bool]) -> list[tuple[int, int]]:
+    """The spans [start, end) of a row, of which each begins where `begins` says so and ends where the policy does."""
+    starts = [column for column, here in enumerate(begins) if here]
+    return [
+        (start, start + sum(acts[start:until])) for start, until in zip(starts, [*starts[1:], len(acts)], strict=True)
+    ]
 
 
 def with_grad(stats: TokenStats) -> TokenStats:
@@ -146,6 +174,10 @@ def bare(case: Case) -> tuple[Case, Tensor]:
         tokens=narrow(rollout.tokens),
         mask=mask,
         length=counts,
+        turns=[
+            [(int(acts[:start].sum()), int(acts[:end].sum())) for start, end in turns]
+            for acts, turns in zip(rollout.mask[rows], small.turns or [], strict=True)
+        ],
         token_reward=narrow(rollout.token_reward),
         sampler_logprobs=narrow(rollout.sampler_logprobs),
     )
@@ -200,7 +232,7 @@ def growing(seed: int, *, outside: float, alone: bool) -> Iterator[Case]:
             "off_policy": chance.choice([0.0, 0.3, 3.0]),
             "dense": chance.random() < 0.5,
         }
-        plain: dict[str, Any] = {"p_env": 0.0, "p_invalid": 0.0}
+        plain: dict[str, Any] = {"p_env": 0.0, "p_invalid": 0.0, "p_turn": 0.0, "p_shared": 0.0}
         for dress in (plain, odd):
             case = _case_with_tokens(
                 chance,

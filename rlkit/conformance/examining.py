@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlkit import registry
 from rlkit.conformance.findings import Check, Finding, made
 from rlkit.conformance.rewards import elsewhere
+from rlkit.interfaces.environments import Task
 from rlkit.interfaces.rewards import Sample
 from rlkit.registry import Plugin
 
@@ -21,14 +22,16 @@ def examine(
     options: Mapping[str, Any],
     *,
     samples: Sequence[Sample] | None = None,
+    tasks: Sequence[Task] | None = None,
     folder: Path | None = None,
     rigour: Rigour | None = None,
     begins: Callable[[str], object] = str,
 ) -> Iterator[Finding]:
     """Make the checks of the plugin's kind, one after the other.
 
-    samples: what a reward is to be called with; None: made ones. folder: local copies of a suite's data; None: the
-    hub. rigour: how strictly an algorithm's mathematics is held. begins: is told of each check before it is made.
+    samples: what a reward is to be called with; None: made ones. tasks: what an environment is to be told; None: made
+    ones. folder: local copies of a suite's data; None: the hub. rigour: how strictly an algorithm's mathematics is
+    held. begins: is told of each check before it is made.
     Raises ConfigError for options that cannot be.
     """
     given = dict(options)
@@ -36,13 +39,14 @@ def examine(
         yield Finding("it keeps its contract", left_out=reason)
         return
     registry.validate_options(plugin, given, plugin.noun)
-    yield from made(_checks(plugin, given, samples, folder, rigour), plugin, begins)
+    yield from made(_checks(plugin, given, samples, tasks, folder, rigour), plugin, begins)
 
 
 def _checks(
     plugin: Plugin,
     options: dict[str, Any],
     samples: Sequence[Sample] | None,
+    tasks: Sequence[Task] | None,
     folder: Path | None,
     rigour: Rigour | None,
 ) -> Iterator[Check]:
@@ -60,6 +64,10 @@ def _checks(
             from rlkit.conformance import noise
 
             return noise.checks(plugin, options)
+        case "environments":
+            from rlkit.conformance import environments
+
+            return environments.checks(plugin, options, tasks)
         case "samplers":
             from rlkit.conformance import samplers
 

@@ -40,6 +40,8 @@ _FRAME = re.compile(r'\s*File "(.+)", line (\d+)')
 """Of a traceback."""
 PROBLEMS = 4
 """Of each task, in made samples."""
+TASKS: dict[str, ModuleType] = {"arithmetic": arithmetic, "countdown": countdown, "sorting": sorting}
+"""That ship."""
 MILLION = 2**20
 
 HOSTILE = {
@@ -109,9 +111,8 @@ def read_samples(path: str) -> list[Sample]:
 def made_samples() -> dict[str, list[Sample]]:
     """Task -> samples of it, right and wrong, in several forms."""
     chance = random.Random(0)
-    tasks: dict[str, ModuleType] = {"arithmetic": arithmetic, "countdown": countdown, "sorting": sorting}
     found: dict[str, list[Sample]] = {}
-    for name, task in tasks.items():
+    for name, task in TASKS.items():
         found[name] = []
         for problem in task.problems(held_out=True)[:PROBLEMS]:
             worked = [task.demonstration(problem, chance, guess, 0.0) for guess in (0.0, 1.0)]

@@ -35,6 +35,8 @@ def checks(plugin: Plugin, options: dict[str, Any]) -> Iterator[Check]:
         yield Check("`truncated` says that neither an end token nor a stop text ended the response", subject.truncation)
         yield Check("log-probs are of the distribution that was drawn from, one a token", subject.logprobs)
         yield Check("the same seed gives the same tokens", subject.seeds)
+        if hasattr(subject.sampler, "stream"):
+            yield Check("requests that come late are answered by `stream`, as by `generate`", subject.streams)
         yield Check("new weights sample, under their version", subject.syncs)
         yield Check("closing it twice is harmless", subject.closes)
     finally:
@@ -152,6 +154,20 @@ class _Subject:
         if all(made.tokens == first[tuple(r.prompt_tokens)] for r, made in zip(others, self._ask(others), strict=True)):
             raise Broken("whatever the seed, it gives the same tokens")
 
+    def streams(self) -> None:
+        late = _Late(self.requests)
+        for index, made in self.sampler.stream(late):  # type: ignore[attr-defined]
+            if index not in late.open:
+                raise Broken(f"it yielded the index {index!r}, and those of the open requests are {sorted(late.open)}")
+            late.open.remove(index)
+            if made.tokens != self.completions[index].tokens:
+                raise Broken(f"{_named(self.requests[index])}: other tokens than by `generate`")
+        if late.left or late.open:
+            raise Broken(
+                f"it ended with {len(late.open)} requests unanswered and {len(late.left)} not asked for: it goes on "
+                "until `take` gives None, and all are answered"
+            )
+
     def syncs(self) -> None:
         request = self.requests[:1]
         for version, scale in ((3, 0.5), (4, 1.0)):
@@ -170,6 +186,31 @@ class _Subject:
     def closes(self) -> None:
         self.sampler.close()
         self.sampler.close()
+
+
+class _Late:
+    """Requests as of conversations: the first half at once, then one for each answer."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.left = list(requests)
+        self.given = 0
+        self.open: set[int] = set()
+        """Numbers of those that are not answered."""
+
+    def take(self, *, wait: bool) -> Sequence[Request] | None:
+        if not self.left:
+            return None
+        half = (self.given + len(self.left)) // 2
+        new = self.left[: half - len(self.open)]
+        if wait and not new:
+            raise Broken(
+                f"it waits for requests (take(wait=True)) while {len(self.open)} are unanswered: what comes next may "
+                "follow from an answer, so it would wait for ever"
+            )
+        self.left = self.left[len(new) :]
+        self.open.update(range(self.given, self.given + len(new)))
+        self.given += len(new)
+        return new
 
 
 def _encoded(text: str) -> list[int]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from rlkit.errors import ConfigError, nearest
 
 PREFIX = "embedded:"
-MODELS = ("s", "xs", "xs-countdown", "xs-sorting")
-TASKS = ("arithmetic", "countdown", "sorting")
+MODELS = ("s", "xs", "xs-countdown", "xs-sorting", "xs-turns")
+PLAYED = ("guessing", "calculator", "keys")
+"""Tasks of several turns, each for the environment of its name."""
+TASKS = ("arithmetic", "countdown", "sorting", *PLAYED)
 
 
 def wants_trust(error: Exception) -> str:

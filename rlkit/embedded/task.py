@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 PAD, EOS, MARKER, UNKNOWN = "<pad>", "<eos>", "#### ", "<unk>"
@@ -32,7 +32,27 @@ class Task(Protocol):
 
     def problems(self, held_out: bool) -> list[Any]: ...
 
+
+class Answered(Task, Protocol):
+    """One whose answer is a single response."""
+
     def demonstration(self, problem: Any, rng: random.Random, guess: float, step_error: float) -> str: ...
+
+
+class Played(Task, Protocol):
+    """One that is played over several turns, in the environment of its name."""
+
+    def move(
+        self,
+        problem: Any,
+        turns: Sequence[str],
+        said: Sequence[str],
+        rng: random.Random,
+        guess: float,
+        step_error: float,
+    ) -> str:
+        """The next turn, after these and what the environment said behind each."""
+        ...
 
 
 P = TypeVar("P", bound=Problem)

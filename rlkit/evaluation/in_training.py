@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from rlkit.config import EvalConfig
 from rlkit.data import Problem
 from rlkit.engine import distributed
-from rlkit.generation.collector import PHASES, Collector, Scored, draws
+from rlkit.generation.collector import PHASES, Collector
+from rlkit.generation.sampled import Scored, draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.interfaces.progress import Progress
 from rlkit.scoring.checks import in_brief

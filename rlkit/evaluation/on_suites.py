@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,10 @@ from rlkit.evaluation.settings import EvaluationConfig, fits, samples_of
 from rlkit.evaluation.shown import before, notes, table
 from rlkit.evaluation.suites import OpenSuite, Suite
 from rlkit.files import write_text
-from rlkit.generation.collector import Collector, Draw, Sampled
+from rlkit.generation.acting import declared, glue_of, setting_of
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Draw, Sampled
+from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.wording import visible
@@ -54,13 +57,19 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
     model = config.model.settled()
     sampler_ref = generation.resolve_sampler(config.sampler, model)[0]
     config = config.model_copy(update={"sampler": sampler_ref, "model": model})
+    if config.environment is not None:
+        acting = configs.resolve_ref("environments", config.environment, "environment")
+        config = config.model_copy(update={"environment": acting})
     tokenizer = load_tokenizer(config.model)
     otherwise = "write it into its generation_config.json, as eos_token_id, or set stop to the text that ends one"
-    generation.checked_end_tokens(config.model, None if config.stop else otherwise)
+    ends = generation.checked_end_tokens(config.model, None if config.stop else otherwise)
     limit = positions(config.model)
     results = {}
     with ExitStack() as stack:
-        opened = [stack.enter_context(_opened(name, suite, tokenizer, config)) for name, suite in chosen.items()]
+        environment = declared(config.environment)
+        opened = [
+            stack.enter_context(_opened(name, suite, tokenizer, config, environment)) for name, suite in chosen.items()
+        ]
         loaded = [(suite, _with_room(suite, config, limit)) for suite in opened]
         folders = {suite.name: Responses(config.out / suite.name, _settings(suite, own)) for suite, own in loaded}
         console.print(visible(before(loaded, config, limit)), markup=False, soft_wrap=True)
@@ -68,7 +77,15 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
         progress = stack.enter_context(_progress(console))
         for suite, own in loaded:
             responses = folders[suite.name]
-            _answer(suite, responses, Collector(sampler, suite.verifier, tokenizer, config.seed), own, progress)
+            collector = Collector(sampler, suite.verifier, tokenizer, config.seed)
+            if config.environment is not None and environment is not None:
+                glue = glue_of(config.conversation, environment, suite.put, tokenizer, ends)
+                room = max(len(problem.tokens) for problem in suite.problems) + own.max_tokens
+                setting = setting_of(
+                    config.environment, environment, config.conversation, glue, room, config.plugins, stack
+                )
+                collector = replace(collector, setting=setting)
+            _answer(suite, responses, collector, own, progress)
             results[suite.name] = _result(suite, responses, own)
             _keep(config.out, suite.name, results[suite.name])
     console.print(table(results))
@@ -84,10 +101,9 @@ def _chosen(config: EvaluationConfig) -> dict[str, Suite]:
     """The suites by their names, or the one that the user's own data make."""
     if config.suites:
         return {name: suites.find(name) for name in config.suites}
-    assert config.reward is not None
     name, suite = suites.of_data(
         str(config.data),
-        reward=configs.resolve_rewards(config.reward),
+        reward=configs.resolve_rewards(config.reward or []),
         prompt=config.prompt,
         answer=config.answer,
         template=config.template,
@@ -97,7 +113,9 @@ def _chosen(config: EvaluationConfig) -> dict[str, Suite]:
     return {name: suite}
 
 
-def _opened(name: str, suite: Suite, tokenizer: Any, config: EvaluationConfig) -> AbstractContextManager[OpenSuite]:
+def _opened(
+    name: str, suite: Suite, tokenizer: Any, config: EvaluationConfig, environment: EnvironmentDeclaration | None
+) -> AbstractContextManager[OpenSuite]:
     return suites.opened(
         name,
         tokenizer,
@@ -110,6 +128,7 @@ def _opened(name: str, suite: Suite, tokenizer: Any, config: EvaluationConfig) -
         chat_template_kwargs=config.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
+        environment=environment,
     )
 
 
@@ -161,6 +180,8 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
         "system": config.system,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "verifier": verifier[0] if len(verifier) == 1 else verifier,
+        "environment": config.environment.model_dump() if config.environment is not None else None,
+        "conversation": config.conversation.model_dump() if config.environment is not None else None,
         "prompts": suites.fingerprint(suite.problems),
         "columns": suites.fingerprint_of_columns(suite.problems) if suite.suite.file is not None else None,
     }
@@ -225,6 +246,9 @@ def _answer(
     suite: OpenSuite, responses: Responses, collector: Collector, config: EvaluationConfig, progress: Progress
 ) -> None:
     """Draw and score what is missing, each response on disk as it ends, and score what a stop has left unscored."""
+    if collector.setting is not None:
+        # What an environment has said of them is not on disk: they are drawn again.
+        responses.replace(row for row in responses.rows.values() if row.get("status") not in UNSCORED)
     missing = _missing(suite, responses, config)
     task = progress.add_task(
         visible(suite.name), total=len(responses.rows) + len(missing), completed=len(responses.rows)

@@ -10,7 +10,17 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlkit import config as configs
 from rlkit import secrets
-from rlkit.config import ModelConfig, PluginRef, Positive, Ref, Rewards, ScoringConfig, Section, StopTexts
+from rlkit.config import (
+    AnyRewards,
+    ConversationConfig,
+    ModelConfig,
+    PluginRef,
+    Positive,
+    Ref,
+    ScoringConfig,
+    Section,
+    StopTexts,
+)
 from rlkit.config.meant import instead_in
 from rlkit.data import NO_GOLDS, Problem
 from rlkit.errors import ConfigError
@@ -46,8 +56,11 @@ class EvaluationConfig(Section):
     """The hub data set's configuration name."""
     split: str = "test"
     """Of the hub or embedded data set."""
-    reward: Rewards | None = None
+    reward: AnyRewards | None = None
     """The verifier of one's own data, as a run's `reward`."""
+    environment: Ref | None = None
+    """In which the model acts, as a run's. None: it answers once."""
+    conversation: ConversationConfig = ConversationConfig()
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the responses and the intervals."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -91,7 +104,7 @@ class EvaluationConfig(Section):
                     f"--data {self.data} is a folder: name the suites whose copies are in it with --suite, or give a "
                     "file of problems"
                 )
-            if self.reward is None:
+            if not self.reward and self.environment is None:
                 raise ValueError(
                     f"nothing judges the answers to {self.data}: name a verifier with --reward (`rlkit list rewards`), "
                     "which a run, as --model, has itself"

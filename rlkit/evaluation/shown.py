@@ -25,7 +25,8 @@ def before(loaded: Sequence[tuple[OpenSuite, EvaluationConfig]], config: Evaluat
     ]
     for suite, own in loaded:
         problems, samples = counted(len(suite.problems), "problem"), counted(samples_of(suite, own), "sample")
-        verifier = " + ".join(ref.kind for ref in suite.suite.rewards)
+        acting = [own.environment.kind] if own.environment is not None and suite.suite.file is not None else []
+        verifier = " + ".join([*(ref.kind for ref in suite.suite.rewards), *acting])
         lines.append(f"{suite.name}: {problems} x {samples} of at most {own.max_tokens} tokens, verifier {verifier}")
         lines += [f"  {said}" for said in (*_about_data(suite), *_about_room(suite, own, config, limit))]
         lines += [f"  {said}" for said in _about_golds(suite)]

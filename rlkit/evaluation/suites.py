@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation.gold_check import BadGold, bad_golds
 from rlkit.evaluation.verify import scorer
 from rlkit.golds import gold_text
+from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.registry import suite
 from rlkit.scoring import Scorer
 
@@ -77,6 +78,8 @@ class OpenSuite:
     """Those that do not verify against themselves, as "row 12: \\emptyset (bad_gold)"."""
     unchecked: str | None
     """Why the golds could not be checked; None: they were."""
+    put: DataConfig
+    """How its questions are put to the model."""
 
 
 def find(name: str, options: Mapping[str, Any] | None = None) -> Suite:
@@ -122,12 +125,14 @@ def opened(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     scoring: ScoringConfig | None = None,
     plugins: Sequence[str] = (),
+    environment: EnvironmentDeclaration | None = None,
 ) -> Iterator[OpenSuite]:
     """The suite's problems (its first `limit`) as `tokenizer`'s model reads them, their golds checked by the verifier
     that scores the responses; it is closed at the end of the `with`.
 
     `wanted`: the suite itself; None: the one that is registered by that name. `chat`: whether prompts go through the
-    tokenizer's chat template; None: where it has one. Raises ConfigError.
+    tokenizer's chat template; None: where it has one. `environment`: what the one declares that the model acts in; its
+    rewards count where the data are the user's own. Raises ConfigError.
     """
     wanted = wanted or find(name)
     loaded = rows_of(name, wanted, folder, limit)
@@ -143,10 +148,17 @@ def opened(
         chat_template_kwargs=dict(chat_template_kwargs or {}),
         max_prompt_tokens=sys.maxsize,
     )
-    problems = data.as_problems(loaded[:limit], put, tokenizer, wanted.file or f"suite {name!r}").problems
-    with scorer(wanted.rewards, scoring or ScoringConfig(), plugins) as verifier:
-        bad, unchecked = _checked_golds(wanted, problems, verifier)
-        yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked)
+    source = wanted.file or f"suite {name!r}"
+    problems = data.as_problems(loaded[:limit], put, tokenizer, source, environment).problems
+    with ExitStack() as stack:
+        bad: list[str] = []
+        unchecked: str | None = "the environment judges"
+        if wanted.rewards:
+            verifier = stack.enter_context(scorer(wanted.rewards, scoring or ScoringConfig(), plugins))
+            bad, unchecked = _checked_golds(wanted, problems, verifier)
+        if environment is not None and wanted.file is not None:
+            verifier = stack.enter_context(scorer(wanted.rewards, scoring or ScoringConfig(), plugins, environment))
+        yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked, put)
 
 
 def _checked_golds(wanted: Suite, problems: Sequence[data.Problem], verifier: Scorer) -> tuple[list[str], str | None]:

@@ -15,6 +15,7 @@ from rlkit import data
 from rlkit.config import RewardRef, ScoringConfig
 from rlkit.errors import ConfigError
 from rlkit.golds import gold_cell, gold_text
+from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.rewards import Sample, SampleKey, UnknownTokens
 from rlkit.records import samples
 from rlkit.records.folder import RunFolder
@@ -28,7 +29,12 @@ RESPONSE, TOKENS = "response", "tokens"
 """Where a run, and `rlkit eval`, put down a response and its token ids."""
 
 
-def scorer(rewards: Sequence[RewardRef], config: ScoringConfig, plugins: Sequence[str] = ()) -> Scorer:
+def scorer(
+    rewards: Sequence[RewardRef],
+    config: ScoringConfig,
+    plugins: Sequence[str] = (),
+    environment: EnvironmentDeclaration | None = None,
+) -> Scorer:
     """Runs a verifier, or a sum of several, in worker processes; close it when done. Samples without a value never
     stop it.
 
@@ -38,6 +44,7 @@ def scorer(rewards: Sequence[RewardRef], config: ScoringConfig, plugins: Sequenc
         [WeightedReward(reward.kind, reward.options, reward.weight) for reward in rewards],
         plugins,
         config.model_copy(update={"max_no_value": 1.0}),
+        environment,
     )
 
 

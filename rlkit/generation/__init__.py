@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from rlkit.interfaces.generation import Completion
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlkit.interfaces.generation import Request, Sampler
+    from rlkit.interfaces.generation import Request, Requests, Sampler
 
 
 def choose() -> tuple[str, str]:
@@ -157,24 +157,35 @@ class _Named:
         self.beside_training = bool(getattr(sampler, "beside_training", False))
         self.takes_adapters = bool(getattr(sampler, "takes_adapters", False))
         self._room = Blame(name, "its make_room", getattr(sampler, "make_room", sampler))
+        self._streams = Blame(name, "its stream", getattr(sampler, "stream", sampler))
+        if hasattr(sampler, "stream"):
+            self.stream = self._stream
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        given = _Open(Listed(requests))
+        given.take(wait=False)
+        return self._checked(self._generate, lambda: self._sampler.generate(requests), given)
+
+    def _stream(self, requests: Requests) -> Iterator[tuple[int, Completion]]:
+        given = _Open(requests)
+        return self._checked(self._streams, lambda: self._sampler.stream(given), given)  # type: ignore[attr-defined]
+
+    def _checked(
+        self, blame: Blame, begin: Callable[[], Iterable[tuple[int, Completion]]], given: _Open
+    ) -> Iterator[tuple[int, Completion]]:
         from rlkit.generation.plain_linear import stepped
 
-        missing = set(range(len(requests)))
         # Beside training the learner computes meanwhile, in the same process, and needs what it has put there.
-        beside = getattr(self._sampler, "beside_training", False)
-        with self._generate:
-            pairs = self._sampler.generate(requests) if beside else stepped(lambda: self._sampler.generate(requests))
-            for pair in pairs:
-                if wrong := _wrong_completion(pair, missing):
-                    raise self._generate.fault(wrong)
-                missing.remove(pair[0])
+        with blame:
+            for pair in begin() if self.beside_training else stepped(begin):
+                if wrong := _wrong_completion(pair, given.open):
+                    raise blame.fault(wrong)
+                given.open.remove(pair[0])
                 yield pair
-            if missing:
-                raise self._generate.fault(
-                    f"gave no completion for {len(missing)} of {len(requests)} requests, the first of them request "
-                    f"{min(missing)}; it must yield (index, completion) once for each"
+            if given.open:
+                raise blame.fault(
+                    f"gave no completion for {len(given.open)} of {given.count} requests, the first of them request "
+                    f"{min(given.open)}; it must yield (index, completion) once for each"
                 )
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -197,6 +208,33 @@ def make_room(sampler: Sampler, *, until_sync: bool) -> None:
         give(until_sync=until_sync)
 
 
+class Listed:
+    """A list of requests as `Requests`: all at once, and no more."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._left: Sequence[Request] | None = requests
+
+    def take(self, *, wait: bool) -> Sequence[Request] | None:
+        left, self._left = self._left, None
+        return left
+
+
+class _Open:
+    """Requests, and the numbers of those that are not answered yet."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self.open: set[int] = set()
+        self.count = 0
+
+    def take(self, *, wait: bool) -> Sequence[Request] | None:
+        new = self._requests.take(wait=wait)
+        if new:
+            self.open.update(range(self.count, self.count + len(new)))
+            self.count += len(new)
+        return new
+
+
 def _wrong_completion(pair: object, missing: set[int]) -> str | None:
     """What is wrong with what a sampler yielded while these requests were open; None: nothing."""
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Completion)):
@@ -212,9 +250,9 @@ def _wrong_completion(pair: object, missing: set[int]) -> str | None:
     return None
 
 
-def check(requests: Sequence[Request], context: int) -> None:
-    """RlkitError for a request that cannot be served within `context` tokens."""
-    for i, request in enumerate(requests):
+def check(requests: Sequence[Request], context: int, first: int = 0) -> None:
+    """RlkitError for a request that cannot be served within `context` tokens. `first`: the number of the first."""
+    for i, request in enumerate(requests, first):
         prompt, limit = len(request.prompt_tokens), request.params.max_tokens
         if prompt < 1 or limit < 1:
             raise RlkitError(f"request {i}: {prompt} prompt tokens and max_tokens {limit}; each must be at least 1")

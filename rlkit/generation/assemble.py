@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlkit.generation.collector import Sampled, Scored
+from rlkit.generation.sampled import Sampled, Scored
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.rewards import RewardResult
 
@@ -40,15 +41,15 @@ def assemble(
     if replaced is not None:
         valid = valid & ~torch.tensor(replaced)
     length = torch.tensor([len(s.completion.tokens) for s in scored])
-    turns = [[(0, len(s.completion.tokens))] for s in scored]
+    turns = [[(0, len(s.completion.tokens))] if s.turns is None else list(s.turns) for s in scored]
     version = torch.tensor([s.completion.version for s in scored])
-    prompts = {id(s.problem): torch.tensor(s.problem.tokens) for s in scored}
+    prompts = {id(s.problem): torch.tensor(s.problem.tokens, dtype=torch.long) for s in scored}
     return Rollout(
         keys=[s.key for s in scored],
         prompt_tokens=[prompts[id(s.problem)] for s in scored],
         tokens=_padded([_tensor(s.completion.tokens, torch.long) for s in scored]),
         length=length,
-        mask=_within(length) & valid[:, None],
+        mask=_acted(turns, length) & valid[:, None],
         valid=valid,
         group=group,
         reward=torch.tensor([value or 0.0 for value in rewards], dtype=torch.float32),
@@ -94,6 +95,10 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
-def _within(length: Tensor) -> Tensor:
-    """[B, T] bool: the tokens of each row."""
-    return torch.arange(int(length.max())) < length[:, None]
+def _acted(turns: Sequence[Sequence[tuple[int, int]]], length: Tensor) -> Tensor:
+    """[B, T] bool: the tokens of the policy's turns."""
+    mask = torch.arange(int(length.max())) < length[:, None]
+    for row, spans in enumerate(turns):
+        for (_, end), (start, _) in itertools.pairwise(spans):
+            mask[row, end:start] = False
+    return mask

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,89 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlkit.data import Problem
 from rlkit.engine import distributed, profiling
 from rlkit.errors import DroppedError, RlkitError
+from rlkit.generation.conversations import Conversations, Setting
+from rlkit.generation.sampled import Draw, Sampled, Scored, deal
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
-from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
+from rlkit.interfaces.rewards import RewardResult
 from rlkit.scoring import Decoder, Scorer
 
 PHASES = {"train": "sampling", "eval": "evaluating", "check": "checking the sampler"}
 """What a purpose is called while it is sampled for."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One completion to be had: the problem, and the name that its seed follows from."""
-
-    key: SampleKey
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One completion, as tokens and as text."""
-
-    key: SampleKey
-    problem: Problem
-    completion: Completion
-    text: str
-    """On other ranks than the main one empty, once the ranks have exchanged what they have."""
-
-    @property
-    def sample(self) -> Sample:
-        """As a reward function sees it."""
-        return Sample(
-            key=self.key,
-            prompt=self.problem.text,
-            response=self.text,
-            tokens=self.completion.tokens,
-            answer=self.problem.answer,
-            truncated=self.completion.truncated,
-            columns=self.problem.columns,
-            question=self.problem.question,
-            gold=self.problem.gold,
-        )
-
-    def compact(self) -> Self:
-        """With arrays in the place of lists: no object for each number, and they travel as they are."""
-        tokens, logprobs = array("i", self.completion.tokens), array("f", self.completion.logprobs)
-        return replace(self, completion=replace(self.completion, tokens=tokens, logprobs=logprobs))
-
-
-@dataclass(frozen=True)
-class Scored(Sampled):
-    """One completion with what its reward function said."""
-
-    result: RewardResult
-    """On other ranks than the main one without `info`, as `text`."""
-
-
-def draws(problems: Sequence[Problem], samples: int, step: int, seen: Counter[str] | None = None) -> list[Draw]:
-    """`samples` of each problem, group by group. `seen` counts how often a prompt came before in the step, and goes on
-    counting."""
-    seen = Counter() if seen is None else seen
-    found = []
-    for problem in problems:
-        found += [Draw(SampleKey(problem.id, step, seen[problem.id], index), problem) for index in range(samples)]
-        seen[problem.id] += 1
-    return found
-
-
-def deal(wanted: Sequence[Draw], ranks: int) -> list[list[int]]:
-    """Of each rank, which of `wanted` it samples: whole groups in turn, whose prompt is then read once; or parts of
-    them, where there are more ranks than groups."""
-    groups: dict[tuple[str, int], list[int]] = {}
-    for at, draw in enumerate(wanted):
-        groups.setdefault((draw.key.prompt_id, draw.key.occurrence), []).append(at)
-    parts = max(1, ranks // max(1, len(groups)))
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    for number, group in enumerate(groups.values()):
-        for part in range(parts):
-            shares[(number * parts + part) % ranks] += group[part::parts]
-    return shares
 
 
 @dataclass(frozen=True)
@@ -116,6 +44,8 @@ class Collector:
     progress: Progress = unseen
     droppable: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within, DroppedError may be raised at any place: nothing else on this rank is to be lost by it."""
+    setting: Setting | None = None
+    """The environment in which the model acts; None: it answers once."""
 
     def collect(
         self,
@@ -140,14 +70,15 @@ class Collector:
         mine = [wanted[at] for at in shares[distributed.rank()]]
         sampled = []
         for one in unscored:
-            self.scorer.submit(one.sample)
+            self.scorer.submit(one.sample, one.acted)
             sampled.append(one.compact())
+        waited: list[float] = []
         failure: RlkitError | DroppedError | None = None
         with profiling.phase("sample"):
             try:
                 with self.droppable():
-                    for one in self._sample(mine, params, purpose):
-                        self.scorer.submit(one.sample)
+                    for one in self._share(mine, params, purpose, waited):
+                        self.scorer.submit(one.sample, one.acted)
                         if each is not None:
                             each(one)
                         sampled.append(one.compact())
@@ -159,15 +90,44 @@ class Collector:
             results = self._results(lenient)
         scored = [Scored(**vars(s), result=r) for s, r in zip(sampled, results, strict=True)]
         seconds = {"sample": between - started, "score": time.perf_counter() - between}
+        seconds |= {"environment": sum(waited)} if self.setting is not None else {}
         by_key = {s.key: s for s in scored[len(unscored) :]}
         return [*scored[: len(unscored)], *_exchanged([by_key[draw.key] for draw in mine], wanted, shares)], seconds
 
     def sample(self, wanted: Sequence[Draw], params: SamplingParams, purpose: str) -> list[Sampled]:
-        """All of `wanted` without scores, in that order, on every rank. For few of them."""
+        """A response to each of `wanted` without scores, in that order, on every rank; of a trajectory, the model's
+        first turn. For few of them."""
         mine = [wanted[at] for at in deal(wanted, distributed.world_size())[distributed.rank()]]
         everywhere = distributed.gather_objects(list(self._sample(mine, params, purpose)))
         by_key = {s.key: s for part in everywhere for s in part}
         return [by_key[draw.key] for draw in wanted]
+
+    def _share(
+        self, mine: Sequence[Draw], params: SamplingParams, purpose: str, waited: list[float]
+    ) -> Iterator[Sampled]:
+        """This rank's share, as they end. `waited` is given the seconds that a trajectory has waited, in the mean."""
+        if self.setting is None:
+            yield from self._sample(mine, params, purpose)
+            return
+        held = Conversations(
+            mine,
+            self.setting,
+            params,
+            lambda draw, part: draw.key.seed(self.seed, f"{purpose}/{part}" if part else purpose),
+            self.tokenizer,
+            Stops(params.stop, self.tokenizer) if params.stop else None,
+        )
+        phase = PHASES.get(purpose, purpose)
+        self.progress(phase, 0, len(mine))
+        try:
+            for done, one in enumerate(held.all(self.sampler), 1):
+                self.progress(phase, done, len(mine))
+                if done == 1:
+                    distributed.look_at_memory()
+                yield one
+        finally:
+            held.close()
+            waited.append(held.seconds)
 
     def _sample(self, mine: Sequence[Draw], params: SamplingParams, purpose: str) -> Iterator[Sampled]:
         """This rank's share, as they end."""
@@ -197,8 +157,10 @@ def _exchanged(mine: Sequence[Scored], wanted: Sequence[Draw], shares: Sequence[
     """All of `wanted`, in that order, on every rank. `mine`: this rank's, in the order of its share."""
     if len(shares) == 1:
         return list(mine)
-    light = distributed.gather_objects([_Light.of(s) for s in mine])
-    words = distributed.gather_objects_on_main([(s.text, s.result.info) for s in mine])
+    light = distributed.gather_objects(
+        [_Light.of(s, wanted[at]) for s, at in zip(mine, shares[distributed.rank()], strict=True)]
+    )
+    words = distributed.gather_objects_on_main([(s.text, s.problem.text, s.result.info) for s in mine])
     sizes = [sum(one.length for one in part) for part in light]
     tokens = distributed.gather_flat(_flat([s.completion.tokens for s in mine], torch.int32), sizes)
     logprobs = distributed.gather_flat(_flat([s.completion.logprobs for s in mine], torch.float32), sizes)
@@ -206,16 +168,19 @@ def _exchanged(mine: Sequence[Scored], wanted: Sequence[Draw], shares: Sequence[
     for rank, share in enumerate(shares):
         ends = list(accumulate(one.length for one in light[rank]))
         for place, (at, one, end) in enumerate(zip(share, light[rank], ends, strict=True)):
-            text = ""
+            text, problem = "", wanted[at].problem
+            if one.prompt is not None:
+                problem = replace(problem, tokens=one.prompt.tolist())
             if words is not None:
-                text, one.result.info = words[rank][place]
+                text, prompt, one.result.info = words[rank][place]
+                problem = replace(problem, text=prompt) if one.prompt is not None else problem
             completion = Completion(
                 tokens=array("i", tokens[rank][end - one.length : end].numpy().tobytes()),
                 logprobs=array("f", logprobs[rank][end - one.length : end].numpy().tobytes()),
                 truncated=one.truncated,
                 version=one.version,
             )
-            found[at] = Scored(wanted[at].key, wanted[at].problem, completion, text, one.result)
+            found[at] = Scored(wanted[at].key, problem, completion, text, one.turns, result=one.result)
     return [found[at] for at in range(len(wanted))]
 
 
@@ -227,12 +192,17 @@ class _Light:
     truncated: bool
     version: int
     result: RewardResult
+    turns: tuple[tuple[int, int], ...] | None
+    prompt: array[int] | None
+    """Where it is not the problem's, since an environment has said something first."""
 
     @classmethod
-    def of(cls, one: Scored) -> Self:
+    def of(cls, one: Scored, wanted: Draw) -> Self:
         values = one.result.token_values
         result = replace(one.result, token_values=None if values is None else array("f", values), info={})
-        return cls(len(one.completion.tokens), one.completion.truncated, one.completion.version, result)
+        prompt = None if one.problem is wanted.problem else array("i", one.problem.tokens)
+        said = one.completion
+        return cls(len(said.tokens), said.truncated, said.version, result, one.turns, prompt)
 
 
 def _flat(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:

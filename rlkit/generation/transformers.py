@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
@@ -71,11 +73,12 @@ class _Transformers:
         check(requests, self._context)
         alike: dict[SamplingParams, list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault(request.params, []).append(i)
+            alike.setdefault(replace(request.params, max_tokens=0), []).append(i)
         for params, rows in alike.items():
             rows.sort(key=lambda i: len(requests[i].prompt_tokens))
             while rows:
-                batch = self._fitting([len(requests[i].prompt_tokens) + params.max_tokens for i in rows])
+                whole = accumulate((len(requests[i].prompt_tokens) + requests[i].params.max_tokens for i in rows), max)
+                batch = self._fitting(list(whole))
                 yield from self._generate(requests, rows[:batch], params)
                 rows = rows[batch:]
 
@@ -93,13 +96,14 @@ class _Transformers:
 
         device, version = self._model.device, self._version
         stops = self._stops(params.stop) if params.stop else None
-        draw = _Draw(params, [requests[i].seed for i in rows], self._ends, device, stops)
+        draw = _Draw(params, [requests[i] for i in rows], self._ends, device, stops)
         grown = Continuation(self._model, [tuple(requests[i].prompt_tokens) for i in rows])
         while True:
             tokens = draw(grown.logits)
             alive()
             patience = min(len(rows), max(8, len(rows) // 4)) if grown.can_select else len(rows)
-            if draw.ended() >= patience:
+            # A row past its own limit may be past the positions that the model has.
+            if draw.ended() >= patience or (grown.can_select and draw.any_at_its_limit()):
                 for row, completion in draw.completions(version):
                     yield rows[row], completion
                 live = draw.drop_ended()
@@ -130,19 +134,28 @@ class _Draw:
     """
 
     def __init__(
-        self, params: SamplingParams, seeds: list[int], ends: tuple[int, ...], device: Any, stops: Stops | None = None
+        self,
+        params: SamplingParams,
+        requests: list[Request],
+        ends: tuple[int, ...],
+        device: Any,
+        stops: Stops | None = None,
     ) -> None:
+        """`params`: what all requests have in common, which is all but the longest response."""
         from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-        size = (len(seeds), params.max_tokens)
+        limits = [request.params.max_tokens for request in requests]
+        longest = max(limits)
+        size = (len(requests), longest)
         self._step = 0
         self._temperature = params.temperature
         self._ends = torch.tensor(ends, dtype=torch.long, device=device)
-        self._followers = [stops.follow() for _ in seeds] if stops else []
+        self._followers = [stops.follow() for _ in requests] if stops else []
         self._warpers = [TopKLogitsWarper(params.top_k)] if params.top_k else []
         if params.top_p < 1:
             self._warpers.append(TopPLogitsWarper(params.top_p))
-        self._uniforms = torch.from_numpy(np.stack([_uniforms(seed, params.max_tokens) for seed in seeds])).to(device)
+        self._uniforms = torch.from_numpy(np.stack([_uniforms(each.seed, longest) for each in requests])).to(device)
+        self._limits = torch.tensor(limits, device=device)
         self._tokens = torch.zeros(size, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(size, dtype=torch.float32, device=device)
         self._length = torch.zeros(size[0], dtype=torch.long, device=device)
@@ -170,6 +183,10 @@ class _Draw:
         self._length.masked_fill_(ended & (self._length == 0), self._step)
         return token[:, 0]
 
+    def any_at_its_limit(self) -> bool:
+        """Some row has come to the limit on its length."""
+        return bool((self._step >= self._limits).any())
+
     def ended(self) -> int:
         """Rows that have ended."""
         return int(self._ended().sum())
@@ -177,9 +194,9 @@ class _Draw:
     def completions(self, version: int) -> Iterator[tuple[int, Completion]]:
         """The rows that have ended, by an end token, a stop text or the limit on their length."""
         ended = self._ended().nonzero()[:, 0]
-        columns = (self._length[ended], self._tokens[ended], self._logprobs[ended])
-        for row, length, tokens, logprobs in zip(ended.tolist(), *(c.tolist() for c in columns), strict=True):
-            keep = length or self._step
+        columns = (self._length[ended], self._limits[ended], self._tokens[ended], self._logprobs[ended])
+        for row, length, limit, tokens, logprobs in zip(ended.tolist(), *(c.tolist() for c in columns), strict=True):
+            keep = length or limit
             yield (
                 row,
                 Completion(tokens=tokens[:keep], logprobs=logprobs[:keep], truncated=length == 0, version=version),
@@ -188,15 +205,15 @@ class _Draw:
     def drop_ended(self) -> Tensor:
         """Keep the rows that go on, and return their indices."""
         live = (~self._ended()).nonzero()[:, 0]
-        self._uniforms, self._tokens, self._logprobs, self._length = (
-            each[live] for each in (self._uniforms, self._tokens, self._logprobs, self._length)
+        self._uniforms, self._tokens, self._logprobs, self._length, self._limits = (
+            each[live] for each in (self._uniforms, self._tokens, self._logprobs, self._length, self._limits)
         )
         if self._followers:
             self._followers = [self._followers[row] for row in live.tolist()]
         return live
 
     def _ended(self) -> Tensor:
-        return (self._length > 0) | (self._step == self._tokens.shape[1])
+        return (self._length > 0) | (self._step >= self._limits)
 
 
 def _first_past(logprobs: Tensor, share: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -21,12 +22,15 @@ from rlkit.config import ModelConfig, Section
 from rlkit.embedded import resolve
 from rlkit.engine.distributed import hosts
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import check, end_tokens, vllm_classes, vllm_cpu, vllm_invariant, vllm_weights
-from rlkit.generation.stops import stops_of
+from rlkit.generation import Listed, check, end_tokens, vllm_classes, vllm_cpu, vllm_invariant, vllm_weights
+from rlkit.generation.stops import Follower, stops_of
 from rlkit.importing import importing
-from rlkit.interfaces.generation import Completion, Request, Sampler
+from rlkit.interfaces.generation import Completion, Request, Requests, Sampler
 from rlkit.interfaces.progress import alive
 from rlkit.registry import sampler
+
+POLL_S = 0.005
+"""Between two looks for requests, where ranks that share a model have none under way."""
 
 
 class VLLMConfig(Section):
@@ -152,53 +156,52 @@ class _VLLM:
         """They were left to the next sync when it was put to sleep."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        check(requests, self._context)
+        return self.stream(Listed(requests))
+
+    def stream(self, requests: Requests) -> Iterator[tuple[int, Completion]]:
         if self._without_weights:
             raise RlkitError(
                 "vLLM was put to sleep until the next sync, and asked for samples before it: call sync first"
             )
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        everyones, first = self._share(requests)
-        # vLLM's own stop texts take a tokenizer in the engine, and wait for characters that a token has begun.
-        followers = {i: self._stops(r.params.stop).follow() for i, r in enumerate(everyones) if r.params.stop}
         self._wake("weights", "kv_cache")
         engine, version = self._llm.llm_engine, self._version
-        for i, request in enumerate(everyones):
-            params = SamplingParams(
-                max_tokens=request.params.max_tokens,
-                temperature=request.params.temperature,
-                top_p=request.params.top_p,
-                top_k=request.params.top_k,
-                stop_token_ids=list(self._ends),
-                seed=request.seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.CUMULATIVE if request.params.stop else RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(str(i), {"prompt_token_ids": list(request.prompt_tokens)}, params)
-        waiting = set(range(len(everyones)))
+        names = map(str, itertools.count())
+        mine: dict[str, int] = {}
+        followers: dict[str, Follower] = {}
+        waiting: set[str] = set()
+        coming = _Coming(requests, self._context, self._tensor_parallel)
         try:
             with self._kernels():
-                while waiting:
+                while waiting or not coming.ended:
+                    for number, request in coming.take(wait=not waiting):
+                        name = next(names)
+                        if number is not None:
+                            mine[name] = number
+                        if request.params.stop:
+                            # vLLM's own take a tokenizer in the engine, and wait for characters that a token has begun.
+                            followers[name] = self._stops(request.params.stop).follow()
+                        engine.add_request(
+                            name, {"prompt_token_ids": list(request.prompt_tokens)}, self._asked(request)
+                        )
+                        waiting.add(name)
+                    if not waiting:
+                        continue
                     with _refused(self._path, self._config):
                         outputs = engine.step()
                     alive()
                     for output in outputs:
-                        index, result = int(output.request_id), output.outputs[0]
+                        name, result = output.request_id, output.outputs[0]
                         end = None
-                        if (follower := followers.get(index)) is not None:
+                        if (follower := followers.get(name)) is not None:
                             end = follower.push(result.token_ids[follower.length :])
                         if end is None and not output.finished:
                             continue
                         if not output.finished:
-                            engine.abort_request([output.request_id])
-                        waiting.discard(index)
-                        if first <= index < first + len(requests):
+                            engine.abort_request([name])
+                        waiting.discard(name)
+                        if name in mine:
                             yield (
-                                index - first,
+                                mine[name],
                                 Completion(
                                     tokens=list(result.token_ids)[:end],
                                     logprobs=list(result.logprobs.logprobs)[:end],
@@ -207,7 +210,26 @@ class _VLLM:
                                 ),
                             )
         finally:
-            engine.abort_request([str(i) for i in waiting])
+            engine.abort_request(list(waiting))
+
+    def _asked(self, request: Request) -> Any:
+        """As vLLM has it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = request.params
+        return SamplingParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            stop_token_ids=list(self._ends),
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.CUMULATIVE if params.stop else RequestOutputKind.FINAL_ONLY,
+        )
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Load the weights. RlkitError where some of the engine's were not sent."""
@@ -242,17 +264,6 @@ class _VLLM:
         if self._gpu:
             torch.cuda.empty_cache()
 
-    def _share(self, requests: Sequence[Request]) -> tuple[list[Request], int]:
-        """The requests of all ranks that share the model, and where this rank's begin among them."""
-        if self._tensor_parallel == 1:
-            return list(requests), 0
-        from vllm.distributed.parallel_state import get_tp_group
-
-        group = get_tp_group()
-        parts: list[list[Request]] = [[] for _ in range(group.world_size)]
-        torch.distributed.all_gather_object(parts, list(requests), group=group.cpu_group)
-        return list(itertools.chain(*parts)), sum(len(part) for part in parts[: group.rank_in_group])
-
     def make_room(self, *, until_sync: bool) -> None:
         """Leave the GPU's memory to training. Its weights are kept in host memory meanwhile, unless a sync is next."""
         if self._gpu and "weights" not in self._asleep:
@@ -277,6 +288,52 @@ class _VLLM:
                 f"engine.zero_stage with more GPUs), or train adapters (model.lora). ({_first_line(error)})"
             ) from error
         self._asleep.difference_update(tags)
+
+
+class _Coming:
+    """The requests of all ranks that share the model, as they come: the same on each of them, in the same order."""
+
+    def __init__(self, requests: Requests, context: int, tensor_parallel: int) -> None:
+        self._requests = requests
+        self._context = context
+        self._taken = 0
+        """This rank's, so far."""
+        self._group: Any = None
+        if tensor_parallel > 1:
+            from vllm.distributed.parallel_state import get_tp_group
+
+            self._group = get_tp_group()
+        self.ended = False
+        """No rank will have more."""
+
+    def take(self, *, wait: bool) -> list[tuple[int | None, Request]]:
+        """New ones, each with its number on this rank; None: it is another's. What goes wrong on one rank is raised on
+        all."""
+        if self.ended:
+            return []
+        parts, rank = [self._mine(wait)], 0
+        if self._group is not None:
+            parts, rank = parts * self._group.world_size, self._group.rank_in_group
+            torch.distributed.all_gather_object(parts, parts[rank], group=self._group.cpu_group)
+        found: list[tuple[int | None, Request]] = []
+        for of, part in enumerate(parts):
+            if isinstance(part, RlkitError):
+                raise part
+            found += [(number if of == rank else None, each) for number, each in enumerate(part or (), self._taken)]
+        self._taken += sum(number is not None for number, _ in found)
+        self.ended = all(part is None for part in parts)
+        if wait and not (found or self.ended):
+            time.sleep(POLL_S)
+        return found
+
+    def _mine(self, wait: bool) -> Sequence[Request] | RlkitError | None:
+        try:
+            # Whoever waited for its own would keep the others waiting.
+            new = self._requests.take(wait=wait and self._group is None)
+            check(new or (), self._context, self._taken)
+        except RlkitError as error:
+            return error
+        return new
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate, groupby
 from typing import Annotated, Any, NoReturn
 
 import httpx
@@ -28,11 +29,11 @@ from rlkit.dispatch import NoServerError, ServerError, dispatch, in_a_thread
 from rlkit.embedded import resolve
 from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.generation import check, end_tokens
+from rlkit.generation import Listed, check, end_tokens
 from rlkit.generation.server import UNTOUCHED, Changes, Server, look
 from rlkit.generation.stops import stops_of
 from rlkit.http import authorisation, checked_url
-from rlkit.interfaces.generation import Completion, Request, Sampler
+from rlkit.interfaces.generation import Completion, Request, Requests, Sampler
 from rlkit.registry import sampler
 from rlkit.serving.facts import fingerprint, shape
 from rlkit.serving.guard import LEASE_S
@@ -98,27 +99,58 @@ class _VLLMServers:
         self._renewing: threading.Thread | None = None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        check(requests, self._context)
+        return self.stream(Listed(requests))
+
+    def stream(self, requests: Requests) -> Iterator[tuple[int, Completion]]:
         if self._name == UNTOUCHED:
             self._check_untouched()
+        taken = 0
+
+        def take(wait: bool) -> Sequence[Request] | None:
+            nonlocal taken
+            new = requests.take(wait=wait)
+            check(new or (), self._context, taken)
+            taken += len(new or ())
+            return new
+
         try:
-            yield from in_a_thread(lambda: self._sample(requests))
+            yield from in_a_thread(self._sample, take)
         except NoServerError as error:
             raise RlkitError(f"{error}\nWhen one is there again, the run goes on with --resume") from error
 
-    async def _sample(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Completion]]:
+    async def _sample(self, come: AsyncIterator[Sequence[Request]]) -> AsyncIterator[tuple[int, Completion]]:
+        asked: dict[int, Request] = {}
+        last: dict[int, Server] = {}
+        """Of each prompt so far, which server has it in its cache."""
+
+        async def groups() -> AsyncIterator[list[list[int]]]:
+            count = 0
+            async for new in come:
+                asked.update(enumerate(new, count))
+                yield list(_groups(new, count))
+                count += len(new)
+
+        def choose(index: int, free: Sequence[Server]) -> Server:
+            """A conversation's next turn goes where the one before went, if there is room."""
+            prompts = _beginnings(asked[index].prompt_tokens)
+            known = [last[prompt] for prompt in reversed(prompts) if prompt in last]
+            last[prompts[-1]] = next((server for server in known if server in free), free[0])
+            return last[prompts[-1]]
+
         timeout, key = httpx.Timeout(None, connect=10.0), self._servers[0].headers
         async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(), headers=key) as client:
             async for pair in dispatch(
-                _groups(requests),
+                groups(),
                 self._servers,
-                lambda server, index: self._ask(client, server, requests[index]),
+                lambda server, index: self._ask(client, server, asked[index]),
                 lambda server: self._watch(client, server),
                 concurrency=self._config.concurrency,
                 patience_s=self._config.patience_s,
                 attempts=ATTEMPTS,
                 give_up=_given_up,
+                choose=choose,
             ):
+                del asked[pair[0]]
                 yield pair
 
     async def _ask(self, client: httpx.AsyncClient, server: Server, request: Request) -> Completion:
@@ -292,16 +324,15 @@ class _VLLMServers:
         self._weights = {}
 
 
-def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Numbers of requests that stand together and have one prompt."""
-    group: list[int] = []
-    for i, request in enumerate(requests):
-        if group and tuple(requests[group[-1]].prompt_tokens) != tuple(request.prompt_tokens):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
+def _groups(requests: Sequence[Request], first: int) -> Iterator[list[int]]:
+    """Numbers of requests that stand together and have one prompt. `first`: the first one's."""
+    for _, group in groupby(enumerate(requests, first), lambda pair: tuple(pair[1].prompt_tokens)):
+        yield [number for number, _ in group]
+
+
+def _beginnings(tokens: Sequence[int]) -> list[int]:
+    """A number for each beginning of the tokens, the whole the last."""
+    return list(accumulate(tokens, lambda before, token: hash((before, token)), initial=0))[1:]
 
 
 def _given_up(index: int, error: ServerError) -> NoReturn:

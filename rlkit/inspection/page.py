@@ -10,7 +10,7 @@ from typing import Any
 from rlkit.errors import RlkitError
 from rlkit.inspection.steps import Group, Response, Step
 from rlkit.inspection.surprises import KINDS
-from rlkit.inspection.words import alike, label, largest, short
+from rlkit.inspection.words import alike, heading, label, largest, short
 from rlkit.pages import as_json, render
 from rlkit.wording import gold_answer, ranges, visible
 
@@ -144,7 +144,9 @@ def _response(same: Sequence[Response], found: Mapping[str, set[int]]) -> dict[s
         "truncated": response.truncated,
         "valid": response.valid,
         "parts": {visible(name): _short(value) for name, value in response.parts.items()},
-        "info": visible(_said(response.info)),
+        "info": visible(_said(response.noted)),
+        "stretches": [[part.start, part.turn is not None, visible(heading(part))] for part in response.stretches],
+        "last": visible(response.last_words) if response.turns else "",
         "ids": response.tokens,
         "texts": [visible(piece.shown or piece.text) for piece in response.pieces],
         "named": [at for at, piece in enumerate(response.pieces) if piece.shown is not None],

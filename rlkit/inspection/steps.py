@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from rlkit.errors import ConfigError, RlkitError
-from rlkit.interfaces.names import STATS
+from rlkit.interfaces.names import ENVIRONMENT, STATS
 from rlkit.interfaces.rewards import VALUELESS
 from rlkit.records.folder import RunFolder
 from rlkit.records.samples import read, step_files
@@ -21,6 +21,9 @@ FACTS = (
     *("reward", "clean_reward", "status", "correct", "parts", "info", "valid", "truncated"),
 )
 """Columns of a step's samples that are shown."""
+
+TURNS = "turns"
+"""The column of the policy's turns; runs of before lack it."""
 
 SAMPLED = (*STATS, "sampler_logprobs", "token_reward")
 """Columns of numbers of a token, as far as the run has kept them. A critic's `values` are shown as `value`."""
@@ -42,9 +45,24 @@ class Piece:
     """What to show for a token without a text of its own: an end token's name, a part of a character."""
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a trajectory: a turn of the model, or what the environment said to it."""
+
+    start: int
+    end: int
+    """Tokens [start, end)."""
+    turn: int | None
+    """1, 2, ... of the model's; None: it is the environment's."""
+    reward: float | None = None
+    """What the environment gave for the turn."""
+    credit: float | None = None
+    """The sum of what its tokens were credited."""
+
+
 @dataclass(kw_only=True)
 class Response:
-    """One response, and what is known of it."""
+    """One response, or a trajectory, and what is known of it."""
 
     row: int
     """In the step's files."""
@@ -68,6 +86,36 @@ class Response:
     series: dict[str, Numbers]
     """Name -> a number for each token; what was not kept is absent."""
     decode: Callable[[Sequence[int], str], list[Piece]] = field(repr=False)
+    turns: list[tuple[int, int]] = field(default_factory=list)
+    """The model's turns in an environment, each the tokens [start, end); empty: it answered once."""
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """A trajectory, turn by turn; empty for a response."""
+        found: list[Stretch] = []
+        said = self.info.get(ENVIRONMENT, {}).get("turns", [])
+        credits = self.series.get("credit")
+        for number, (start, end) in enumerate(self.turns, 1):
+            if found and start > found[-1].end:
+                found.append(Stretch(found[-1].end, start, None))
+            credit = math.fsum(c or 0.0 for c in credits[start:end]) if credits is not None else None
+            reward = said[number - 1].get("reward") if number <= len(said) else None
+            found.append(Stretch(start, end, number, reward, credit))
+        return found
+
+    @property
+    def last_words(self) -> str:
+        """What the environment said to the last turn, which no model has read."""
+        return str(self.info.get(ENVIRONMENT, {}).get("last", ""))
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """`info`, without what the turns show."""
+        acted = self.info.get(ENVIRONMENT)
+        if not self.turns or not isinstance(acted, dict):
+            return self.info
+        shown = {name: value for name, value in acted.items() if name not in ("turns", "last")}
+        return {**{name: value for name, value in self.info.items() if name != ENVIRONMENT}, ENVIRONMENT: shown}
 
     @cached_property
     def pieces(self) -> list[Piece]:
@@ -166,7 +214,7 @@ def load_step(folder: RunFolder, number: int, decode: Callable[[Sequence[int], s
     Raises RlkitError for samples that cannot be read; what cannot be read of the credit is left out and noted.
     """
     config = folder.read_config()
-    rows = read(folder.rollout_file(number), FACTS, optional=SAMPLED).to_pylist()
+    rows = read(folder.rollout_file(number), FACTS, optional=(*SAMPLED, TURNS)).to_pylist()
     credited, damage = _credited(folder, number)
     groups: dict[tuple[str, int], Group] = {}
     for at, row in enumerate(rows):
@@ -229,6 +277,7 @@ def _response(
         if numbers is not None and any(mask):
             series[name] = [v if acts and math.isfinite(v) else None for v, acts in zip(numbers, mask, strict=True)]
     valued = row["status"] not in VALUELESS
+    info = json.loads(row["info"])
     return Response(
         row=at,
         index=row["index"],
@@ -238,13 +287,14 @@ def _response(
         status=row["status"],
         correct=row["correct"],
         parts=dict(row["parts"] or []),
-        info=json.loads(row["info"]),
+        info=info,
         valid=row["valid"],
         truncated=row["truncated"],
         tokens=row["tokens"],
         mask=mask,
         series=series,
         decode=decode,
+        turns=[(start, end) for start, end in row.get(TURNS) or ()] if ENVIRONMENT in info else [],
     )
 
 

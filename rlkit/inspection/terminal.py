@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.inspection.steps import Group, Response, Step
-from rlkit.inspection.words import DASH, alike, decimals, label, largest, short, signed
+from rlkit.inspection.words import DASH, alike, decimals, heading, label, largest, short, signed
 from rlkit.wording import gold_answer, number, ranges, visible
 
 PROMPTS = 3
@@ -177,6 +177,23 @@ def _end(response: Response, values: list[float]) -> float:
 
 def _tokens(response: Response, scale: Scale, width: int, coloured: bool) -> Iterator[Text]:
     cells = _cells(response)
+    for stretch in response.stretches:
+        yield Text(visible(f"     {heading(stretch)}"), style="dim")
+        part = cells[stretch.start : stretch.end]
+        if stretch.turn is None:
+            for line in _plain(part, width - 7):
+                yield Text("     │").append_text(line[4:])
+        else:
+            yield from _drawn_cells(response, part, scale, width, coloured)
+    if not response.turns:
+        yield from _drawn_cells(response, cells, scale, width, coloured)
+    elif response.last_words:
+        yield Text("     the environment, at the end", style="dim")
+        for line in _plain([Cell(_drawn(response.last_words), None, None)], width - 7):
+            yield Text("     │").append_text(line[4:])
+
+
+def _drawn_cells(response: Response, cells: Sequence[Cell], scale: Scale, width: int, coloured: bool) -> Iterator[Text]:
     if coloured:
         yield from _coloured(cells, scale, width - 5, "value" in response.series)
     elif response.credited is None or response.one_number is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rlkit import wording
-from rlkit.inspection.steps import Response, Step
+from rlkit.inspection.steps import Response, Step, Stretch
 
 _NAMES = {
     "credit": "credit, what it adds to V",
@@ -39,6 +39,16 @@ def label(step: Step, name: str) -> str:
 def short(name: str) -> str:
     """The series in a word."""
     return _SHORT.get(name, name)
+
+
+def heading(stretch: Stretch) -> str:
+    """What stands above a part of a trajectory."""
+    if stretch.turn is None:
+        return "the environment"
+    said = [f"turn {stretch.turn}"]
+    said += [f"reward {wording.number(stretch.reward)}"] if stretch.reward else []
+    said += [f"credit {wording.number(stretch.credit)}"] if stretch.credit is not None else []
+    return " · ".join(said)
 
 
 def largest(numbers: Iterable[float | None]) -> float:

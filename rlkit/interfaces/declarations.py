@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -95,7 +96,15 @@ class RewardDeclaration:
     """What a worker process calls before the first sample."""
 
 
-Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration)
+@dataclass(frozen=True, slots=True)
+class EnvironmentDeclaration:
+    range: tuple[float, float] | None = None
+    """The lowest and the highest sum of rewards that a trajectory gets; None: it does not say."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of the functions that the model may call, for the chat template."""
+
+
+Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration, EnvironmentDeclaration)
 
 
 def advantage_declaration(advantage: object, name: str) -> AdvantageDeclaration:
@@ -115,6 +124,11 @@ def loss_declaration(loss: object, name: str, reads: frozenset[str] = frozenset(
 def reward_declaration(reward: object, name: str) -> RewardDeclaration:
     """What a reward declares. Of a class, what can be said before there is an object of it."""
     return _read(reward, name, RewardDeclaration())
+
+
+def environment_declaration(environment: object, name: str) -> EnvironmentDeclaration:
+    """What an environment declares. Of a class, what can be said before there is an object of it."""
+    return _read(environment, name, EnvironmentDeclaration())
 
 
 def _read(part: object, name: str, default: Declaration) -> Declaration:
@@ -206,6 +220,17 @@ def _pair(value: Any) -> tuple[Any, Any] | None:
     return value[0], value[1]
 
 
+def _schemas(value: object) -> Sequence[Mapping[str, Any]]:
+    sound = isinstance(value, (tuple, list)) and all(isinstance(each, Mapping) for each in value)
+    if not sound:
+        raise ValueError("must be a list of JSON schemas, each a dict")
+    try:
+        found: list[dict[str, Any]] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be JSON: {error}") from error
+    return found
+
+
 def _function(value: object) -> Callable[..., Any] | None:
     if value is not None and not callable(value):
         raise ValueError("must be a function")
@@ -223,4 +248,5 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "range": _pair,
     "in_process": _flag,
     "warm_up": _function,
+    "tools": _schemas,
 }

@@ -44,8 +44,24 @@ class Completion:
     """The policy version of the weights that sampled it."""
 
 
+class Requests(Protocol):
+    """Requests of which more come while the first are answered: a conversation's next turn follows from the one before.
+
+    They are numbered in the order in which `take` gives them, from 0. A sampler asks in the thread that goes through
+    what it yields, and waits only where it has answered all: what comes next may follow from an answer.
+    """
+
+    def take(self, *, wait: bool) -> Sequence[Request] | None:
+        """Those that have come since the last call; `wait`: not before there is one. None: no more will come."""
+        ...
+
+
 class Sampler(Protocol):
     """What samples.
+
+    One that answers requests in whichever order they come may have a method more,
+    `stream(requests: Requests) -> Iterator[tuple[int, Completion]]`: as `generate`, and while conversations wait for
+    their environments the others go on. Without it conversations are sampled in turns, by `generate`.
 
     A class may carry `beside_training = True`: it holds no device of the learner's, so `generate` may go on in a thread
     while that learns, as `schedule: one_ahead` has it. `sync` is not called meanwhile.

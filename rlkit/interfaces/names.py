@@ -11,3 +11,7 @@ STATS: tuple[Stat, ...] = get_args(Stat)
 
 TARGETS = ("advantages", "scores", "returns", "importance", "coefs", "scalars", "credit")
 """What an advantage hands to the losses: the fields of `Targets`."""
+
+ENVIRONMENT = "environment"
+"""Of a trajectory: what its environment's rewards are called among others, and where in a sample's info it stands what
+the environment said: {"ended", "counts", "last", "turns"}."""

@@ -26,7 +26,7 @@ from rlkit.errors import DiskError, DroppedError, NotFiniteError, RlkitError, St
 from rlkit.evaluation.in_training import Benchmark, evaluate
 from rlkit.generation import make_room
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.describe import describe, disturbed

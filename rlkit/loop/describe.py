@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.learning import Rollout
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardResult
 
 
@@ -37,7 +38,23 @@ def describe(scored: Sequence[Scored], rollout: Rollout) -> dict[str, float]:
         metrics[f"samples/{status}"] = float(count)
     for name in sorted({name for r in valued for name in r.parts}):
         metrics[f"reward/part/{name}"] = sum(r.parts.get(name, 0.0) for r in valued) / len(valued)
-    return metrics
+    return metrics | _turns([s for s in scored if s.turns is not None])
+
+
+def _turns(scored: Sequence[Scored]) -> dict[str, float]:
+    """Of trajectories, as means over them; the numbers that environments give are known on the main rank."""
+    said = [s.result.info.get(ENVIRONMENT) or {} for s in scored]
+    if not any(said):
+        return {}
+    counts: Counter[str] = Counter()
+    for one in said:
+        counts.update(one.get("counts", {}))  # adding Counters would lose what is 0
+    return {
+        "environment/turns": sum(len(s.turns or ()) for s in scored) / len(scored),
+        "environment/cut": sum(one.get("ended") in ("max_turns", "tokens") for one in said) / len(said),
+        "environment/cut_turns": sum(one.get("ended") == "max_turns" for one in said) / len(said),
+        **{f"environment/{name}": count / len(scored) for name, count in sorted(counts.items())},
+    }
 
 
 def _equal(rollout: Rollout) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from rlkit.data import Problem
 from rlkit.generation import make_room
-from rlkit.generation.collector import Collector, Scored, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Scored, draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.scoring.noise import Noise, apply_noise
 

@@ -13,7 +13,7 @@ from rlkit.config import RunConfig
 from rlkit.engine import distributed
 from rlkit.errors import DiskError, NotFiniteError, RlkitError, nearest
 from rlkit.files import cannot_write
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.learning import Batch, Rollout, Targets, TokenStats
 from rlkit.loop.dynamic_sampling import Gathered
 from rlkit.loop.learner import Credited

@@ -103,10 +103,13 @@ class OneAheadLoop(SamplingLoop):
         staleness = (taken.step - 1 - rollout.version).float()
         waited = self._learner_waited, self._sampler_waited
         self._learner_waited = self._sampler_waited = 0.0
-        return {
+        spent = dict(taken.gathered.seconds)
+        # Within the others.
+        environment = {"time/environment_s": spent.pop("environment")} if "environment" in spent else {}
+        return environment | {
             "policy/staleness_mean": float(staleness.mean()),
             "policy/staleness_max": float(staleness.max()),
-            "time/ahead_s": sum(taken.gathered.seconds.values()),
+            "time/ahead_s": sum(spent.values()),
             "time/learner_waited_s": waited[0],
             "time/sampler_waited_s": waited[1],
         }

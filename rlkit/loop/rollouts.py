@@ -14,8 +14,9 @@ import torch
 from rlkit.config import RunConfig
 from rlkit.data import Cursor, Problem
 from rlkit.errors import RlkitError
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered, Gatherer
 from rlkit.loop.state import Place
@@ -41,6 +42,13 @@ def take(
     others = Cursor(len(problems), config.seed + 1, place.replacements)
     first = [problems[i] for i in cursor.take(config.batch.prompts_per_step)]
     gathered = gatherer.gather(first, step, lambda n: [problems[i] for i in others.take(n)])
+    if version is not None:
+        # A trajectory that was lost before its first turn is of no weights.
+        scored = [
+            one if len(one.completion.tokens) else replace(one, completion=replace(one.completion, version=version))
+            for one in gathered.scored
+        ]
+        gathered = replace(gathered, scored=scored)
     if found := {one.completion.version for one in gathered.scored} - {version}:
         raise RlkitError(
             f"step {step}: the sampler gave samples of policy version {min(found)}, and was given the weights of "
@@ -61,6 +69,9 @@ def saved(taken: Taken) -> dict[str, Any]:
                 "key": asdict(one.key),
                 "answer": one.problem.answer,
                 "text": one.text,
+                "turns": one.turns,
+                # Of a trajectory, for which the environment may have gone on with it.
+                "prompt": None if one.turns is None else (one.problem.text, one.problem.tokens),
                 "truncated": one.completion.truncated,
                 "version": one.completion.version,
                 "result": asdict(replace(one.result, info={}, token_values=_plain(one.result.token_values))),
@@ -94,7 +105,11 @@ def stored(file: Path, step: int, after: Place, first: int, problems: Sequence[P
     tokens, logprobs = (table[name].combine_chunks() for name in ("tokens", "sampler_logprobs"))
     rows = table.drop_columns(["tokens", "sampler_logprobs"]).to_pylist()
     read_as = {problem.id: problem.tokens for problem in problems}
-    if any(read_as.get(row["prompt_id"], row["prompt_tokens"]) != row["prompt_tokens"] for row in rows):
+    if any(
+        read_as.get(row["prompt_id"], row["prompt_tokens"]) != row["prompt_tokens"]
+        for row in rows
+        if ENVIRONMENT not in json.loads(row["info"])
+    ):
         raise RlkitError(
             f"{file}: its prompts are other tokens than they are to the model of this run: samples can only be learnt "
             "from by a model with the tokenizer of the one that gave them (model.path)"
@@ -107,6 +122,8 @@ def stored(file: Path, step: int, after: Place, first: int, problems: Sequence[P
                 "key": {name: row[name] for name in ("prompt_id", "rollout_step", "occurrence", "index")},
                 "answer": row["answer"],
                 "text": row["response"],
+                "turns": row["turns"],
+                "prompt": (row["prompt"], row["prompt_tokens"]),
                 "truncated": row["truncated"],
                 "version": row["version"],
                 "result": {
@@ -146,17 +163,21 @@ def restored(found: Mapping[str, Any], problems: Sequence[Problem]) -> Taken:
                 f"there are samples for step {key.rollout_step} to a prompt that the data lack: go on with the data "
                 "that they were sampled with"
             )
+        # What is read after the scoring follows from the prompt, but for the gold, which others may share it with.
+        problem = replace(prompts[key.prompt_id], answer=one["answer"])
+        if (prompt := one.get("prompt")) is not None:
+            problem = replace(problem, text=prompt[0], tokens=list(prompt[1]))
+        turns = one.get("turns")
         completion = Completion(
             tokens=drawn.tolist(), logprobs=said.tolist(), truncated=one["truncated"], version=one["version"]
         )
         scored.append(
             Scored(
                 key=key,
-                # What is read after the scoring follows from the prompt, but for the gold, which others may share it
-                # with.
-                problem=replace(prompts[key.prompt_id], answer=one["answer"]),
+                problem=problem,
                 completion=completion,
                 text=one["text"],
+                turns=None if turns is None else tuple((start, end) for start, end in turns),
                 result=RewardResult(**one["result"] | {"info": json.loads(one["info"])}),
             )
         )

@@ -186,6 +186,9 @@ class Watch:
             )
         newest = checkpoints.latest(self._run_folder.checkpoints)
         stacks = trouble or f"The stacks of all threads: {self._stacks}"
+        log = self._run_folder.rewards_log
+        if any(": scoring" in line for line in said) and log.is_file():
+            stacks += f"\nThose of rewards that are near their deadline (scoring.timeout_s): {log}"
         return "\n".join(
             [
                 f"the run is ended: no sign of life for {duration(60 * self.limit_minutes)} (engine.timeout_minutes). "

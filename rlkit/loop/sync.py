@@ -13,7 +13,8 @@ from rlkit.engine.passes import LOGPROBS
 from rlkit.errors import StaleWeightsError
 from rlkit.generation import make_room
 from rlkit.generation.assemble import unscored
-from rlkit.generation.collector import Collector, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.interfaces.progress import Progress, unseen
 from rlkit.loop.learner import Learner, gap
@@ -75,7 +76,9 @@ class Sync:
         step, params = self.learner.state.step, self.params
         # The trainer's log-probs are of the whole distribution.
         params = replace(params, max_tokens=min(16, params.max_tokens), top_p=1.0, top_k=0)
-        rollout = unscored(self.collector.sample(draws(self.problems[:8], 1, step), params, "check"))
+        # Where an environment asks the questions, any token is one to both.
+        prompts = [each if each.tokens else replace(each, tokens=[0]) for each in self.problems[:8]]
+        rollout = unscored(self.collector.sample(draws(prompts, 1, step), params, "check"))
         make_room(self.collector.sampler, until_sync=False)
         found = gap(self.learner.policy.token_stats(rollout, LOGPROBS).get("logprobs"), rollout)["sampler/gap_mean"]
         allowed = GAP_ALLOWED[self.config.model.dtype]

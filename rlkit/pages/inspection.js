@@ -210,6 +210,13 @@
       const span = make(box, "span", text, named.has(at) ? { class: colour ? "named marked" : "named" } : {});
       if (colour) span.style.background = colour;
     });
+    // A conversation, turn by turn: what is not the model's is set apart.
+    response.stretches.forEach(([start, acts, heading], i) => {
+      const end = response.stretches[i + 1]?.[0] ?? response.ids.length;
+      box.children[start].dataset.heading = heading;
+      for (let at = start; at < end && !acts; at++) box.children[at].classList.add("context");
+    });
+    if (response.last) make(box, "div", response.last, { class: "context last", "data-heading": "the environment, at the end" });
     const move = range && response.series.value ? drawCurve(card, run, group, curve(response), range) : () => {};
     const details = make(card, "p", "", { class: "details muted", "aria-live": "polite" });
     let at = -1;
@@ -226,7 +233,7 @@
       const said = Object.keys(response.series).map((name) => `${run.short[name]} ${number(response.series[name][at])}`);
       make(details, "span", ` id ${response.ids[at]}${said.map((each) => ` · ${each}`).join("")}`);
     }
-    const over = (event) => event.target !== box && point([...box.children].indexOf(event.target));
+    const over = (event) => event.target.tagName === "SPAN" && point([...box.children].indexOf(event.target));
     box.addEventListener("pointerover", over);
     box.addEventListener("click", over);
     box.addEventListener("keydown", (event) => {

@@ -44,7 +44,12 @@ class Data:
 
 
 def read(path: str, subset: str | None) -> list[Row]:
-    """The rows. ConfigError for what cannot be read, and for none."""
+    """The rows. ConfigError for what cannot be read, for none, and for tasks whose presets say all there is."""
+    if (task := path.removeprefix(embedded.PREFIX)) in embedded.PLAYED and task != path:
+        raise ConfigError(
+            f"{path} is played over several turns in an environment, which no config is proposed for: "
+            f"`rlkit run embedded_{task}` trains on it"
+        )
     rows = data.read_rows(path, subset)
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")

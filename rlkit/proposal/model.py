@@ -34,6 +34,8 @@ class Model:
     @property
     def task(self) -> str | None:
         """The embedded data that an embedded model was made for."""
+        if self.path == embedded.PREFIX + "xs-turns":
+            return embedded.PREFIX + embedded.PLAYED[0]
         named = [embedded.PREFIX + task for task in embedded.TASKS if self.path.endswith(f"-{task}")]
         return (named or [embedded.PREFIX + embedded.TASKS[0]])[0] if self.embedded else None
 

@@ -135,6 +135,11 @@ class RunFolder:
         return self.path / "rewards.log"
 
     @property
+    def environments_log(self) -> Path:
+        """What environments print in their processes, of all ranks."""
+        return self.path / "environments.log"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 

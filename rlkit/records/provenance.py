@@ -70,6 +70,7 @@ def _plugins(config: RunConfig) -> dict[str, str]:
         ("losses", config.loss),
         *(("rewards", ref) for ref in config.reward),
         *(("noise", ref) for ref in config.noise),
+        ("environments", config.environment),
         ("samplers", None if config.sampler.kind == "auto" else config.sampler),
         *(("trackers", tracker) for tracker in config.trackers),
     ]
@@ -80,6 +81,8 @@ def plugin_files(config: RunConfig) -> dict[str, str]:
     """File -> digest, of what the config names under `plugins` and of functions that are its rewards; they are loaded.
     What such a file imports is not among it."""
     functions = [ref.options.get("path") for ref in config.reward if ref.kind == "function"]
+    # As that of a function: whatever kind of environment has a file, it is the user's code.
+    functions += [config.environment.options.get("path")] if config.environment is not None else []
     sources = [source for source in (*config.plugins, *functions) if source]
     files = [
         source if modules.is_file(source) else getattr(sys.modules.get(source), "__file__", None) for source in sources

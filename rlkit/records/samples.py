@@ -18,7 +18,7 @@ from rlkit.errors import RlkitError
 LEARNT_FROM = (
     *("prompt_id", "rollout_step", "occurrence", "index", "prompt_tokens", "answer", "response", "tokens"),
     *("sampler_logprobs", "reward", "clean_reward", "status", "correct", "parts", "info", "truncated", "version"),
-    "replaced",
+    *("replaced", "prompt", "turns"),
 )
 """Columns of samples from which a step can be learnt again; `token_values` where rewards come on the way."""
 

@@ -115,10 +115,12 @@ def _prompts(config: RunConfig, exported: Exported) -> str:
 
 def _training(config: RunConfig, metrics: Metrics, versions: dict[str, str], adapter: bool) -> list[tuple[str, str]]:
     batch, optimizer, lora = config.batch, config.optimizer, config.model.lora
+    rewards = [("" if ref.weight == 1 else f"{ref.weight:g} x ") + _ref(ref) for ref in config.reward]
     done, merged = last_step(metrics), "" if adapter else ", merged"
     return [
         ("data", _data(config.data.path)),
-        ("reward", " + ".join(("" if r.weight == 1 else f"{r.weight:g} x ") + _ref(r) for r in config.reward)),
+        *([("environment", _ref(config.environment))] if config.environment else []),
+        ("reward", " + ".join(rewards) or "the environment's"),
         ("noise on the reward", ", then ".join(map(_ref, config.noise)) or "none"),
         ("algorithm", _ref(config.algo) + _paper(config.algo.kind)),
         *((name, _ref(ref)) for name, ref in (("advantage", config.advantage), ("loss", config.loss)) if ref),

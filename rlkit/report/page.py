@@ -151,9 +151,10 @@ def _line(config: RunConfig) -> str:
     disturbed = " and ".join(_ref(each) for each in config.noise) or "no noise"
     shape = f"{config.batch.prompts_per_step} prompts x {config.batch.samples_per_prompt} samples a step"
     replayed = f", replayed from {config.replay.run}" if config.replay else ""
+    acts = f", acting in {config.environment.kind}" if config.environment else ""
     return (
-        f"{config.algo.kind} on {config.data.path}, model {config.model.path}, {shape}, {disturbed}, seed {config.seed}"
-        f"{replayed}"
+        f"{config.algo.kind} on {config.data.path}{acts}, model {config.model.path}, {shape}, {disturbed}, "
+        f"seed {config.seed}{replayed}"
     )
 
 

@@ -9,7 +9,7 @@ from rlkit.pages import Chart, Series
 from rlkit.records.metrics import Metrics, held_out_names, series
 from rlkit.records.statistics import drawing_window, running_mean
 from rlkit.report.curve import suite_of
-from rlkit.report.warnings import ACTOR_RATIO, CLIPPED, EQUAL_GROUPS, GAP_MEAN, KL_HIGH, TRUNCATED
+from rlkit.report.warnings import ACTOR_RATIO, CLIPPED, CUT_TURNS, EQUAL_GROUPS, GAP_MEAN, KL_HIGH, TRUNCATED
 from rlkit.wording import number
 
 
@@ -59,6 +59,23 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
             "updates",
             y_min=0,
         ),
+    ),
+    "Conversations": (
+        Panel("Turns", {"environment/turns": "turns"}, "a trajectory", y_min=0),
+        Panel(
+            "Cut before the environment has ended them",
+            {"environment/cut": "cut", "environment/cut_turns": "at conversation.max_turns"},
+            "share of trajectories",
+            y_min=0,
+            line=CUT_TURNS,
+        ),
+        Panel(
+            "Tool calls",
+            {"environment/tool_calls": "calls", "environment/tool_errors": "answered with an error"},
+            "a trajectory",
+            y_min=0,
+        ),
+        Panel("Waiting for the environment", {"time/environment_s": "seconds"}, "seconds a trajectory", y_min=0),
     ),
     "Responses": (
         Panel("Length", {"response/length": "mean", "response/length_max": "longest"}, "tokens", y_min=0),
@@ -122,13 +139,22 @@ class Section:
 def sections(metrics: Metrics, dtype: str) -> list[Section]:
     """Everything but the rewards, evaluation and timing, which have places of their own. `dtype`: of the model."""
     gap = GAP_MEAN[dtype]
-    made = [
-        _section(title, [replace(p, line=gap) if "sampler/gap_mean" in p.curves else p for p in panels], metrics)
-        for title, panels in SECTIONS.items()
-    ]
     known = {name for panels in SECTIONS.values() for panel in panels for name in panel.curves}
     own = {name for row in metrics for name in row if "/" in name and name.partition("/")[0] not in COMMON} - known
-    panels = [Panel(name, {name: name}, line=OWN_LINES.get(name)) for name in sorted(own)]
+    counted = sorted(name for name in own if name.startswith("environment/"))
+    counts = {"Conversations": [Panel(name, {name: name}, "a trajectory") for name in counted]}
+    made = [
+        _section(
+            title,
+            [
+                *(replace(p, line=gap) if "sampler/gap_mean" in p.curves else p for p in panels),
+                *counts.get(title, []),
+            ],
+            metrics,
+        )
+        for title, panels in SECTIONS.items()
+    ]
+    panels = [Panel(name, {name: name}, line=OWN_LINES.get(name)) for name in sorted(own - set(counted))]
     made.insert(1, _section("The algorithm's own numbers", panels, metrics))
     return [section for section in made if section.charts or section.constant]
 

@@ -38,6 +38,10 @@ responses of at most 64 tokens to questions of GSM8K, temperatures 1 and 0.6, on
 alike: it is rounding. A gap biases every ratio. A config that nobody has resolved says auto: it is then not known."""
 TRUNCATED = 0.1
 """Share of responses: each is one whose reward says nothing of the answer."""
+CUT_TURNS = 0.25
+"""Share of trajectories that meet conversation.max_turns: a few go round in circles, many had no time to end."""
+TOOL_ERRORS = 0.5
+"""Share of the calls: past it a call more often teaches the model nothing of its task."""
 NO_ANSWER = 0.5
 """Share of responses: past it the reward says more of the form than of the answer."""
 CLIPPED = 0.2
@@ -136,12 +140,22 @@ def samples_without_value(metrics: Metrics, limit: float = 0) -> Warning | None:
     steps, values = series(metrics, "samples/no_value")
     counts = {status: sum(series(metrics, f"samples/{status}")[1]) for status in sorted(VALUELESS)}
     named = ", ".join(f"{status} {number(count)}" for status, count in counts.items() if count)
+    acts = any("environment/turns" in row for row in metrics)
     return Warning(
         name="Samples without a value",
         seen=f"{number(sum(values))} samples got no reward{f' ({named})' if named else ''}, in {_steps(steps)}.",
         means="They are left out of the loss and of their group's mean. If they are not a fair draw (the longest, the "
         "hardest), what is learnt leans towards the others.",
         tries=(
+            *(
+                [
+                    "environments.log in the run's folder, which has what the environment printed; the column info of "
+                    "rollouts/ says why each was lost",
+                    "for timeout of an environment: a longer `conversation.timeout_s`",
+                ]
+                if acts
+                else []
+            ),
             "`rlkit verify RUN --reward NAME`, which scores the responses again and shows where it fails",
             "for timeout (of rewards that ask a server): a longer timeout_s of theirs, or fewer `scoring.workers`",
             "for bad_gold: `rlkit data check FILE --reward NAME`, which finds golds that no answer can match",
@@ -230,7 +244,13 @@ def entropy_collapse(metrics: Metrics, limit: float | None = None) -> Warning | 
 
 
 def truncation(metrics: Metrics, limit: float = TRUNCATED) -> Warning | None:
-    found = _stretch_above(metrics, "response/truncated", limit)
+    # Of conversations, but for those that have met their most turns.
+    cut = [
+        {"step": row["step"], "cut": row["response/truncated"] - row.get("environment/cut_turns", 0.0)}
+        for row in metrics
+        if "response/truncated" in row
+    ]
+    found = _stretch_above(cut, "cut", limit)
     if found is None:
         return None
     return Warning(
@@ -243,6 +263,45 @@ def truncation(metrics: Metrics, limit: float = TRUNCATED) -> Warning | None:
             "a higher `sampling.max_tokens`",
             "a template (`data.template`) that tells the model how to end, or `sampling.stop`",
             "GRPO and its like: `algo.overlong_mask: true`, or `algo.overlong_penalty`",
+        ),
+    )
+
+
+def cut_turns(metrics: Metrics) -> Warning | None:
+    found = _stretch_above(metrics, "environment/cut_turns", CUT_TURNS)
+    if found is None:
+        return None
+    return Warning(
+        name="Conversations cut by their turns",
+        seen=f"{percent(found.mean)} of the trajectories have had all turns of `conversation.max_turns` in "
+        f"{found.where}, and the environment had not ended them (fine: below {percent(CUT_TURNS)}).",
+        means="What the environment gives at the end they do not get, and the model does not learn how to end.",
+        tries=(
+            "a higher `conversation.max_turns`, with `sampling.max_tokens` for as many",
+            "`rlkit inspect RUN`, to see what the turns go into",
+            "an environment that rewards an early end, or says how many turns are left",
+        ),
+    )
+
+
+def tool_errors(metrics: Metrics) -> Warning | None:
+    names = "environment/tool_errors", "environment/tool_calls"
+    shares = [
+        {"step": row["step"], "share": row.get(names[0], 0.0) / row[names[1]]} for row in metrics if row.get(names[1])
+    ]
+    found = _stretch_above(shares, "share", TOOL_ERRORS)
+    if found is None:
+        return None
+    return Warning(
+        name="Tool errors",
+        seen=f"{percent(found.mean)} of the tool calls are answered with an error in {found.where} "
+        f"(fine: below {percent(TOOL_ERRORS)}).",
+        means="The model writes calls that cannot be read, or calls with arguments that do not fit: it gets nothing "
+        "out of its tools.",
+        tries=(
+            "`rlkit inspect RUN`, which shows the calls and their errors",
+            "the option format of the `environment`, if the model writes its calls in another",
+            "an example of a call in the prompt (`data.system`, `data.template`)",
         ),
     )
 
@@ -316,6 +375,8 @@ CHECKS: tuple[Callable[[Metrics], Warning | None], ...] = (
     entropy_collapse,
     samples_without_value,
     truncation,
+    cut_turns,
+    tool_errors,
     no_answer,
     equal_groups,
     clip_share,

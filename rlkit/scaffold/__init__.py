@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from rlkit import distribution, registry
 from rlkit.errors import ConfigError
 
-Kind = Literal["algorithm", "reward", "noise", "suite"]
+Kind = Literal["algorithm", "reward", "noise", "environment", "suite"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -25,12 +25,14 @@ _GROUPS: dict[Kind, registry.Kind] = {
     "algorithm": "algorithms",
     "reward": "rewards",
     "noise": "noise",
+    "environment": "environments",
     "suite": "suites",
 }
 _TRY: dict[Kind, str] = {
     "algorithm": "rlkit run embedded_xs{plugin} --algo {name} --name {name}",
     "reward": "rlkit run embedded_xs{plugin} -s reward={name} --name {name}",
     "noise": "rlkit run embedded_xs{plugin} --noise {name}:0.25 --name {name}",
+    "environment": 'rlkit run embedded_xs{plugin} -s environment={name} -s "reward=[]" --name {name}',
     "suite": "rlkit eval --model embedded:xs{plugin} --suite {name} --max-tokens 32",
 }
 
@@ -74,6 +76,7 @@ def _next(kind: Kind, name: str, single_file: bool) -> list[tuple[str, str]]:
         "algorithm": "trains a very small model with it: half a minute",
         "reward": "trains a very small model with it: half a minute",
         "noise": "trains a very small model under it: half a minute",
+        "environment": "trains a very small model in it: half a minute",
         "suite": "measures a very small model on it",
     }[kind]
     if single_file:
@@ -111,7 +114,7 @@ def _suggested(name: str) -> str:
 
 
 def _article(kind: Kind) -> str:
-    return {"algorithm": "an algorithm", "noise": "a noise"}.get(kind, f"a {kind}")
+    return {"algorithm": "an algorithm", "environment": "an environment"}.get(kind, f"a {kind}")
 
 
 def _filled(template: str, kind: Kind, name: str) -> str:
@@ -120,7 +123,7 @@ def _filled(template: str, kind: Kind, name: str) -> str:
         "my_kind": kind,
         "my_group": _GROUPS[kind],
         "my_rlkit": distribution.NAME,
-        "my_object": class_name if kind == "noise" else name,
+        "my_object": class_name if kind in ("noise", "environment") else name,
         "my_plugin": name,
         "my-plugin": re.sub("_+", "-", name).strip("-"),
         "MyPlugin": class_name,

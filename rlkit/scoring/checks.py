@@ -8,18 +8,15 @@ import inspect
 import math
 import numbers
 import re
-import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Protocol
 
-from rlkit.blame import debugging, place
+from rlkit.blame import debugging, place, tail
 from rlkit.errors import PluginError, RlkitError, TokensUnknownError, nearest
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import VALUELESS, RewardFn, RewardResult, Sample, Status, UnknownTokens
-from rlkit.secrets import hide
 
 ALLOWED = "a finite number, True or False, None (no value), or a RewardResult"
 
@@ -101,21 +98,21 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
         try:
             result = RewardResult(value=float(number))
         except OverflowError as error:
-            raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}") from error
+            raise RlkitError(f"{where}: got {shown(returned)}; allowed are {ALLOWED}") from error
     else:
-        raise RlkitError(f"{where}: got {_shown(returned)}; allowed are {ALLOWED}")
+        raise RlkitError(f"{where}: got {shown(returned)}; allowed are {ALLOWED}")
 
     if result.status not in typing.get_args(Status):
         raise RlkitError(
             f"{where}: unknown status {result.status!r}{nearest(str(result.status), typing.get_args(Status))}"
         )
     for part, number in result.parts.items():
-        if not _finite(number):
-            raise RlkitError(f"{where}: part {part!r} is {_shown(number)}; parts must be finite numbers")
+        if not finite(number):
+            raise RlkitError(f"{where}: part {part!r} is {shown(number)}; parts must be finite numbers")
     if result.status in VALUELESS:
         if result.value is not None:
             raise RlkitError(
-                f"{where}: status {result.status!r} has no value, but got {_shown(result.value)}; give None"
+                f"{where}: status {result.status!r} has no value, but got {shown(result.value)}; give None"
             )
         return result
     if result.value is None:
@@ -123,8 +120,8 @@ def checked(returned: object, declared: tuple[float, float] | None, where: str, 
             f"{where}: no value, but status {result.status!r}; a sample without a value needs one of the statuses "
             f"{', '.join(sorted(VALUELESS))}"
         )
-    if not _finite(result.value):
-        raise RlkitError(f"{where}: got {_shown(result.value)}; allowed are {ALLOWED}")
+    if not finite(result.value):
+        raise RlkitError(f"{where}: got {shown(result.value)}; allowed are {ALLOWED}")
     value = float(result.value)
     if result.status != "ok" and value != 0:
         raise RlkitError(f"{where}: status {result.status!r} has the value 0, but got {value}")
@@ -150,12 +147,12 @@ def _token_values(given: object, value: float, tokens: int | None, where: str) -
     """As a list; RlkitError where they are not what they should be. `tokens` of the response; None: not known."""
     values = plain(given)
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise RlkitError(f"{where}: token_values are {_shown(given)}; give a list, one number for each token")
+        raise RlkitError(f"{where}: token_values are {shown(given)}; give a list, one number for each token")
     values = [plain(number) for number in values]
     if tokens is not None and len(values) != tokens:
         raise RlkitError(f"{where}: {len(values)} token_values for a response of {tokens} tokens; give one for each")
-    if wrong := [number for number in values if not _finite(number)]:
-        raise RlkitError(f"{where}: token_values hold {_shown(wrong[0])}; they must be finite numbers")
+    if wrong := [number for number in values if not finite(number)]:
+        raise RlkitError(f"{where}: token_values hold {shown(wrong[0])}; they must be finite numbers")
     if not math.isclose(math.fsum(values), value, rel_tol=1e-6, abs_tol=1e-6):
         raise RlkitError(
             f"{where}: token_values add up to {math.fsum(values):g}, but the value is {value:g}; it must be their sum"
@@ -163,14 +160,14 @@ def _token_values(given: object, value: float, tokens: int | None, where: str) -
     return [float(number) for number in values]
 
 
-def _finite(value: object) -> bool:
+def finite(value: object) -> bool:
     try:
         return isinstance(value, numbers.Real) and math.isfinite(value)
     except OverflowError:  # an int that no float holds
         return False
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     return f"{str(value)[:60]} ({type(value).__name__})"
 
 
@@ -178,17 +175,6 @@ def named(sample: Sample) -> str:
     """The sample, for messages."""
     key = sample.key
     return f"prompt {key.prompt_id}, step {key.rollout_step}, index {key.index}"
-
-
-def tail(error: BaseException) -> str:
-    """The exception with its last frames, without this package's own; with all of them where one debugs."""
-    if debugging():
-        return hide("".join(traceback.format_exception(error)).rstrip())
-    here = str(Path(__file__).parent)
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None and frame.tb_frame.f_code.co_filename.startswith(here):
-        frame = frame.tb_next
-    return hide("".join(traceback.format_exception(type(error), error, frame, limit=-3)).rstrip())
 
 
 def in_brief(said: str) -> str:

@@ -161,7 +161,7 @@ class Pool:
                 self._lock.notify_all()
         finally:
             for worker in self._workers:
-                worker.drain()
+                worker.printed.drain()
                 worker.kill()
             self._selector.close()
 
@@ -208,7 +208,7 @@ class Pool:
         for said in worker.messages():
             self._heard(worker, said)
         if worker.dead():
-            self._lost(worker, worker.cause(self._config.memory_gib))
+            self._lost(worker, worker.cause(f"scoring.memory_gib is {self._config.memory_gib:g}"))
         elif time.monotonic() > worker.deadline:
             allowed = self._config.timeout_s if worker.ready else START_S
             self._lost(worker, f"no answer within {allowed:g} s")
@@ -246,7 +246,7 @@ class Pool:
 
     def _lost(self, worker: WorkerProcess, cause: str) -> None:
         message = self._work.pop(worker, None)
-        printed = worker.last_output()
+        printed = worker.printed.last()
         if not worker.ready:
             raise RlkitError(
                 f"a worker process for the rewards {', '.join(self._names)} did not start: {cause}. Its last output:\n"
@@ -279,12 +279,12 @@ class Pool:
     def _started(self) -> WorkerProcess:
         worker = WorkerProcess(self._setup, time.monotonic() + START_S, self.log)
         self._selector.register(worker.link, selectors.EVENT_READ, worker.read)
-        self._selector.register(worker.output, selectors.EVENT_READ, worker.drain)
+        self._selector.register(worker.printed.stream, selectors.EVENT_READ, worker.printed.drain)
         return worker
 
     def _replace(self, worker: WorkerProcess) -> None:
-        for stream in (worker.link, worker.output):
+        for stream in (worker.link, worker.printed.stream):
             self._selector.unregister(stream)
-        worker.drain()
+        worker.printed.drain()
         worker.kill()
         self._workers[self._workers.index(worker)] = self._started()

@@ -13,7 +13,8 @@ from typing import Any, Self
 from rlkit import registry
 from rlkit.config import ScoringConfig
 from rlkit.errors import PluginError, RlkitError, TokensUnknownError
-from rlkit.interfaces.declarations import reward_declaration
+from rlkit.interfaces.declarations import EnvironmentDeclaration, reward_declaration
+from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.scoring.checks import named, score
 from rlkit.scoring.pool import Pool
@@ -30,15 +31,30 @@ class WeightedReward:
 
 
 @dataclass(frozen=True, slots=True)
+class Acted:
+    """What an environment said of a sample, which it was given in a trajectory's course."""
+
+    result: RewardResult
+    fault: str = ""
+    """How it broke its contract; "": it did not."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     name: str
     """The kind; kind_2, kind_3, ... where it comes again."""
     weight: float
-    function: RewardFn
+    function: RewardFn | None
+    """None: an environment's, whose results come with the samples."""
     range: tuple[float, float] | None
     """What it declares."""
     place: int | None
     """In the pool; None: it is called in this process."""
+
+    @property
+    def said(self) -> str:
+        """In messages."""
+        return f"reward {self.name!r}" if self.function is not None else "the environment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +93,24 @@ class Scorer:
     What comes of a sample: a function that raises leaves it without a value (`error`); one that hangs longer than
     `timeout_s`, dies or runs out of memory twice on it, the second time in a fresh worker, gives it 0 (`refused`).
     With several rewards the value is the sum of weight times value, `parts` holds each one's value by name, and the
-    verdict `correct` is the first one's. A sample that one of them refuses is refused; one that has no value from
-    one of them has none, with that one's status.
+    verdict `correct` is the first one's; an environment's rewards come last. A sample that one of them refuses is
+    refused; one that has no value from one of them has none, with that one's status.
 
     Raises ConfigError for rewards or plugins that cannot be, and for declarations of theirs that cannot.
     """
 
-    def __init__(self, rewards: Sequence[WeightedReward], plugins: Sequence[str], config: ScoringConfig) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[WeightedReward],
+        plugins: Sequence[str],
+        config: ScoringConfig,
+        environment: EnvironmentDeclaration | None = None,
+    ) -> None:
+        """`environment`: what the environment declares whose rewards come with the samples; None: there is none."""
         registry.load(list(plugins))
         self._config = config
         self._samples: list[Sample] = []
+        self._acted: list[Acted | None] = []
         self._places: list[list[int]] = []
         self._parts: list[_Part] = []
         pooled: list[tuple[str, dict[str, Any]]] = []
@@ -110,6 +134,8 @@ class Scorer:
                 pooled.append((reward.kind, reward.options))
                 homes += [home for home in found_in if home not in homes]
             self._parts.append(_Part(name, reward.weight, function, declared.range, place))
+        if environment is not None:
+            self._parts.append(_Part(ENVIRONMENT, 1.0, None, environment.range, None))
         self._pool = Pool(pooled, homes, config) if pooled else None
 
     @property
@@ -128,10 +154,11 @@ class Scorer:
         if self._pool is not None:
             self._pool.log = file
 
-    def submit(self, sample: Sample) -> None:
-        """Have a sample scored; returns at once."""
+    def submit(self, sample: Sample, acted: Acted | None = None) -> None:
+        """Have a sample scored; returns at once. `acted`: what the environment said of it, where there is one."""
         self._samples.append(sample)
-        if self._pool is not None:
+        self._acted.append(acted)
+        if self._pool is not None and (acted is None or acted.result.value is not None):
             self._places.append([self._pool.submit(p.place, sample) for p in self._parts if p.place is not None])
 
     def finish(self, *, lenient: bool = False, gather: Callable[[_Said], list[_Said]] = _alone) -> list[RewardResult]:
@@ -162,15 +189,25 @@ class Scorer:
     def _finished(self, lenient: bool) -> tuple[list[RewardResult], _Share]:
         samples, self._samples = self._samples, []
         places, self._places = self._places, []
+        acted, self._acted = self._acted, []
         if not samples:
             return [], _Share()
-        own = {p.name: _called(p, samples, lenient) for p in self._parts if p.place is None}
+        given = [one for one in acted if one is not None]
+        there = [i for i, one in enumerate(acted) if one is None or one.result.value is not None]
+        own = {
+            part.name: _called(part, part.function, [samples[i] for i in there], lenient)
+            for part in self._parts
+            if part.place is None and part.function is not None
+        }
         pooled = self._pool.finish() if self._pool is not None else []
         columns: list[list[RewardResult]] = []
         faults: dict[str, list[str]] = {}
         killed: dict[str, list[str]] = {}
         for part in self._parts:
-            if part.place is None:
+            if part.function is None:
+                columns.append([one.result for one in given if one.result.value is not None])
+                faults[part.name] = [one.fault for one in given if one.fault]
+            elif part.place is None:
                 columns.append(own[part.name])
             else:
                 outcomes = [pooled[row[part.place]] for row in places]
@@ -180,20 +217,22 @@ class Scorer:
                 faults[part.name] = [fault.said for fault in failed]
                 killed[part.name] = [outcome.said for outcome in outcomes if isinstance(outcome, Killed)]
                 columns.append([_result(outcome) for outcome in outcomes])
-        lost = [i for i, row in enumerate(zip(*columns, strict=True)) if any(r.value is None for r in row)]
-        said = [str(column[i].info["error"]) for column in columns for i in lost if "error" in column[i].info]
+        combined = dict(zip(there, map(self._combined, zip(*columns, strict=True)), strict=True))
+        results = [combined[i] if i in combined else _lost(acted[i]) for i in range(len(samples))]
+        without = {
+            part.name: [r for r in column if r.value is None] for part, column in zip(self._parts, columns, strict=True)
+        }
+        if given:
+            without[ENVIRONMENT] = [one.result for one in given if one.result.value is None]
         share = _Share(
             samples=len(samples),
             faults=faults,
             killed=killed,
-            lost=[named(samples[i]) for i in lost],
-            causes={
-                part.name: Counter(r.status for r in column if r.value is None)
-                for part, column in zip(self._parts, columns, strict=True)
-            },
-            said=said[:1],
+            lost=[named(sample) for sample, result in zip(samples, results, strict=True) if result.value is None],
+            causes={name: Counter(result.status for result in column) for name, column in without.items()},
+            said=[str(r.info["error"]) for column in without.values() for r in column if "error" in r.info][:1],
         )
-        return [self._combined(row) for row in zip(*columns, strict=True)], share
+        return results, share
 
     def score(self, samples: Sequence[Sample], *, lenient: bool = False) -> list[RewardResult]:
         """`submit` all and `finish`."""
@@ -204,6 +243,8 @@ class Scorer:
     def _combined(self, results: Sequence[RewardResult]) -> RewardResult:
         first = results[0]
         if len(results) == 1:
+            if self._parts[0].function is None:
+                return replace(first, info={ENVIRONMENT: first.info})
             if first.value is None:
                 return first
             return replace(
@@ -266,7 +307,7 @@ class Scorer:
         for part in self._parts:
             counts = sum((share.causes.get(part.name, Counter[str]()) for share in shares), Counter[str]())
             if counts:
-                causes.append(f"reward {part.name!r}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+                causes.append(f"{part.said}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
         said = [said for share in shares for said in share.said]
         raise PluginError(
             f"{len(lost)} of {total} samples have no value, more than scoring.max_no_value "
@@ -291,11 +332,11 @@ class Scorer:
         self.close()
 
 
-def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[RewardResult]:
+def _called(part: _Part, function: RewardFn, samples: Sequence[Sample], lenient: bool) -> list[RewardResult]:
     """The results of a function that runs in this process. lenient: where the call of all samples fails, each is called
     for itself, as a worker does, so that what fails costs its own sample alone."""
     try:
-        return score(part.function, part.name, samples)
+        return score(function, part.name, samples)
     except TokensUnknownError:
         raise
     except RlkitError as error:
@@ -303,7 +344,13 @@ def _called(part: _Part, samples: Sequence[Sample], lenient: bool) -> list[Rewar
             raise
         if len(samples) == 1:
             return [RewardResult(value=None, status="error", info={"error": str(error)})]
-        return [_called(part, [sample], lenient)[0] for sample in samples]
+        return [_called(part, function, [sample], lenient)[0] for sample in samples]
+
+
+def _lost(acted: Acted | None) -> RewardResult:
+    """Of a trajectory whose environment was lost: no function has seen it."""
+    assert acted is not None
+    return replace(acted.result, info={ENVIRONMENT: acted.result.info})
 
 
 def _result(outcome: Outcome) -> RewardResult:

@@ -1,36 +1,33 @@
 """A worker process: builds the rewards by name, then scores what its parent sends until it is killed or left.
 
-User functions run in the main thread. Frames on the socket are an 8-byte length and a pickle.
+User functions run in the main thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import faulthandler
 import json
 import os
 import pickle
-import resource
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlkit import registry
+from rlkit.blame import tail
 from rlkit.errors import RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import reward_declaration
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
 from rlkit.parent import end_with
-from rlkit.scoring.checks import call, checked, named, one_each, tail
+from rlkit.processes.inside import confine, watched
+from rlkit.processes.messages import frame, receive
+from rlkit.scoring.checks import call, checked, named, one_each
 
-OUT_OF_MEMORY = 77
-"""Exit code."""
-LONGEST_REPLY = 64 * 2**20
-_HEADER = struct.Struct("!Q")
+LARGEST_RESULT = 2**20
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +84,13 @@ class Ready:
     failed: str = ""
 
 
-def frame(message: object) -> bytes:
-    """Bytes on the socket."""
-    payload = pickle.dumps(message)
-    return _HEADER.pack(len(payload)) + payload
-
-
-def unframe(inbox: bytearray) -> Any:
-    """The first message of the bytes read so far, taken out of them; None where it is not all there."""
-    if len(inbox) < _HEADER.size:
-        return None
-    (length,) = _HEADER.unpack_from(inbox)
-    end = _HEADER.size + length
-    if len(inbox) < end:
-        return None
-    message = pickle.loads(bytes(inbox[_HEADER.size : end]))
-    del inbox[:end]
-    return message
-
-
 def main() -> None:
     """Entry of the process: `argv` holds the socket's file descriptor and the parent's process id."""
     link = socket.socket(fileno=int(sys.argv[1]))
     end_with(int(sys.argv[2]), signal.SIGKILL)
     inbox = bytearray()
-    setup = json.loads(_receive(link, inbox))
-    _limit(resource.RLIMIT_AS, int(setup["memory_gib"] * 2**30))
-    _limit(resource.RLIMIT_CORE, 0)
+    setup = json.loads(receive(link, inbox))
+    confine(setup["memory_gib"])
     try:
         registry.load(setup["plugins"])
         rewards = [_ready(kind, options) for kind, options in setup["rewards"]]
@@ -122,7 +99,7 @@ def main() -> None:
         return
     link.sendall(frame(Ready()))
     desk = _Desk(link, os.getpid(), setup["timeout_s"], asyncio.Runner())
-    while (work := _receive(link, inbox)) is not None:
+    while (work := receive(link, inbox)) is not None:
         desk.score(rewards[work.part], work)
 
 
@@ -139,16 +116,6 @@ def _ready(kind: str, options: dict[str, Any]) -> _Reward:
     if declared.warm_up is not None:
         declared.warm_up()
     return _Reward(function, kind, declared.range)
-
-
-def _receive(link: socket.socket, inbox: bytearray) -> Any:
-    """The next message; None where the parent has gone."""
-    while (message := unframe(inbox)) is None:
-        chunk = link.recv(2**20)
-        if not chunk:
-            return None
-        inbox += chunk
-    return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,22 +157,8 @@ class _Desk:
         return _outcome(value, reward, sample)
 
     def _call(self, reward: _Reward, samples: Sequence[Sample]) -> object:
-        # Where a call hangs is on stderr by the time it is killed.
-        faulthandler.dump_traceback_later(0.8 * self.timeout_s, file=sys.__stderr__ or 2)
-        try:
+        with watched(self.timeout_s):
             return call(reward.function, reward.name, samples, self.runner.run)
-        except MemoryError as error:
-            # What is left in such a process is not to be trusted with the next sample.
-            with contextlib.suppress(BaseException):
-                os.write(2, tail(error).encode())
-            os._exit(OUT_OF_MEMORY)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            # An alarm that a function left behind would go off in the next one's.
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):  # the function may have closed or replaced it
-                    stream.flush()
 
     def _send(self, message: Outcomes | Raised) -> None:
         if os.getpid() != self.owner:  # a child that a function forked, and that came back from it
@@ -223,12 +176,6 @@ def _outcome(value: object, reward: _Reward, sample: Sample) -> Outcome:
         size = len(pickle.dumps(result))
     except Exception as error:
         return Fault(f"{where}: its result cannot leave the worker process: {error!r}")
-    if size > LONGEST_REPLY // 64:
+    if size > LARGEST_RESULT:
         return Fault(f"{where}: a result of {size:,} bytes; keep less in info and parts")
     return result
-
-
-def _limit(what: int, amount: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-    resource.setrlimit(what, (amount, amount))

@@ -110,12 +110,14 @@ def worth_showing(step: int) -> bool:
 
 
 def step_line(metrics: Mapping[str, float]) -> str:
-    """`reward 0.612 pass 0.60 kl 0.0123 len 17.3 gap 2e-06 1.1k tok/s 0.51 s`, as far as there are numbers."""
+    """`reward 0.612 pass 0.60 kl 0.0123 len 17.3 gap 2e-06 1.1k tok/s 0.51 s`, as far as there are numbers; where there
+    is an environment, the turns of a trajectory too."""
     shown = {
         "reward/mean": "reward {:.3f}",
         "reward/pass_rate": "pass {:.2f}",
         "policy/kl": "kl {:.4f}",
         "response/length": "len {:.1f}",
+        "environment/turns": "turns {:.1f}",
         "sampler/gap_max": "gap {:.0e}",
     }
     parts = [form.format(metrics[name]) for name, form in shown.items() if name in metrics]
@@ -138,7 +140,7 @@ def _asked(row: Mapping[str, Any]) -> str:
     question = row["question"]
     if isinstance(question, list) and question and isinstance(question[-1], Mapping):
         question = question[-1].get("content")
-    return question if isinstance(question, str) else str(row["prompt"])
+    return question if isinstance(question, str) and question else str(row["prompt"])
 
 
 def _judged(row: Mapping[str, Any]) -> Iterator[str]:

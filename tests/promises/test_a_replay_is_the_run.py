@@ -23,13 +23,16 @@ import rlkit
 from rlkit import config as configs
 from rlkit.assembly import run as runs
 from rlkit.cli import main
+from rlkit.environments.pool import Environments
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation.collector import Collector
 from rlkit.inspection.steps import load_step
+from rlkit.records.checkpoints import read_manifest
 from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer
 
 BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
+ACTING = Path(__file__).parents[1] / "acting.py"
 SMALL = [
     "batch.prompts_per_step=4", "batch.samples_per_prompt=4", "optimizer.lr=1e-3", "batch.minibatches=2", "steps=3",
     "noise=[{kind: group_flip, prob: 0.25}]", "optimizer.schedule=linear",
@@ -132,6 +135,22 @@ def test_ppo_without_a_sampler(tmp_path: Path, no_sampling: str, monkeypatch: py
     assert_same(source, replayed)
 
 
+def test_conversations_whose_environment_is_not_asked_again(
+    tmp_path: Path, no_sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = [f"plugins=[{ACTING}]", "environment={kind: sums, opens: Well}", "reward=[]", "sampling.max_tokens=64"]
+    source = trained(tmp_path, "acts", "vimpo", *acts, "algo.residual=turn", no_sampling)
+    assert any(table(source.rollout_file(1))["token_values"])
+    forbid(monkeypatch)
+    monkeypatch.setattr(Environments, "start", lambda *_: pytest.fail("a replay acts"))
+    replayed = RunFolder.open(rlkit.replay(source.path, quiet=True).folder)
+    assert_same(source, replayed)
+    assert all("environment/turns" in row for row in replayed.read_metrics()[1:])
+    rows = table(replayed.rollout_file(3))
+    assert all(len(turns) > 1 for turns in rows["turns"])
+    assert all("Well" in prompt for prompt in rows["prompt"])
+
+
 @pytest.mark.slow
 def test_one_step_ahead_with_groups_replaced(tmp_path: Path, no_sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = [f"plugins=[{BESIDE}]", "schedule=one_ahead", "sampler=beside", "batch.refill.limit=2"]
@@ -165,6 +184,15 @@ def test_another_algorithm_learns_from_the_same_samples(sampled: RunFolder, tmp_
     assert step.notes[-1] == "sampled-replayed-ppo replays: its responses are those that sampled has sampled"
     assert f"replayed from {sampled.path}" in (other.path / "report.html").read_text()
     assert f"2 of 2 steps, replayed from {sampled.path}" in repr(rlkit.Run(other.path))
+
+
+def test_another_algorithm_begins_with_the_weights_that_sampled(sampled: RunFolder, tmp_path: Path) -> None:
+    part = rlkit.replay(sampled.path, steps=(3, 3), algo="ppo", out=tmp_path, quiet=True)
+    (row,) = [row for row in RunFolder.open(part.folder).read_metrics() if "policy/loss" in row]
+    assert row["step"] == 3
+    assert row["replay/gap_mean"] < 1e-5
+    manifest = read_manifest(part.folder / "checkpoints" / "step-00000003")
+    assert manifest.engines.keys() == {"policy", "critic"}
 
 
 @pytest.mark.slow
@@ -219,7 +247,6 @@ def nothing(run: RunFolder) -> None:
         (nothing, ["--steps", "2-9"], "has no samples of step 4 to 9; it has those of 1 to 3"),
         (lambda run: shutil.rmtree(run.checkpoints / "step-00000002"), ["--steps", "3-3"],
          "begins with the checkpoint of step 2, and"),
-        (nothing, ["--steps", "3-3", "--algo", "grpo"], "is one of vimpo, whose optimizer and state grpo cannot go on"),
         (nothing, ["--steps", "3-2"], "--steps 3-2: expected the first and the last step, as in 1-20"),
         (nothing, ["--steps", "1-2", "steps=3"], "--steps 1-2 and steps=3 both say where the replay ends"),
         (nothing, ["seed=3", "data.max_prompt_tokens=9", "sampling.temperature=0.5"],

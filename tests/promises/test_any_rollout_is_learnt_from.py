@@ -1,8 +1,10 @@
-"""Whatever a sampler and a verifier may bring, an update is made of it or it is left out and counted: responses without
-a token or of one, samples without a value, equal rewards, one group, groups of unlike sizes."""
+"""Whatever a sampler, a verifier and an environment may bring, an update is made of it or it is left out and counted:
+responses without a token or of one, trajectories of any turns, samples without a value, equal rewards, one group,
+groups of unlike sizes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.engine.loading import load_engines
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.describe import describe
@@ -38,6 +40,16 @@ class One:
     value: float | None
     dense: bool
     truncated: bool
+    heard: list[bool] | None
+    """Which tokens an environment said, if they lie between others; None: there was none."""
+
+    @property
+    def turns(self) -> tuple[tuple[int, int], ...] | None:
+        if self.heard is None:
+            return None
+        said = [0 < at < self.length - 1 and self.heard[at] for at in range(self.length)]
+        ends = list(itertools.accumulate(len(list(run)) for _, run in itertools.groupby(said)))
+        return tuple(itertools.pairwise([0, *ends]))[::2]
 
 
 ones = st.builds(
@@ -46,6 +58,7 @@ ones = st.builds(
     value=st.sampled_from([None, 0.0, 1.0, 1.0, -2.5]),
     dense=st.booleans(),
     truncated=st.booleans(),
+    heard=st.none() | st.lists(st.booleans(), min_size=LONGEST, max_size=LONGEST),
 )
 groups = st.lists(st.lists(ones, min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -64,14 +77,17 @@ def scored_of(drawn: Sequence[Sequence[One]]) -> list[Scored]:
         problem = Problem(f"p{number}", "", [4 + number, 13, 5, 19], "", {})
         for index, one in enumerate(group):
             tokens = [(number + index + at) % 9 + 3 for at in range(one.length)]
-            completion = Completion(tokens=tokens, logprobs=[-0.5] * one.length, truncated=one.truncated, version=0)
+            turns = one.turns
+            acts = [any(start <= at < end for start, end in turns or [(0, one.length)]) for at in range(one.length)]
+            logprobs = [-0.5 if own else 0.0 for own in acts]
+            completion = Completion(tokens=tokens, logprobs=logprobs, truncated=one.truncated, version=0)
             share = None
             if one.dense and one.value is not None and one.length:
-                share = [one.value / one.length] * one.length
+                share = [one.value / sum(acts) if own else 0.0 for own in acts]
             result = RewardResult(
                 value=one.value, status="ok" if one.value is not None else "error", token_values=share
             )
-            found.append(Scored(SampleKey(problem.id, 1, 0, index), problem, completion, "", result))
+            found.append(Scored(SampleKey(problem.id, 1, 0, index), problem, completion, "", turns, result=result))
     return found
 
 

@@ -96,6 +96,22 @@ def test_the_same_groups_are_replaced_again_after_a_resume_and_on_two_ranks(tmp_
     assert drawn[1] or drawn[2]
 
 
+def test_conversations_of_equal_rewards_are_replaced(tmp_path: Path) -> None:
+    acting = Path(__file__).parents[1] / "acting.py"
+    acts = [f"plugins=[{acting}]", "environment={kind: sums, turns: 2}", "reward=[]", "sampling.max_tokens=48"]
+    folder = trained(tmp_path, "acts", "dapo", *acts, "steps=1", "eval.every=0", "batch.refill.limit=2")
+    rows, (metrics,) = rows_of(folder, 1), folder.read_metrics()[1:]
+    groups = groups_of(rows)
+    assert metrics["refill/groups_drawn"] == len(groups) > PROMPTS
+    for members in groups.values():
+        differ = len({row["reward"] for row in members}) > 1
+        assert [row["valid"] for row in members] == [differ] * SAMPLES
+        assert all(any(row["mask"]) == differ for row in members)
+    # As all else that is logged of rewards, of the first draw.
+    first = rows[: PROMPTS * SAMPLES]
+    assert metrics["environment/turns"] == sum(len(row["turns"]) for row in first) / len(first)
+
+
 ALL_EQUAL = """
 from rlkit import reward
 

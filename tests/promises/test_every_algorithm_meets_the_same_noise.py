@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -123,17 +124,32 @@ def test_the_coins_are_the_same_for_ever() -> None:
 GOLDEN = 1.4770748088987706
 
 
-def test_the_algorithms_themselves(tmp_path: Path) -> None:
-    flipped: dict[str, set[tuple[str, int]]] = {}
-    for algo in ("vimpo", "grpo", "ppo"):
-        settings = [f"out={tmp_path}", "steps=2", "eval.problems=2", "noise=[{kind: group_flip, prob: 0.4}]"]
-        folder = RunFolder.open(rlkit.train(configs.load("embedded_xs", settings, algo), quiet=True))
+ACTS = [
+    f"plugins=[{Path(__file__).parents[1] / 'acting.py'}]", "environment={kind: sums, turns: 2}", "reward=[]",
+    "sampling.max_tokens=48",
+]  # fmt: skip
+"""A reward of 0 to 3, given by turns."""
+
+
+def test_the_algorithms_themselves_and_what_they_act_in(tmp_path: Path) -> None:
+    """Whoever gives the reward and whenever, the same groups are disturbed."""
+    disturbed: dict[str, set[tuple[str, int]]] = {}
+    for algo, acts in (("vimpo", []), ("grpo", []), ("ppo", []), ("vimpo", ACTS), ("grpo", ACTS)):
+        named = [f"out={tmp_path}", f"name={algo}{len(acts)}", "noise=[{kind: group_flip, prob: 0.4}]"]
+        small = ["steps=2", "eval.problems=2", "batch.samples_per_prompt=2"]
+        config = configs.load("embedded_xs", [*named, *small, *acts], algo)
+        folder = RunFolder.open(rlkit.train(config, quiet=True))
         rows = [pq.read_table(folder.rollout_file(step)).to_pylist() for step in (1, 2)]
-        flipped[algo] = {
+        disturbed[folder.path.name] = {
             (row["prompt_id"], step)
             for step, some in enumerate(rows)
             for row in some
             if row["reward"] != row["clean_reward"]
         }
-        assert len(flipped[algo]) < 2 * 16
-    assert flipped["vimpo"] == flipped["grpo"] == flipped["ppo"] != set()
+        assert len(disturbed[folder.path.name]) < 2 * 16
+        for row in itertools.chain.from_iterable(rows) if acts else ():
+            assert row["reward"] in (row["clean_reward"], 3 - row["clean_reward"])
+            assert sum(row["token_reward"]) == row["reward"]
+    first, *others = disturbed.values()
+    assert first
+    assert all(other == first for other in others)

@@ -30,6 +30,7 @@ SMALL = [
     "noise=[{kind: group_flip, prob: 0.25}, {kind: flip, prob: 0.2}]",
     "sampling.max_tokens=12", "sampling.check_every=2",
 ]  # fmt: skip
+ACTS = [f"plugins=[{ROOT / 'tests/acting.py'}]", "environment={kind: sums, turns: 2, opens: Well}", "reward=[]"]
 AHEAD = ["schedule=one_ahead", "sampler=beside", f"plugins=[{ROOT / 'tools/bench/beside.py'}]"]
 
 
@@ -90,6 +91,12 @@ CASES = {
             ("an update is made", 5),
         ),
     ),
+    "vimpo, vLLM": Case("vimpo", ("sampler=vllm", "reference=average"), (("sampling", 3), ("saving", 4))),
+    "grpo, environment": Case(
+        "grpo",
+        (*ACTS, "algo.credit=turn", "sampling.max_tokens=48"),
+        (("sampling", 3), ("an update is made", 4), ("saving", 5)),
+    ),
 }
 QUICK = {"vimpo"}
 
@@ -106,6 +113,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
 )
 def test_a_run_killed_on_the_way_is_the_straight_one(name: str, forks: Lives, tmp_path: Path) -> None:
     case = CASES[name]
+    if "sampler=vllm" in case.settings:
+        pytest.importorskip("vllm")
     settings = [*SMALL, *case.settings]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert forks.live(straight, case.algo, settings, case.ranks) == [0] * case.ranks, said(forks, straight)

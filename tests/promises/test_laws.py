@@ -38,9 +38,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"beta": 0.05, "whiten": "running", "estimator": "k3", "lam": 0.7, "dual_clip": 1.5},
         {"beta": 0.05, "value": "soft"},
         {"beta": 0.05, "value": "soft", "estimator": "k3"},
+        {"beta": 0.05, "residual": "turn"},
+        {"beta": 0.05, "residual": "turn", "whiten": "running", "actor_ratio": 0.1, "lam": 0.7},
+        {"beta": 0.05, "residual": "turn", "value": "soft"},
     ],
     "ppo": [{}, {"lam": 0.9, "gamma": 0.8, "reward_kl_coef": 0.1, "dual_clip": 3.0, "value_clip": None}],
-    **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"), GRPO_VARIANTS),
+    **dict.fromkeys(("dr_grpo", "dapo", "gspo", "cispo", "rloo"), GRPO_VARIANTS),
+    "grpo": [*GRPO_VARIANTS, {"credit": "turn", "overlong_penalty": {"limit": 5, "buffer": 4}, "kl_coef": 0.1}],
 }
 EVERY = [
     pytest.param(name, options, id=f"{name}-{i}")

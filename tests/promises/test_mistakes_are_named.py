@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from rlkit.cli import main
 
+ACTING = str(Path(__file__).parents[1] / "acting.py")
 XS = ["run", "embedded_xs", "-s", "batch.prompts_per_step=2", "-s", "batch.samples_per_prompt=2", "-s", "steps=1"]
 
 
@@ -62,6 +63,9 @@ def rlkit(*arguments: str) -> Result:
         (["--plugin", "nowhere.py"], ["plugin file", "nowhere.py' does not exist"]),
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
         (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
+        (["-s", "conversation.max_turns=0"], ["'conversation.max_turns'", "greater than or equal to 1"]),
+        (["-s", "environment=tool"], ["unknown environment 'tool'", "did you mean 'tools'?"]),
+        (["-s", "reward=[]"], ["reward names none, and there is no environment that gives one"]),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_a_model_is_loaded(arguments: list[str], said: list[str]) -> None:
@@ -295,3 +299,46 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     result = rlkit("config", "cp", "embedded", str(tmp_path / "nowhere" / "x.yaml"))
     assert result.exit_code == 2
     assert "cannot write" in result.output
+
+
+def acts(tmp_path: Path, odd: str, *more: str) -> Result:
+    """A run of one step, in an environment that does as it is told with the first of two rows, or with both."""
+    rows = [{"prompt": f"1+{number}=", "answer": "", "odd": odd if number < 2 else "fine"} for number in (1, 2)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rlkit(
+        *XS, "--algo", "vimpo", "--plugin", ACTING, "-s", f"data.path={tmp_path / 'data.jsonl'}", "-s", "reward=[]",
+        "-s", "environment=odd", "--out", str(tmp_path / "runs"), "--name", "r", *more,
+    )  # fmt: skip
+
+
+def test_an_environment_that_raises_ends_the_run_and_says_where(tmp_path: Path) -> None:
+    result = acts(tmp_path, "raises")
+    assert result.exit_code == 1, result.output
+    for words in ("2 of 4 samples have no value", "scoring.max_no_value", "the environment: 2 error", "no such room"):
+        assert words in " ".join(result.output.split())
+    assert 'acting.py", line' in result.output
+
+
+def test_noise_that_mirrors_the_rewards_of_an_environment_needs_their_range(tmp_path: Path) -> None:
+    result = acts(tmp_path, "fine", "--noise", "flip:0.1")
+    assert result.exit_code == 2, result.output
+    for words in ("flip", "'odd'", "range"):
+        assert words in result.output
+
+
+@pytest.mark.slow
+def test_an_environment_that_hangs_costs_its_samples(tmp_path: Path) -> None:
+    result = acts(tmp_path, "hangs", "-s", "conversation.timeout_s=0.5", "-s", "scoring.max_no_value=0.5")
+    assert result.exit_code == 0, result.output
+    (row,) = (json.loads(line) for line in (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()[-1:])
+    assert row["samples/timeout"] == 2
+    assert "2 without reward" in result.output
+
+
+def test_a_conversation_without_room_says_what_to_raise(tmp_path: Path) -> None:
+    opens = "environment={kind: sums, opens: 123456789}".replace("123456789", "'123456789'")
+    result = acts(tmp_path, "fine", "-s", opens, "-s", "sampling.max_tokens=9")
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.output.split())
+    assert "4 of 4 samples have no value" in said
+    assert "leaves no room to answer: raise sampling.max_tokens" in said

@@ -34,6 +34,7 @@ from rlkit.loop.log import Log
 from rlkit.records.folder import RunFolder
 
 BESIDE = Path(__file__).parents[2] / "tools" / "bench" / "beside.py"
+ACTING = Path(__file__).parents[1] / "acting.py"
 STEPS = 6
 AHEAD = ["schedule=one_ahead", "sampler=beside"]
 SMALL = [
@@ -223,6 +224,25 @@ def test_vimpo_and_a_critic_resume_too(tmp_path: Path) -> None:
     for algo, own in (("ppo", []), ("vimpo", ["algo.whiten=running", "algo.actor_ratio=0.1"])):
         run = trained(tmp_path, algo, algo, *own, *SAVES, "eval.every=0")
         assert_equal(resumed(cut(run, tmp_path / f"{algo} again", 3)), run)
+
+
+def test_conversations_are_held_beside_the_updates_and_resumed(tmp_path: Path) -> None:
+    acts = ["environment={kind: sums, turns: 2, opens: Well}", "reward=[]", "sampling.max_tokens=48", "eval.every=0"]
+    run = trained(tmp_path, "acts", "grpo", *acts, *SAVES, "steps=4", plugins=(ACTING,))
+    flown = torch.load(run.checkpoints / "step-00000002" / "state.pt", weights_only=True)["ahead"]
+    for saved, row in zip(flown["samples"], rows_of(run, 3), strict=True):
+        assert [list(span) for span in saved["turns"]] == row["turns"]
+        assert saved["prompt"][0] == row["prompt"]
+        assert row["prompt"].endswith("=Well")
+    assert all(row["time/environment_s"] > 0 for row in run.read_metrics()[1:])
+    cut_run = RunFolder(tmp_path / "cut")
+    shutil.copytree(run.path, cut_run.path)
+    for later in (3, 4):
+        shutil.rmtree(cut_run.checkpoints / f"step-{later:08d}")
+    again = resumed(cut_run)
+    assert same(weights(again, 4), weights(run, 4))
+    assert [rows_of(again, step) for step in range(1, 5)] == [rows_of(run, step) for step in range(1, 5)]
+    assert untimed(again) == untimed(run)
 
 
 FAILS = """

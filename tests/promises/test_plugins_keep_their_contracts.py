@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from rlkit import registry
-from rlkit.conformance import check_noise, check_reward, check_sampler, check_tracker
+from rlkit.conformance import check_environment, check_noise, check_reward, check_sampler, check_tracker
+from rlkit.conformance.environments import read_tasks
 from rlkit.conformance.examining import examine
+from rlkit.embedded import PLAYED
 from rlkit.interfaces.rewards import Sample, SampleKey
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -79,6 +81,15 @@ def test_a_reward_that_asks_others_is_left_out_in_a_sentence(name: str) -> None:
     (finding,) = examine(registry.find("rewards", name), {})
     assert "model" in finding.left_out
     assert not finding.wrong
+
+
+@pytest.mark.parametrize("name", sorted(PLAYED))
+def test_an_environment(name: str) -> None:
+    check_environment(name, tasks=read_tasks(f"embedded:{name}"), **OPTIONS.get(name, {}))
+
+
+def test_an_environment_of_tools() -> None:
+    check_environment("tools", tools=["calculator"])
 
 
 def test_a_sampler() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from random_batches import fresh_seed
-from sampler_help import ask, forward, largest_gap, naive_end, random_model, spanning_stops
+from sampler_help import Talk, ask, forward, largest_gap, naive_end, random_model, spanning_stops
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -246,3 +246,66 @@ def test_a_request_past_the_context_is_refused(sampler: Sampler) -> None:
     too_long = Request(prompt_tokens=[5] * 190, seed=0, params=SamplingParams(max_tokens=15))
     with pytest.raises(RlkitError, match="prompt of 190 tokens and max_tokens 15 exceed the sampler's context of 200"):
         list(sampler.generate([too_long]))
+
+
+@pytest.fixture
+def streaming(sampler: Sampler, model: Any, folder: Path) -> Any:
+    if not hasattr(sampler, "stream") or not folder.name.startswith("tied"):
+        pytest.skip("one model is enough, and not every sampler has it")
+    return sampler
+
+
+def test_turns_that_come_late_are_sampled_as_all_at_once(
+    streaming: Any, model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stop texts and without; what was computed of a turn's prompt is not computed again for the next."""
+    rng = random.Random(fresh_seed())
+    step, cached = streaming._llm.llm_engine.step, {}
+
+    def noted() -> Any:
+        outputs = step()
+        cached.update({int(output.request_id): output.num_cached_tokens for output in outputs})
+        return outputs
+
+    prompts = [[3, *rng.choices(range(3, 20), k=129 + i)] for i in range(6)]
+    plain = ask(streaming, prompts, list(range(6)), max_tokens=8)
+    stop = tuple(spanning_stops(AutoTokenizer.from_pretrained(folder), plain, 2, rng))
+    params = [SamplingParams(max_tokens=4 + i, stop=stop if i % 2 else ()) for i in range(6)]
+    talk = Talk(
+        [Request(prompt_tokens=p, seed=10 * i, params=params[i]) for i, p in enumerate(prompts)],
+        [1, 2, 3, 4, 3, 2],
+        wait_s=0.005,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming._llm.llm_engine, "step", noted)
+        streaming.sync(model.named_parameters(), 9)  # and with it the cache is empty
+        found = talk.hold(streaming)
+    requests = [request for _, request in talk.asked]
+    assert len(requests) == 15
+    assert [cached[i] for i in range(15)] == [0] * 6 + [128] * 9, "a block is 128 tokens on a CPU"
+    for completion, again in zip(found, (c for _, c in sorted(streaming.generate(requests))), strict=True):
+        assert completion.tokens == again.tokens
+        assert completion.logprobs == pytest.approx(again.logprobs, abs=GAP)
+        assert (completion.truncated, completion.version) == (again.truncated, 9)
+
+
+def test_a_long_response_goes_on_while_another_conversation_waits(streaming: Any) -> None:
+    """For 50 ms before its next turn."""
+    long, short = (SamplingParams(max_tokens=tokens, temperature=0.0) for tokens in (80, 1))
+    talk = Talk(
+        [Request(prompt_tokens=PROMPTS[0], seed=0, params=long), Request(prompt_tokens=[7], seed=0, params=short)],
+        [1, 2],
+        wait_s=0.05,
+    )
+    assert len(talk.hold(streaming)[0].tokens) == 80
+    first, again = (i for i, event in enumerate(talk.events) if event == ("asked", 1))
+    assert talk.events.count(("nothing new", -1)) > talk.events[first:again].count(("nothing new", -1)) > 0
+    happened = [event for event in talk.events if event != ("nothing new", -1)]
+    assert happened == [("asked", 0), *[("asked", 1), ("answered", 1)] * 2, ("answered", 0)]
+
+
+def test_a_request_past_the_context_that_comes_late_is_refused_by_its_number(streaming: Any) -> None:
+    talk = Talk([Request(prompt_tokens=[5] * 190, seed=0, params=SamplingParams(max_tokens=8))], [2])
+    with pytest.raises(RlkitError, match=r"^request 1: a prompt of \d+ tokens and max_tokens 8 exceed"):
+        talk.hold(streaming)
+    assert len(ask(streaming, PROMPTS, [1, 2, 3, 4])) == 4

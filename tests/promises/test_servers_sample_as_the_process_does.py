@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from random_batches import fresh_seed
-from sampler_help import ask, largest_gap, naive_end, spanning_stops
+from sampler_help import Talk, ask, largest_gap, naive_end, spanning_stops
 from server_help import Served
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -229,17 +229,18 @@ def test_two_runs_on_one_server(servers: list[Served], monkeypatch: pytest.Monke
 
 
 def test_a_server_that_is_killed_in_the_middle_of_a_rollout(servers: list[Served]) -> None:
-    """The last but one of this file: the second server is gone."""
+    """And of conversations: a turn is asked elsewhere. The last but one of this file: the second server is gone."""
     requests = [Request(prompt_tokens=PROMPTS[i % 4], seed=i, params=SamplingParams(max_tokens=60)) for i in range(80)]
     with sampling(*servers, concurrency=8) as built:
         built.sync(changed(model()).named_parameters(), 1)
-        whole = dict(built.generate(requests))
-        cut = {}
-        for index, completion in built.generate(requests):
-            if not cut:
+        talk = Talk(requests, [1 + i % 3 for i in range(80)])
+        for number, completion in built.stream(talk):
+            if len(talk.answers) == 20:
                 servers[1].kill()
-            cut[index] = completion
-        assert {i: c.tokens for i, c in cut.items()} == {i: c.tokens for i, c in whole.items()}
+            talk.hear(number, completion)
+        assert len(talk.answers) == len(talk.asked) == 159
+        whole = dict(built.generate([request for _, request in talk.asked]))
+        assert {i: c.tokens for i, c in talk.answers.items()} == {i: c.tokens for i, c in whole.items()}
         assert "cannot be reached" in built._servers[1].out
         built.sync(model().named_parameters(), 2)
         assert largest_gap(model(), PROMPTS, ask(built, PROMPTS, [1, 2, 3, 4]), 1.0) <= GAP

@@ -24,24 +24,13 @@ ALGOS = ("vimpo", "grpo", "ppo")
 
 def command(*arguments: str) -> list[str]:
     settings = [part for setting in SMALL for part in ("-s", setting)] if "--resume" not in arguments else []
-    return [sys.executable, "-m", "rlkit", "sweep", *arguments, *settings]
+    return [sys.executable, "-m", "rlkit", "sweep", *settings, *arguments]
 
 
 def sweep(*arguments: str, exit_code: int = 0) -> str:
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sweep")
-    said = sweep(
-        "--algos", ",".join(ALGOS), "--seeds", "0-1", "--noise", "group_flip:0.5+flip:0.1", "--base", "embedded_xs",
-        "-s", "steps=3", "--jobs", "2", "--name", "paired", "--out", str(out),
-    )  # fmt: skip
-    assert "[6/6]" in said
-    return out / "paired"
 
 
 def samples(folder: Path, algo: str, seed: int, step: int) -> dict[str, list[Any]]:
@@ -51,27 +40,63 @@ def samples(folder: Path, algo: str, seed: int, step: int) -> dict[str, list[Any
     return table
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_arms_of_a_seed_meet_the_same_prompts_and_noise(folder: Path, seed: int, step: int) -> None:
+def test_arms_are_paired_and_a_resume_makes_what_is_missing(tmp_path: Path) -> None:
+    """One test, so that one process makes the six runs."""
+    said = sweep(
+        "--algos", ",".join(ALGOS), "--seeds", "0-1", "--noise", "group_flip:0.5+flip:0.1", "--base", "embedded_xs",
+        "-s", "steps=3", "--jobs", "2", "--name", "paired", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert "[6/6]" in said
+    folder = tmp_path / "paired"
+    for seed in (0, 1):
+        for step in (1, 2, 3):
+            check_that_prompts_and_noise_are_the_same(folder, seed, step)
+        check_that_the_first_draws_are_the_same(folder, seed)
+    check_that_seeds_differ(folder)
+    check_that_noise_disturbs_some_and_not_all(folder)
+    check_that_a_resume_makes_what_is_missing_and_only_that(folder)
+
+
+def check_that_prompts_and_noise_are_the_same(folder: Path, seed: int, step: int) -> None:
     vimpo, *others = (samples(folder, algo, seed, step) for algo in ALGOS)
     flipped = [noisy != clean for noisy, clean in zip(vimpo["reward"], vimpo["clean_reward"], strict=True)]
     for other in others:
         for column in ("prompt_id", "occurrence", "index", "prompt"):
-            assert other[column] == vimpo[column]
-        assert [a != b for a, b in zip(other["reward"], other["clean_reward"], strict=True)] == flipped
+            assert other[column] == vimpo[column], (seed, step)
+        there = [a != b for a, b in zip(other["reward"], other["clean_reward"], strict=True)]
+        assert there == flipped, (seed, step)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_arms_of_a_seed_begin_with_the_same_draws(folder: Path, seed: int) -> None:
+def check_that_the_first_draws_are_the_same(folder: Path, seed: int) -> None:
     """Before the first update all policies are one, so what they sample is the same, token for token."""
     vimpo, *others = (samples(folder, algo, seed, 1) for algo in ALGOS)
     for other in others:
-        assert other["tokens"] == vimpo["tokens"]
+        assert other["tokens"] == vimpo["tokens"], seed
     assert samples(folder, "grpo", seed, 3)["tokens"] != vimpo["tokens"]
 
 
-def test_the_noise_disturbed_some_and_not_all(folder: Path) -> None:
+def check_that_seeds_differ(folder: Path) -> None:
+    first, second = samples(folder, "vimpo", 0, 1), samples(folder, "vimpo", 1, 1)
+    assert first["prompt_id"] != second["prompt_id"]
+    assert first["tokens"] != second["tokens"]
+
+
+@pytest.mark.slow
+def test_arms_of_a_seed_begin_with_the_same_conversations(tmp_path: Path) -> None:
+    acting = Path(__file__).parents[1] / "acting.py"
+    sweep(
+        "--algos", "vimpo,grpo", "--base", "embedded_xs", "--noise", "flip:0.3", "--plugin", str(acting),
+        "-s", "environment={kind: sums, turns: 2, opens: Well}", "-s", "reward=[]", "-s", "steps=1",
+        "-s", "sampling.max_tokens=48", "-s", "eval.every=0", "--name", "acts", "--out", str(tmp_path),
+    )  # fmt: skip
+    vimpo, grpo = (samples(tmp_path / "acts", algo, 0, 1) for algo in ("vimpo", "grpo"))
+    assert any(len(turns) > 1 for turns in vimpo["turns"])
+    for column in ("prompt_id", "prompt", "tokens", "turns", "info", "clean_reward", "reward"):
+        assert grpo[column] == vimpo[column]
+    assert vimpo["reward"] != vimpo["clean_reward"]
+
+
+def check_that_noise_disturbs_some_and_not_all(folder: Path) -> None:
     pairs = [
         pair
         for step in (1, 2, 3)
@@ -81,13 +106,7 @@ def test_the_noise_disturbed_some_and_not_all(folder: Path) -> None:
     assert 0 < sum(noisy != clean for noisy, clean in pairs) < len(pairs)
 
 
-def test_seeds_differ(folder: Path) -> None:
-    first, second = samples(folder, "vimpo", 0, 1), samples(folder, "vimpo", 1, 1)
-    assert first["prompt_id"] != second["prompt_id"]
-    assert first["tokens"] != second["tokens"]
-
-
-def test_resume_makes_what_is_missing_and_only_that(folder: Path) -> None:
+def check_that_a_resume_makes_what_is_missing_and_only_that(folder: Path) -> None:
     swept = SweepFolder.open(folder)
     lost, *others = map(swept.run_folder, swept.runs)
     before = {file: file.stat().st_mtime_ns for run in others for file in run.rglob("*")}

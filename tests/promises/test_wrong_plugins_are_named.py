@@ -22,7 +22,7 @@ from rlkit import registry
 from rlkit.cli import main
 from rlkit.config import ModelConfig, PluginRef
 from rlkit.errors import ConfigError, NotFiniteError, PluginError, PluginLoadError, RlkitError
-from rlkit.generation import build_sampler
+from rlkit.generation import Listed, build_sampler
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.scoring.noise import apply_noise, build_noises
@@ -282,6 +282,10 @@ class Mine:
 
     def __call__(self, value, key, coin, range):
         {call}
+
+    def stream(self, requests):
+        while (new := requests.take(wait=True)) is not None:
+            yield from self.generate(new)
 """
 
 
@@ -311,9 +315,10 @@ def test_a_sampler_s_faults(generate: str, said: str, written: Callable[..., str
     name = made(written, "sampler", "model, context, seed", generate=body, sync="raise OSError('gone')")
     mine = build_sampler(PluginRef(kind=name), ModelConfig(path="embedded:xs"), 32, 0)
     requests = [Request(prompt_tokens=[1], seed=i, params=SamplingParams(max_tokens=2)) for i in range(2)]
-    with pytest.raises(PluginError, match=f"^sampler '{name}', .*py:1[34]: ") as raised:
-        list(mine.generate(requests))
-    assert said in str(raised.value)
+    for way, given, lines in (("generate", requests, "1[34]"), ("stream", Listed(requests), "(14|31)")):
+        with pytest.raises(PluginError, match=f"^sampler '{name}', .*py:{lines}: ") as raised:
+            list(getattr(mine, way)(given))
+        assert said.replace("its generate", f"its {way}") in str(raised.value)
     with pytest.raises(PluginError, match=r"py:17: its sync raised OSError: gone"):
         mine.sync([], 1)
 

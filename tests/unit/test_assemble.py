@@ -13,7 +13,7 @@ from random_batches import fresh_seed
 from rlkit import registry
 from rlkit.data import Problem
 from rlkit.generation.assemble import assemble, unscored
-from rlkit.generation.collector import Sampled, Scored
+from rlkit.generation.sampled import Sampled, Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.learning import Batch, Rollout, TokenStats
 from rlkit.interfaces.rewards import RewardResult, SampleKey

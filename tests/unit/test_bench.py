@@ -20,6 +20,7 @@ BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
         ("head.py", {"log-probs", "and entropy", "and exact KL"}),
         ("vimpo.py", {"VIMPO", "VIMPO, whiten: running", "VIMPO, all logits", "GRPO, exact KL", "GRPO, KL by k3"}),
         ("packing.py", {"padded", "packed", "packed, prompts shared"}),
+        ("waiting.py", {"transformers"}),
         ("scale.py", {"tokens", "samples", "vocabulary", "parameters", "ranks"}),
         (
             "growth.py",
@@ -45,6 +46,8 @@ def test_both_schedules_are_timed_with_a_real_server(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     file = tmp_path / "found.json"
     command = [sys.executable, str(BENCH / "schedules.py"), "embedded_xs", "--rounds", "1", "--steps", "4"]
+    small = ["batch.prompts_per_step=4", "batch.samples_per_prompt=4", "sampling.max_tokens=8"]
+    command += [part for setting in small for part in ("-s", setting)]
     made = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     found = json.loads(file.read_text())

@@ -97,7 +97,7 @@ def test_list_shows_each_built_in_algorithm_with_its_paper() -> None:
         (["reward"], "no kind of plugins is called 'reward'; did you mean 'rewards'?"),
         (["algorithm", "grpo"], "did you mean 'algorithms'?"),
         (["math"], "did you mean `rlkit list rewards math`?"),
-        (["foo"], "no kind of plugins is called 'foo'; known: advantages, algorithms, losses"),
+        (["foo"], "no kind of plugins is called 'foo'; known: advantages, algorithms, environments, losses"),
         (["presets"], "presets are no plugins: `rlkit config ls` lists them, and `rlkit config show NAME` prints one"),
         (["presets", "embedded"], "`rlkit config show NAME` prints one"),
         (["rewards", "mth"], "unknown reward 'mth'; did you mean 'math'?"),

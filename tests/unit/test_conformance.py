@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,11 +15,15 @@ from click.testing import CliRunner, Result
 import rlkit.conformance as conformance
 from rlkit import registry
 from rlkit.cli import main
-from rlkit.conformance import ConformanceError
-from rlkit.conformance.findings import Finding
+from rlkit.conformance import ConformanceError, samplers
+from rlkit.conformance.environments import read_tasks
+from rlkit.conformance.findings import Broken, Finding
 from rlkit.conformance.report import line
 from rlkit.errors import ConfigError
 from rlkit.evaluation.suites import Suite
+from rlkit.generation.transformers import TransformersConfig, _Transformers
+from rlkit.interfaces.environments import Task
+from rlkit.interfaces.generation import Completion
 
 BROKEN = """
 import random
@@ -194,7 +200,9 @@ def broken_suite():
 """
 
 REWARDS = """
-from rlkit import reward
+import os
+
+from rlkit import Observation, environment, reward
 
 
 @reward("broken_curve")
@@ -236,6 +244,46 @@ def broken_count(samples):
 @reward("broken_columns")
 def broken_columns(samples):
     return [float(s.columns["difficulty"]) for s in samples]
+
+
+class Echo:
+    def start(self, task, seed):
+        return ""
+
+    def step(self, action):
+        return action
+
+
+@environment("broken_row")
+class Row(Echo):
+    def start(self, task, seed):
+        return f"level {task.columns['level']}"
+
+
+@environment("broken_silence")
+class Silence(Echo):
+    def step(self, action):
+        print(action)
+
+
+@environment("broken_cost")
+class Cost(Echo):
+    range = (0.0, 1.0)
+
+    def step(self, action):
+        return Observation(reward=-0.125)
+
+
+@environment("broken_draw")
+class Draw(Echo):
+    def step(self, action):
+        return str(os.urandom(2)[0])
+
+
+@environment("broken_depth")
+class Depth(Echo):
+    def step(self, action):
+        return "deep" if len(action) < 1000 else self.step(action[1:])
 """
 
 SENTENCES = {
@@ -274,6 +322,18 @@ SENTENCES = {
         "broken_columns": r"it has a value for none of sums, countdown and sorting: it raised KeyError: 'difficulty' "
         r"\(rewards\.py:\d+\)\. If it is right with your data, give it samples like those: --data FILE",
     },
+    "environment": {
+        "broken_row": r"it can begin with none of sums, countdown, sorting and a question alone: environment "
+        r"'broken_row': start raised: KeyError: 'level'\. If it is right with your data, give it some: --data FILE",
+        "broken_silence": r"step returned None; it must return text or an rlkit\.Observation: does it end with `return "
+        r"\.\.\.`\?\. The question: '.*', the gold: '.*', seed 0; it was told '",
+        "broken_cost": r"its rewards add up to -0\.125, outside the range \(0\.0, 1\.0\) that it declares for their sum"
+        r"\. A trajectory may be cut after any turn\. The question: ",
+        "broken_draw": r"it answers '\d+', reward None, done False, and '\d+', reward None, done False when all is "
+        r"done again: a resumed run would be another\. Draw from the `seed` of start alone",
+        "broken_depth": r"hostile actions break it: a megabyte of one letter: environment 'broken_depth': step raised: "
+        r"RecursionError: .* A model says such things: answer them",
+    },
     "noise": {
         "broken_dice": r"of the reward \S+, prompt 0, step 1, index 0, it made \S+, and with the samples in reverse "
         r"order \S+: so algorithms, ranks and resumed runs would not meet the same noise",
@@ -286,7 +346,10 @@ SENTENCES = {
     },
     "suite": {"broken_suite": r"its verifier takes 1 of 2 golds for wrong.*row 2: four \(bad_gold\)"},
 }
-SLOW = ("broken_columns_changed", "broken_hash", "broken_count", "broken_columns", "broken_sampler")
+SLOW = (
+    *("broken_columns_changed", "broken_hash", "broken_count", "broken_columns", "broken_sampler"),
+    *("broken_row", "broken_cost", "broken_draw", "broken_depth"),
+)
 """Each starts a worker process, or loads a model."""
 KINDS = {"loss": "losses", "noise": "noise"}
 
@@ -316,7 +379,7 @@ def test_what_is_broken_is_said_in_a_sentence(kind: str, name: str, sentence: st
         getattr(conformance, f"check_{kind}")(name)
     said = str(raised.value)
     assert re.search(sentence, said), said
-    file, source = (broken.with_name("rewards.py"), REWARDS) if kind == "reward" else (broken, BROKEN)
+    file, source = (broken.with_name("rewards.py"), REWARDS) if kind in ("reward", "environment") else (broken, BROKEN)
     number = next(i for i, text in enumerate(source.splitlines(), 1) if f'@{kind}("{name}")' in text)
     assert said.startswith(f"{kind} {name!r}, {file}:{number}: ")
 
@@ -338,6 +401,48 @@ def test_one_alone_gives_the_smallest_batch(broken: Path) -> None:
     table = str(raised.value).partition("row  group")[2]
     assert len(table.partition("loss 'broken_mean'")[0].strip().splitlines()) == 3  # a heading, two rows of one token
     assert table.splitlines()[1].endswith("yes     1")
+
+
+def test_a_sampler_with_stream_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+
+    class Streaming(_Transformers):
+        how = "rightly"
+
+        def stream(self, requests: Any) -> Iterator[tuple[int, Completion]]:
+            first = 0
+            while (new := requests.take(wait=True)) is not None:
+                if self.how == "waiting":
+                    requests.take(wait=True)
+                if self.how == "otherwise":
+                    new = [replace(request, seed=request.seed + 1) for request in new]
+                for index, completion in self.generate(new):
+                    yield (index if self.how == "numbered anew" else first + index), completion
+                first += len(new)
+                if self.how == "once":
+                    return
+
+    @registry.sampler("streaming_check")
+    def streaming(config: TransformersConfig, model: Any, context: int, seed: int) -> Streaming:
+        return Streaming(config, model, context)
+
+    plugin = registry.find("samplers", "streaming_check")
+    subject: Any = samplers._Subject(plugin, {})
+    subject.requests = subject.requests[:4]
+    subject.streams()
+    for how, said in [
+        ("waiting", r"it waits for requests \(take\(wait=True\)\) while 2 are unanswered: what comes next may follow"),
+        ("otherwise", r"prompt '.*', seed \d, max_tokens 24, .*: other tokens than by `generate`"),
+        ("numbered anew", r"it yielded the index [01], and those of the open requests are \[2, 3\]"),
+        ("once", r"it ended with 0 requests unanswered and 2 not asked for: it goes on until `take` gives None"),
+    ]:
+        subject.sampler.how = how
+        with pytest.raises(Broken, match=said):
+            subject.streams()
+    assert [check.says for check in samplers.checks(plugin, {}) if "stream" in check.says]
+    assert not [
+        check.says for check in samplers.checks(registry.find("samplers", "transformers"), {}) if "stream" in check.says
+    ]
 
 
 # The command
@@ -467,7 +572,7 @@ def test_a_module_stands_for_all_that_it_registers_and_what_it_prints_is_no_json
         (["flip", "-s", "prob=1", "-s", "probb=1"], "unknown key 'probb'"),
         (
             ["flip", "-s", "prob=1", "--data", "rows.jsonl"],
-            "--data rows.jsonl: a file is for rewards, and there are none",
+            "--data rows.jsonl: a file is for environments and rewards, and there are none",
         ),
         (["exact", "--data", "rows.jsonl"], "rows.jsonl: none of the columns prompt, problem, question is there"),
         (["twice_check"], "'twice_check' is of several kinds: say rewards/twice_check or noise/twice_check"),
@@ -485,6 +590,18 @@ def test_what_cannot_be_loaded_ends_in_2(arguments: list[str], said: str, good: 
     result = check(*arguments)
     assert result.exit_code == 2, result.output
     assert said in result.output
+
+
+def test_an_environment_is_told_of_the_rows_given(tmp_path: Path) -> None:
+    file = tmp_path / "games.jsonl"
+    rows = [{"question": f"Guess, {n} to 9", "answer": n, "level": {"hard": n > 1}} for n in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = read_tasks(str(file))
+    assert len(tasks) == 4
+    assert tasks[2] == Task(question="Guess, 2 to 9", answer="2", gold=2, columns={"level": {"hard": True}})
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no rows"):
+        read_tasks(str(file))
 
 
 def test_a_reward_is_judged_by_the_data_given(good: Path) -> None:

@@ -12,7 +12,7 @@ from random_batches import fresh_seed
 from test_assemble import answer
 
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.rewards import RewardResult
 from rlkit.loop.describe import describe, disturbed
 

@@ -19,7 +19,12 @@ from click.testing import CliRunner
 
 from rlkit import embedded, registry
 from rlkit.cli import main
-from rlkit.interfaces.declarations import AdvantageDeclaration, LossDeclaration, RewardDeclaration
+from rlkit.interfaces.declarations import (
+    AdvantageDeclaration,
+    EnvironmentDeclaration,
+    LossDeclaration,
+    RewardDeclaration,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -70,6 +75,7 @@ def test_the_table_of_settings_is_the_code_s(table_tool: ModuleType) -> None:
         ("configuration.md", "samplers", "vllm_server"),
         ("configuration.md", "samplers", "transformers"),
         ("configuration.md", "trackers", "wandb"),
+        ("tools.md", "environments", "tools"),
     ],
 )
 def test_the_tables_of_options_are_the_code_s(
@@ -96,6 +102,7 @@ def test_a_descendant_of_grpo_differs_as_its_row_says(name: str) -> None:
     [
         ("writing-an-algorithm.md", [AdvantageDeclaration, LossDeclaration]),
         ("writing-a-reward.md", [RewardDeclaration]),
+        ("writing-an-environment.md", [EnvironmentDeclaration]),
     ],
 )
 def test_the_tables_of_declarations_name_the_code_s(page: str, declarations: list[Any]) -> None:
@@ -210,6 +217,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sweeps.md",
         pytest.param("replaying.md", marks=pytest.mark.slow),
         "writing-a-reward.md",
+        pytest.param("writing-an-environment.md", marks=pytest.mark.slow),
         "writing-an-algorithm.md",
         "checking-a-plugin.md",
         "../README.md",

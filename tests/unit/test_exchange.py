@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,22 @@ from light_ranks import on_ranks
 from random_batches import fresh_seed
 from torch import Tensor
 
+from rlkit import registry
+from rlkit.config import ConversationConfig, PluginRef, ScoringConfig
 from rlkit.data import Problem
 from rlkit.engine import distributed
 from rlkit.engine.shares import put_together
 from rlkit.errors import RlkitError
+from rlkit.generation.acting import declared, setting_of
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Collector, Draw, Scored, deal, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import Draw, Scored, deal, draws
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 from rlkit.interfaces.learning import Rollout
 from rlkit.interfaces.rewards import RewardResult, Sample
+from rlkit.scoring import Scorer
 
+ACTING = str(Path(__file__).parents[1] / "acting.py")
 PARAMS = SamplingParams(max_tokens=20)
 RANKS = [2, 5]
 
@@ -39,7 +47,7 @@ def found() -> Found:
 
 
 def everything() -> dict[str, Any]:
-    return {job.__name__: job() for job in (flat, on_main, collected, measured, failed)}
+    return {job.__name__: job() for job in (flat, on_main, collected, conversed, measured, failed)}
 
 
 def wanted_of(groups: int, samples: int) -> list[Draw]:
@@ -145,7 +153,7 @@ class Seeded:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
         return f"é{sum(tokens)}"
 
-    def submit(self, sample: Sample) -> None:
+    def submit(self, sample: Sample, _acted: Any = None) -> None:
         assert isinstance(sample.tokens, list)  # what a reward function may have to write as JSON
         self.waiting.append(sample)
 
@@ -178,6 +186,44 @@ def collected() -> list[tuple[list[Scored], Rollout | None]]:
     return made
 
 
+class Speaks(Seeded):
+    """A sum's result, which is right now and then."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return f"#### {2 + sum(tokens) % 17}"
+
+
+class Letters:
+    """Glue: a token a letter."""
+
+    def opening(self, question: Any, said: Any) -> tuple[str, list[int]]:
+        return f"{question} {said}", [*map(ord, f"{question} {said}")]
+
+    def between(self, turn: Sequence[int], said: Any) -> list[int]:
+        return [*map(ord, said)]
+
+
+def conversed() -> list[tuple[list[Scored], Rollout]]:
+    """As `collected`, of trajectories that an environment opens."""
+    registry.load([ACTING])
+    speaks: Any = Speaks()
+    glue: Any = Letters()
+    ref = PluginRef.model_validate({"kind": "sums", "opens": "Well"})
+    environment = declared(ref)
+    assert environment is not None
+    made = []
+    with ExitStack() as stack:
+        setting = setting_of(ref, environment, ConversationConfig(), glue, 500, [ACTING], stack)
+        scorer = stack.enter_context(Scorer([], [ACTING], ScoringConfig(), environment))
+        for groups, samples in ((7, 3), (1, 2)):
+            wanted = wanted_of(groups, samples)
+            wanted = [replace(d, problem=replace(d.problem, question=f"{d.problem.answer}+3=")) for d in wanted]
+            params = replace(PARAMS, max_tokens=60)
+            scored, _ = Collector(speaks, scorer, speaks, seed=11, setting=setting).collect(wanted, params, "train")
+            made.append((scored, assemble(scored)))
+    return made
+
+
 def bits(value: Any) -> Any:
     """What can be compared, of a rollout's column or a response's numbers."""
     if isinstance(value, Tensor):
@@ -191,16 +237,35 @@ def test_a_rollout_is_the_same_on_any_number_of_ranks(ranks: int, found: Found) 
     for shape, (scored, _) in zip(SHAPES, alone, strict=True):
         assert [s.key for s in scored] == [draw.key for draw in wanted_of(*shape)]
     for rank, of_rank in enumerate(found(ranks, "collected")):
-        for (scored, rollout), (others, expected) in zip(of_rank, alone, strict=True):
-            for one, other in zip(scored, others, strict=True):
-                assert (one.key, one.problem, one.completion) == (other.key, other.problem, other.completion)
-                # Texts and what a verifier said are for the files that the main rank writes.
-                assert (one.text, one.result.info) == (("", {}) if rank else (other.text, other.result.info))
-                values = None if one.result.token_values is None else pytest.approx(other.result.token_values, rel=1e-6)
-                assert replace(other.result, token_values=values, info=one.result.info) == one.result
-            if rollout is not None and expected is not None:
-                for name in Rollout.__dataclass_fields__:
-                    assert bits(getattr(rollout, name)) == bits(getattr(expected, name)), name
+        assert_same(rank, of_rank, alone)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_conversations_are_the_same_on_any_number_of_ranks(ranks: int, found: Found) -> None:
+    alone = conversed()
+    several = [one for scored, _ in alone for one in scored if len(one.turns or ()) > 1]
+    assert several
+    assert any(one.result.token_values for one in several)
+    assert all(one.problem.text.endswith("+3= Well") for one in several)
+    for rank, of_rank in enumerate(found(ranks, "conversed")):
+        assert_same(rank, of_rank, alone)
+
+
+def assert_same(rank: int, of_rank: Sequence[Any], alone: Sequence[Any]) -> None:
+    for (scored, rollout), (others, expected) in zip(of_rank, alone, strict=True):
+        for one, other in zip(scored, others, strict=True):
+            assert (one.key, one.completion, one.turns) == (other.key, other.completion, other.turns)
+            assert one.problem.tokens == other.problem.tokens
+            # Texts and what a verifier said are for the files that the main rank writes.
+            if rank:
+                assert (one.text, one.result.info) == ("", {})
+            else:
+                assert (one.text, one.problem, one.result.info) == (other.text, other.problem, other.result.info)
+            values = None if one.result.token_values is None else pytest.approx(other.result.token_values, rel=1e-6)
+            assert replace(other.result, token_values=values, info=one.result.info) == one.result
+        if rollout is not None and expected is not None:
+            for name in Rollout.__dataclass_fields__:
+                assert bits(getattr(rollout, name)) == bits(getattr(expected, name)), name
 
 
 def test_what_has_been_sampled_before_stays_on_its_rank_and_comes_first() -> None:

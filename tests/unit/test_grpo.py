@@ -16,7 +16,7 @@ from rlkit.conformance.batches import Case
 from rlkit.data import Problem
 from rlkit.errors import ConfigError
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.learning import Batch, Targets, TokenStats
 from rlkit.interfaces.rewards import RewardResult, SampleKey

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlkit.conformance.batches import NAN
 from rlkit.generation.transformers import _Draw
-from rlkit.interfaces.generation import SamplingParams
+from rlkit.interfaces.generation import Request, SamplingParams
 from rlkit.ops.importance import importance_weights
 
 LEVELS: list[Literal["token", "sequence"]] = ["token", "sequence"]
@@ -103,7 +103,8 @@ def test_of_a_truncated_sampler_the_weight_is_the_share_that_could_be_drawn(opti
     fresh_seed()
     rows, vocabulary, temperature = 32, 20, 0.8
     logits = 2 * torch.randn(rows, vocabulary)
-    draw = _Draw(SamplingParams(max_tokens=1, temperature=temperature, **options), list(range(rows)), (), "cpu")
+    params = SamplingParams(max_tokens=1, temperature=temperature, **options)
+    draw = _Draw(params, [Request(prompt_tokens=[1], seed=row, params=params) for row in range(rows)], (), "cpu")
     draw(logits)
     completions = [completion for _, completion in sorted(draw.completions(0), key=lambda x: x[0])]
     tokens = torch.tensor([completion.tokens for completion in completions])

@@ -268,6 +268,14 @@ def test_an_embedded_model_cannot_read_other_text() -> None:
     assert "take a model that reads such text, with --model" in result.output
 
 
+@pytest.mark.parametrize("given", [["--model", "embedded:xs-turns"], ["--data", "embedded:guessing"]])
+def test_games_of_several_turns_have_presets_instead(given: list[str]) -> None:
+    done = init("--yes", *given)
+    assert done.exit_code == 2
+    assert "embedded:guessing is played over several turns" in done.output
+    assert "rlkit run embedded_guessing" in " ".join(done.output.split())
+
+
 def test_a_file_is_never_written_over() -> None:
     Path("mine.yaml").write_text("mine")
     result = init("--yes")

@@ -66,6 +66,14 @@ FAULTS = {
     "Heavy actor part": ({"vimpo/actor_ratio": [0.0125] * 79 + [0.3]}, "step 80, highest 0.3"),
     "Gap between sampler and trainer": ({"sampler/gap_mean": [1e-3, 0.05]}, "0.05 nats on average in steps 41 to 48"),
     "Truncation": ({"response/truncated": [0.0, 0.0, 0.5, 0.0]}, "50 % of the responses .* in steps 41 to 48"),
+    "Conversations cut by their turns": (
+        {"environment/cut_turns": [0.1, 0.3], "response/truncated": [0.1, 0.3]},
+        "30 % of the trajectories .* in steps 41 to 48",
+    ),
+    "Tool errors": (
+        {"environment/tool_errors": [0.5, 1.5], "environment/tool_calls": [2.0]},
+        "75 % of the tool calls .* in steps 41 to 48",
+    ),
     "Samples without a value": (
         {"samples/no_value": [0.0] * 79 + [3.0], "samples/timeout": [0.0] * 79 + [3.0]},
         r"3 samples got no reward \(timeout 3\), in step 80",
@@ -89,6 +97,35 @@ def test_a_fault_is_warned_of_with_its_numbers_and_what_to_try(name: str) -> Non
     assert re.search(seen, warning.seen), warning.seen
     assert "`" in "".join(warning.tries)
     assert str(warning).startswith(f"{name}: ")
+
+
+def test_where_an_environment_loses_samples_its_log_is_named() -> None:
+    values, _ = FAULTS["Samples without a value"]
+    (plain,), (acts,) = (report.warnings_of(changed({**values, **more})) for more in ({}, {"environment/turns": [2.0]}))
+    assert "environments.log" in acts.tries[0]
+    assert acts.tries[2:] == plain.tries
+
+
+def test_a_conversations_page_has_what_its_environment_counted(tmp_path: Path) -> None:
+    more = {
+        "environment/turns": 2.5,
+        "environment/cut": 0.1,
+        "environment/cut_turns": 0.05,
+        "environment/tool_calls": 1.5,
+        "environment/tool_errors": 0.25,
+        "environment/right": 0.5,
+        "time/environment_s": 0.2,
+    }
+    rows = healthy(9)
+    for at, row in enumerate(rows):
+        row |= {name: value * (1 + at % 2) for name, value in more.items()}
+    run = make_run(tmp_path / "r", rows)
+    page = html.unescape(report.write(run.path).read_text())
+    section = page.partition(">Conversations</h2>")[2].partition("<h2 ")[0]
+    for title in ("Turns", "Cut before the environment has ended them", "Tool calls", "Waiting for the environment"):
+        assert title in section
+    assert "environment/right" in section
+    assert page.count("environment/right") == section.count("environment/right")
 
 
 @pytest.mark.parametrize("name", ["Entropy collapse", "Groups with equal rewards"])

@@ -16,7 +16,7 @@ from rlkit import config as configs
 from rlkit.data import Problem
 from rlkit.errors import RlkitError
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Scored
+from rlkit.generation.sampled import Scored
 from rlkit.interfaces.generation import Completion
 from rlkit.interfaces.rewards import RewardResult, SampleKey
 from rlkit.loop.dynamic_sampling import Gathered

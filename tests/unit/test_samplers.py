@@ -170,6 +170,12 @@ def test_the_room_for_keys_and_values_is_of_the_model(folder: Path) -> None:
     assert sampler._room * 1.5 * of_a_token == pytest.approx(2**30)
 
 
+def test_without_stream_it_is_passed_on_without_it(folder: Path) -> None:
+    """By which the collector knows to sample turn by turn."""
+    model = ModelConfig(path=str(folder), dtype="float32")
+    assert not hasattr(generation.build_sampler(PluginRef(kind="transformers"), model, 64, 0), "stream")
+
+
 def test_what_ends_early_is_handed_out_early(folder: Path) -> None:
     """Half of the rows end at their first token: they must come before the others are done."""
     sampler: Any = build("transformers", folder)

@@ -136,6 +136,15 @@ def test_a_rank_that_does_not_answer_is_named_and_a_folder_that_is_full_hides_no
     assert "There is no checkpoint yet; go on with: this" in said
 
 
+def test_where_rewards_are_waited_for_their_log_is_named(tmp_path: Path) -> None:
+    for name, does in (("x", "watch('scoring') or stuck()"), ("y", "stuck()")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rewards.log").write_text("")
+        _, said = rank(0, 1, tmp_path / name, does).communicate(timeout=60)
+        line = f"Those of rewards that are near their deadline (scoring.timeout_s): {tmp_path / name / 'rewards.log'}"
+        assert (line in said.splitlines()) == (name == "x"), said
+
+
 def test_what_lives_and_what_was_stopped_goes_on(tmp_path: Path) -> None:
     """Both for longer than the limit."""
     process = rank(0, 1, tmp_path / "x", "lives(3)")

@@ -18,7 +18,8 @@ from rlkit.config import RunConfig
 from rlkit.data import Problem
 from rlkit.errors import ConfigError
 from rlkit.evaluation.settings import load_settings
-from rlkit.generation.collector import Collector, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import draws
 from rlkit.generation.stops import Stops
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
 

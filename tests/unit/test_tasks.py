@@ -269,7 +269,7 @@ def test_noisy_demonstrations_err(task: Any, low: float, high: float) -> None:
 def test_a_config_reads_them(name: str) -> None:
     from transformers import AutoTokenizer
 
-    model = {"arithmetic": "xs"}.get(name, f"xs-{name}")
+    model = "xs-turns" if name in embedded.PLAYED else {"arithmetic": "xs"}.get(name, f"xs-{name}")
     tokenizer = AutoTokenizer.from_pretrained(embedded.resolve(f"embedded:{model}"))
     config = DataConfig(path=f"embedded:{name}")
     train, test = load_problems(config, tokenizer), load_problems(config, tokenizer, held_out=True)

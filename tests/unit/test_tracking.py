@@ -272,6 +272,7 @@ def test_the_curve_in_words() -> None:
     assert "steps 1 to 20" in curve.text([*history(20), {"step": 21, "reward/mean": math.nan}])
 
 
+@pytest.mark.usefixtures("own_pictures")
 @pytest.mark.parametrize("steps", [1, 3, 80])
 def test_the_curve_as_a_picture(tmp_path: Path, steps: int) -> None:
     from matplotlib.image import imread
@@ -283,6 +284,7 @@ def test_the_curve_as_a_picture(tmp_path: Path, steps: int) -> None:
     assert (np.abs(pixels - orange).max(-1) < 0.02).sum() > 50, "no held-out pass rate is drawn"
 
 
+@pytest.mark.usefixtures("own_pictures")
 def test_a_run_without_a_step_can_be_drawn(tmp_path: Path) -> None:
     curve.draw([], tmp_path / "curve.png", "nothing yet")
     assert (tmp_path / "curve.png").stat().st_size > 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from local_server import serving
+from sampler_help import Talk
 from server_help import Spoiled, Standing, free_port
 from transformers import AutoConfig, AutoTokenizer
 
@@ -257,6 +258,107 @@ def test_who_stops_listening_ends_what_is_under_way() -> None:
         assert_right(list(built.generate(requests(3))), requests(3))
     assert not [t for t in threading.enumerate() if t.name == "vllm_server"]
     assert threading.active_count() <= before + 1
+
+
+def conversations(*turns: int, **options: Any) -> Talk:
+    params = SamplingParams(max_tokens=3)
+    openings = [Request(prompt_tokens=[c], seed=100 * c, params=params) for c in range(len(turns))]
+    return Talk(openings, turns, **options)
+
+
+def turns_of(standing: Standing) -> list[tuple[int, int]]:
+    """(conversation, turn) of each request to it: a turn is 5 tokens, with what the environment says."""
+    return [(body["token_ids"][0], len(body["token_ids"]) // 5) for body in standing.generated()]
+
+
+def test_requests_come_while_others_are_under_way() -> None:
+    """One whole conversation goes on while another waits for its first answer; and the turns are those that follow."""
+    held = threading.Event()
+
+    def slow(path: str, body: dict[str, Any]) -> Any:
+        return held if path == "/inference/v1/generate" and body["token_ids"][0] == 0 else None
+
+    talk = conversations(3, 3, wait_s=0.02)
+    with standing(slow) as one, sampling(one.url) as built:
+        for number, completion in built.stream(talk):
+            talk.hear(number, completion)
+            if len(talk.answers) == 3:
+                held.set()
+    happened = [event for event in talk.events if event[0] != "nothing new"]
+    meanwhile, after = [("asked", 1), ("answered", 1)] * 3, [("asked", 0), ("answered", 0)] * 2
+    assert happened == [("asked", 0), *meanwhile, ("answered", 0), *after]
+    assert_right(list(talk.answers.items()), [request for _, request in talk.asked])
+
+
+def test_a_conversation_stays_with_its_server_while_that_has_room() -> None:
+    """Though the other has nothing to do."""
+    talk = conversations(1, 4, 1, 3, 1, 2, wait_s=0.005)
+    with standing() as one, standing() as other, sampling(one.url, other.url) as built:
+        talk.hold(built)
+    assert turns_of(one) == [(0, 0), (2, 0), (4, 0)]
+    assert sorted(turns_of(other)) == [
+        *((1, turn) for turn in range(4)),
+        *((3, turn) for turn in range(3)),
+        (5, 0),
+        (5, 1),
+    ]
+
+
+def test_a_conversation_whose_server_is_busy_goes_on_at_another() -> None:
+    """The third begins where the first that was answered had been, and holds that server."""
+    held = threading.Event()
+
+    def slow(path: str, body: dict[str, Any]) -> Any:
+        return held if path == "/inference/v1/generate" and body["token_ids"][0] == 2 else None
+
+    talk = conversations(2, 2, 2)
+    with standing(slow) as one, standing(slow) as other, sampling(one.url, other.url, concurrency=1) as built:
+        for number, completion in built.stream(talk):
+            talk.hear(number, completion)
+            if len(talk.answers) == 4:
+                held.set()
+    busy, free = sorted((turns_of(one), turns_of(other)), key=lambda turns: (2, 0) not in turns)
+    assert set(free) >= {(0, 1), (1, 1)}
+    assert busy[1] == (2, 0)
+
+
+def test_a_server_that_dies_in_the_middle_of_conversations_costs_nothing() -> None:
+    def spoiled(path: str, body: dict[str, Any]) -> Any:
+        return "cut" if len(one.generated()) > 3 and path != "/rlkit/about" else None
+
+    talk = conversations(3, 3, 3, 3, wait_s=0.01)
+    with standing(spoiled) as one, standing() as other, sampling(one.url, other.url) as built:
+        talk.hold(built)
+    assert_right(list(talk.answers.items()), [request for _, request in talk.asked])
+    assert set(turns_of(other)) >= {(c, 2) for c in range(4)}
+
+
+def test_who_stops_listening_to_conversations_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one waits for its environment, for ever, and another for its server; and what fails meanwhile is raised."""
+    held = threading.Event()
+
+    def slow(path: str, body: dict[str, Any]) -> Any:
+        return held if path == "/inference/v1/generate" and body["token_ids"][0] == 0 else None
+
+    with standing(slow) as one, sampling(one.url) as built:
+        talk = conversations(2, 2, wait_s=1e9)
+        for number, completion in built.stream(talk):
+            talk.hear(number, completion)
+            break
+        assert not [t for t in threading.enumerate() if t.name == "vllm_server"]
+        talk = conversations(2, 2, wait_s=1e9)
+        taken = talk.take
+
+        def take(*, wait: bool) -> Any:
+            if talk.answers:
+                raise RlkitError("the environment is broken")
+            return taken(wait=wait)
+
+        monkeypatch.setattr(talk, "take", take)
+        with pytest.raises(RlkitError, match="the environment is broken"):
+            talk.hold(built)
+        assert not [t for t in threading.enumerate() if t.name == "vllm_server"]
+        held.set()
 
 
 def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def make_model(folder: Path, shape: Shape) -> Path:
 def run_settings(model: Path, shape: Shape, runs: Path, name: str, *more: str) -> list[str]:
     """Of a run that trains this model on the embedded task's prompts."""
     return [
-        f"model.path={model}", f"out={runs}", f"name={name}", "eval.every=0", "sampler=transformers",
+        f"model.path={model}", f"out={runs}", f"name={name}", "eval.every=0", "eval.problems=4", "sampler=transformers",
         f"batch.prompts_per_step={shape.prompts}", f"batch.samples_per_prompt={shape.samples}",
         f"sampling.max_tokens={shape.tokens}", "optimizer.lr=1e-6", *more,
     ]  # fmt: skip

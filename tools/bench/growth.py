@@ -38,7 +38,8 @@ from rlkit.engine import distributed
 from rlkit.engine.deepspeed import Engine
 from rlkit.engine.models import load_policy
 from rlkit.generation.assemble import assemble
-from rlkit.generation.collector import Collector, draws
+from rlkit.generation.collector import Collector
+from rlkit.generation.sampled import draws
 from rlkit.interfaces.generation import Completion, SamplingParams
 from rlkit.interfaces.learning import Batch, Rollout, TokenStats
 from rlkit.interfaces.rewards import RewardResult
@@ -81,7 +82,7 @@ class Ready:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.texts[tokens[0]]
 
-    def submit(self, sample: Any) -> None:
+    def submit(self, sample: Any, _acted: Any = None) -> None:
         self.waiting.append(sample)
 
     def finish(self, **_: Any) -> list[RewardResult]:

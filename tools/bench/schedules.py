@@ -44,7 +44,7 @@ def main(preset: str, rounds: int, steps: int, algo: str, settings: tuple[str, .
                 run = [sys.executable, "-m", "rlkit", "run", preset, "--algo", algo, "--quiet", "--name", name]
                 set_ = [
                     f"sampler={{kind: vllm_server, urls: ['{url}']}}", f"schedule={schedule}", f"steps={steps}",
-                    f"out={folder}", "eval.every=0", "checkpoint.every=0", *settings,
+                    f"out={folder}", "eval.every=0", "eval.problems=4", "checkpoint.every=0", *settings,
                 ]  # fmt: skip
                 subprocess.run([*run, *(part for one in set_ for part in ("-s", one))], check=True)
                 for row in RunFolder.open(Path(folder) / name).read_metrics():

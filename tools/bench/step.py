@@ -98,7 +98,7 @@ def compare(
 @click.option("--rounds", default=8)
 @click.option("--lr", default=1e-6, help="Small, so that lengths stay as drawn; 1e-3 to see both learn.")
 @click.option("--json", "file", type=click.Path(path_type=Path))
-@click.option("--quick", is_flag=True, help="Smallest sizes, one round: that it works.")
+@click.option("--quick", is_flag=True, help="Smallest sizes, ragged alone, one round: that it works.")
 def main(
     trl_python: str | None, sizes: str, model: Path | None, prompts: int, tokens: int, sampler: str, rounds: int,
     lr: float, file: Path | None, quick: bool,
@@ -111,8 +111,8 @@ def main(
             cases[model.name, "its own"] = model, Shape(prompts=prompts, samples=8, tokens=tokens)
         for size in [] if model else ["quick"] if quick else sizes.split(","):
             ragged = replace(QUICK, mean=3) if quick else SIZES[size]
-            equal = QUICK if quick else replace(ragged, tokens=EQUAL, mean=0)
-            for lengths, shape in (("equal", equal), ("ragged", ragged)):
+            equal = replace(ragged, tokens=EQUAL, mean=0)
+            for lengths, shape in (("equal", equal), ("ragged", ragged))[quick:]:
                 cases[size, lengths] = make_model(folder / f"{size} {lengths}", shape), shape
         for number, ((size, lengths), (path, shape)) in enumerate(cases.items()):
             found = compare(path, shape, 1 if quick else rounds, trl_python, sampler, lr, folder / f"out{number}")

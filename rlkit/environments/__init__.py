@@ -1,0 +1,1 @@
+"""Conversations with environments: the processes that they live in, and what they answer."""
