@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Sampled:
     others: tuple[int, ...] = ()
     """Columns of tokens that the policy did not choose."""
     truncated: bool = False
+    turns: tuple[tuple[int, int], ...] | None = None
+    """Of a conversation, what the policy chose; None: all is one."""
 
 
 def config(algo: str = "vimpo", **more: Any) -> RunConfig:
@@ -58,6 +61,8 @@ def write(
     mask = (torch.arange(width) < length[:, None]) & valid[:, None]
     for row, sample in enumerate(samples):
         mask[row, list(sample.others)] = False
+        for (_, end), (start, _) in pairwise(sample.turns or ()):
+            mask[row, end:start] = False
     rewards = [s.result.value or 0.0 for s in samples]
     rollout = Rollout(
         keys=[SampleKey(f"{n:04x}ab", step, 0, number[:at].count(n)) for at, n in enumerate(number)],
@@ -72,6 +77,7 @@ def write(
         sampler_logprobs=torch.full((len(samples), width), -0.5),
         version=torch.zeros(len(samples), dtype=torch.long),
         truncated=torch.tensor([s.truncated for s in samples]),
+        turns=[list(s.turns or [(0, len(s.tokens))]) for s in samples],
     )
     folder.log_rollout(
         step, rollout, prompts=[prompts[n] for n in number], answers=["4"] * len(samples),
@@ -102,6 +108,16 @@ def loaded(folder: RunFolder, step: int = 1) -> Step:
 def letters(text: str, **more: Any) -> Sampled:
     """A response of a token a character and an end token."""
     return Sampled([*range(2, 2 + len(text)), EOS], text, **more)
+
+
+def conversation(**more: Any) -> Sampled:
+    """6 and 4<eos>, and between them + of the environment's."""
+    said = {
+        "ended": "done", "counts": {"calls": 1.0}, "last": "well done",
+        "turns": [{"reward": 0.5, "info": {}}, {"reward": 0.0, "info": {}}],
+    }  # fmt: skip
+    result = RewardResult(value=0.5, correct=True, info={"environment": said})
+    return Sampled([9, 13, 7, 1], "6+4", result, turns=((0, 1), (2, 4)), **more)
 
 
 TWO = [9, 13, 2, 7, 1]

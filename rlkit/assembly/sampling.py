@@ -40,7 +40,7 @@ class Asked:
     setting: Setting | None = None
     """The environment in which it acts; None: it answers."""
     problems: Sequence[Problem] = ()
-    """Of the run, held out or else those of training, where there is an environment."""
+    """Of the run, those held out first, where there is an environment."""
 
     def act(self, question: str | None, count: int = 1, seed: int = 0) -> list[Sampled]:
         """Trajectories in the environment, of a question of the run's data with its row, of another question without
@@ -147,14 +147,13 @@ def open_model(
     registry.load(run.plugins)
     environment = declared(run.environment)
     assert environment is not None
-    problems = load_problems(data, tokenizer, True, environment)
-    problems = problems or load_problems(data, tokenizer, False, environment)
-    assert problems is not None
-    longest = max(len(problem.tokens) for problem in problems.problems) + params.max_tokens
+    sets = [load_problems(data, tokenizer, held_out, environment) for held_out in (True, False)]
+    problems = [problem for each in sets if each is not None for problem in each.problems]
+    longest = max(len(problem.tokens) for problem in problems) + params.max_tokens
     glue = glue_of(run.conversation, environment, data, tokenizer, end_tokens(resolve(model.path), trusts))
     context = min(room or longest, longest)
     setting = setting_of(run.environment, environment, run.conversation, glue, context, run.plugins, stack)
-    return replace(asked, setting=setting, problems=problems.problems)
+    return replace(asked, setting=setting, problems=problems)
 
 
 def model_of(path: str, trusts: bool = False) -> ModelConfig:

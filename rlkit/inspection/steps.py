@@ -114,7 +114,7 @@ class Response:
         acted = self.info.get(ENVIRONMENT)
         if not self.turns or not isinstance(acted, dict):
             return self.info
-        shown = {name: value for name, value in acted.items() if name not in ("turns", "last")}
+        shown = {name: value for name, value in acted.items() if name not in ("turns", "last") and value != {}}
         return {**{name: value for name, value in self.info.items() if name != ENVIRONMENT}, ENVIRONMENT: shown}
 
     @cached_property

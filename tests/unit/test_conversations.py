@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from rlkit import config as configs
 from rlkit import registry
+from rlkit.cli import main
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
 from rlkit.data import Problem, as_problems, prompt_tokens
+from rlkit.embedded import resolve
 from rlkit.engine.models import load_tokenizer
 from rlkit.environments.pool import Environments
 from rlkit.errors import ConfigError, PluginError
@@ -28,6 +34,8 @@ from rlkit.loop.describe import describe
 from rlkit.loop.dynamic_sampling import Gatherer
 from rlkit.loop.rollouts import restored, saved, take
 from rlkit.loop.state import Place
+from rlkit.records.checkpoints import MANIFEST, Manifest
+from rlkit.records.folder import RunFolder
 from rlkit.scoring import Scorer, WeightedReward
 
 HERE = str(Path(__file__).parents[1] / "acting.py")
@@ -347,3 +355,24 @@ def test_one_that_is_lost_before_it_has_spoken_ends_no_run() -> None:
     assert [(one.problem.tokens, one.turns, list(one.completion.tokens)) for one in again] == [
         (one.problem.tokens, one.turns, list(one.completion.tokens)) for one in scored
     ]
+
+
+def test_a_runs_model_acts_in_its_environment_when_it_is_asked_and_measured(tmp_path: Path) -> None:
+    settings = ["environment={kind: sums, turns: 2}", f"plugins=[{HERE}]", "reward=[]", "sampling.max_tokens=40"]
+    run = RunFolder.create(tmp_path / "run", configs.resolve(configs.load("embedded_xs", settings)))
+    shutil.copytree(resolve("embedded:xs"), run.checkpoints / "step-00000001/hf")
+    (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
+    asked = CliRunner().invoke(main, ["sample", str(run.path), "34+47=", "-n", "2", "--temperature", "0"])
+    assert asked.exit_code == 0, asked.output
+    lines = asked.output.splitlines()
+    assert lines[:5] == lines[5:]
+    assert (lines[0], lines[1][:2], lines[3][:2]) == ("34+47=", "> ", "> ")
+    assert re.fullmatch(r"\d\+\d=", lines[2])
+    assert re.fullmatch(r"reward [012] · done", lines[4])
+    measured = ["eval", "--model", str(run.path), "--data", "embedded:arithmetic", "--limit", "3", "-n", "2"]
+    done = CliRunner().invoke(main, [*measured, "-s", "max_tokens=40", "--out", str(tmp_path / "found")])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads((tmp_path / "found/results.json").read_text()).values()
+    assert {"mean@2", "pass@2"} <= found["metrics"].keys()
+    assert found["settings"]["environment"]["kind"] == "sums"
+    assert found["statuses"] == {"ok": 6}

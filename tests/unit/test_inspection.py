@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from inspected import EOS, Sampled, config, letters, loaded, two_plus, write, wrong
+from inspected import EOS, Sampled, config, conversation, letters, loaded, two_plus, write, wrong
 
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.inspection.steps import Response, choose_step, find_prompts, in_common
@@ -57,6 +57,18 @@ def test_tokens_that_the_policy_did_not_choose_have_no_numbers(folder: RunFolder
     (response,) = loaded(folder).responses
     assert response.series["advantages"] == [0.5, None, None, 0.5]
     assert response.one_number == 0.5
+
+
+def test_a_conversation_is_read_in_stretches(folder: RunFolder) -> None:
+    write(folder, 1, [[conversation(credit=[0.25, 0.0, -0.5, 0.125]), two_plus(credit=[0.0] * 5)]])
+    one, plain = loaded(folder).responses
+    assert [(s.start, s.end, s.turn, s.reward, s.credit) for s in one.stretches] == [
+        (0, 1, 1, 0.5, 0.25), (1, 2, None, None, None), (2, 4, 2, 0.0, -0.375),
+    ]  # fmt: skip
+    assert one.series["credit"] == [0.25, None, -0.5, 0.125]
+    assert one.last_words == "well done"
+    assert one.noted == {"environment": {"ended": "done", "counts": {"calls": 1.0}}}
+    assert (plain.stretches, plain.last_words, plain.noted) == ([], "", {"answer": "4"})
 
 
 def test_one_number_is_told_from_one_for_each_token(folder: RunFolder) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from browser import DESKTOP, PHONE, Browser, luminance
 from click.testing import CliRunner, Result
-from inspected import Sampled, config, loaded, two_plus, write, wrong
+from inspected import Sampled, config, conversation, loaded, two_plus, write, wrong
 from rich.console import Console
 
 from rlkit.cli import main
@@ -51,6 +51,28 @@ def test_without_colour_numbers_stand_under_the_tokens(folder: RunFolder) -> Non
     assert len(set(ends)) == 1
     assert "reward 1 · correct · 5 tokens · V 0.5 to 0.541" in said
     assert "\x1b" not in said
+
+
+def test_a_conversation_is_shown_turn_by_turn(folder: RunFolder) -> None:
+    write(folder, 1, [[conversation(credit=[0.25, 0.0, -0.5, 0.125])]])
+    lines = [" ".join(line.split()) for line in shown([folder]).splitlines()]
+    at = lines.index("turn 1 · reward 0.5 · credit 0.25")
+    assert lines[at + 1] == "6"
+    assert lines[at + 3 : at + 6] == ["the environment", "│ +", "turn 2 · credit -0.375"]
+    assert lines[at + 6] == "4 <eos>"
+    assert lines[at + 8 : at + 10] == ["the environment, at the end", "│ well done"]
+    coloured = shown([folder], colour=True)
+    assert "turn 2 · credit -0.375" in coloured
+    assert re.search(r"\x1b\[[0-9;]*48;2;[0-9;]*m\+", coloured) is None  # it was not the model's
+    (step,) = data_of(folder.inspection / "steps.html")["steps"]
+    (response,) = step["prompts"][0]["groups"][0]["responses"]
+    assert response["stretches"] == [
+        [0, True, "turn 1 · reward 0.5 · credit 0.25"],
+        [1, False, "the environment"],
+        [2, True, "turn 2 · credit -0.375"],
+    ]
+    assert response["last"] == "well done"
+    assert response["info"] == "environment ended done · counts calls 1.0"
 
 
 def test_in_colour_the_background_says_the_credit(folder: RunFolder) -> None:
