@@ -129,7 +129,8 @@ class Conversations:
                 ready = self._requests(self._listen(wait=False))
                 if ready:
                     return ready
-                if self._closed or not self._live:
+                # What has ended just now has made room for others.
+                if self._closed or not (self._live or self._unbegun):
                     return None
             if not wait:
                 return []

@@ -276,6 +276,11 @@ def test_so_many_are_under_way_and_no_more(sampler: Any, monkeypatch: pytest.Mon
     assert not live
 
 
+def test_where_all_that_are_under_way_have_ended_others_begin() -> None:
+    found = collected(Streams(), kind="odd", count=2, columns={"odd": "fine"}, at_once=1)
+    assert [one.result.value for one in found] == [1.0] * 4
+
+
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
