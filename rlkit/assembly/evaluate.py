@@ -64,11 +64,10 @@ def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
     run = RunFolder(Path(model)).read_config()
     keys = ["chat_template_kwargs", *(("prompt", "answer", "template", "system", "chat") if own_data else ())]
     settings = {key: getattr(run.data, key) for key in keys} | {"stop": run.sampling.stop}
-    if run.environment is not None:
-        acting = {"environment": run.environment.model_dump(), "conversation": run.conversation.model_dump()}
-        settings |= {**acting, "plugins": run.plugins}
     if own_data:
         settings |= {"reward": [ref.model_dump() for ref in run.reward], "plugins": run.plugins}
+    if own_data and run.environment is not None:
+        settings |= {"environment": run.environment.model_dump(), "conversation": run.conversation.model_dump()}
     return settings
 
 

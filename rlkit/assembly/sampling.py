@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlkit import registry
-from rlkit.config import DataConfig, ModelConfig
-from rlkit.errors import RlkitError
+from rlkit.config import DataConfig, ModelConfig, RunConfig
+from rlkit.errors import ConfigError, RlkitError
 from rlkit.interfaces.generation import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def open_model(
     """A run's newest model, asked as in training; or a model's folder or hub id, or embedded:s. `stack` closes what it
     opens.
 
-    What is not None takes the place of the run's temperature and length, or of 1 and 512. `trusts`: as `model_of`.
-    Raises ConfigError, and RlkitError for a run without a model.
+    What is not None takes the place of the run's temperature and length, or of 1 and 512. `trusts`: as `model_of`,
+    and code of the run's environment may run too. Raises ConfigError, and RlkitError for a run without a model.
     """
     from rlkit.assembly.inputs import quiet_loading, sampling_params
     from rlkit.data import load_problems
@@ -144,6 +145,11 @@ def open_model(
     asked = Asked(path, data, params, room, tokenizer, sampler)
     if run is None or run.environment is None:
         return asked
+    if not trusts and _brings_code(run):
+        raise ConfigError(
+            f"{path} acts in environment {run.environment.kind!r}, with code that its config names, which is not run "
+            "unless you say so, as it may be somebody else's: look at its config.yaml, and add --trust-remote-code"
+        )
     registry.load(run.plugins)
     environment = declared(run.environment)
     assert environment is not None
@@ -154,6 +160,14 @@ def open_model(
     context = min(room or longest, longest)
     setting = setting_of(run.environment, environment, run.conversation, glue, context, run.plugins, stack)
     return replace(asked, setting=setting, problems=problems)
+
+
+def _brings_code(run: RunConfig) -> bool:
+    """Whether the run's environment may be other code than what is installed: of a plugin's file, or of a file or
+    module that an option names, FILE.py:NAME."""
+    assert run.environment is not None
+    named = json.dumps(list(run.environment.options.values()))
+    return bool(run.plugins) or run.environment.kind == "class" or ":" in named
 
 
 def model_of(path: str, trusts: bool = False) -> ModelConfig:

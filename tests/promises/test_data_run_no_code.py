@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -127,6 +128,31 @@ def test_what_a_strangers_run_trusts_is_not_trusted_by_who_reads_it(model: Path,
     assert f"which are not imported unless you say so, as they may be somebody else's code: add --plugin {plugin}" in (
         mine.output
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "plugins"),
+    [
+        ({"kind": "keys"}, True),
+        ({"kind": "class", "path": "plugin.py", "name": "Mine"}, False),
+        ({"kind": "tools", "tools": ["plugin.py:mine"]}, False),
+        ({"kind": "tools", "tools": ["plugin:mine"]}, False),
+    ],
+)
+def test_an_environment_of_a_strangers_run_is_not_acted_in(
+    environment: dict[str, Any], plugins: bool, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plugin.py").write_text(f"open({str(ran)!r}, 'w')")
+    run = RunFolder.create(tmp_path / "run", inspected_config())
+    settings = yaml.safe_load(run.config_file.read_text())
+    settings |= {"environment": environment, "plugins": ["plugin.py"] if plugins else []}
+    run.config_file.write_text(yaml.safe_dump(settings))
+    shutil.copytree(embedded.resolve("embedded:xs"), run.checkpoints / "step-00000001" / "hf")
+    (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
+    result = invoke("sample", str(run.path), "1+1=")
+    assert result.exit_code == 2, result.output
+    assert "as it may be somebody else's: look at its config.yaml, and add --trust-remote-code" in result.output
 
 
 def test_a_served_model_runs_its_code_only_where_it_is_asked_for() -> None:

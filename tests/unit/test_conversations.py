@@ -367,7 +367,9 @@ def test_a_runs_model_acts_in_its_environment_when_it_is_asked_and_measured(tmp_
     run = RunFolder.create(tmp_path / "run", configs.resolve(configs.load("embedded_xs", settings)))
     shutil.copytree(resolve("embedded:xs"), run.checkpoints / "step-00000001/hf")
     (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
-    asked = CliRunner().invoke(main, ["sample", str(run.path), "34+47=", "-n", "2", "--temperature", "0"])
+    asked = CliRunner().invoke(
+        main, ["sample", str(run.path), "34+47=", "-n", "2", "--temperature", "0", "--trust-remote-code"]
+    )
     assert asked.exit_code == 0, asked.output
     lines = asked.output.splitlines()
     assert lines[:5] == lines[5:]
