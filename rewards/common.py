@@ -5,7 +5,10 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar, cast
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, cast
+
+from pydantic import AfterValidator
 
 from rlkit import modules
 from rlkit.errors import ConfigError, module_of, nearest
@@ -14,6 +17,21 @@ from rlkit.interfaces.rewards import RewardResult, Sample
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN = 300
+
+
+def _whole(source: str) -> str:
+    return str(Path(source).resolve()) if modules.is_file(source) else source
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise ValueError("the lowest must be below the highest")
+    return ends
+
+
+Source = Annotated[str, AfterValidator(_whole)]
+"""A Python file, by its whole path, since other processes may work elsewhere; or a module."""
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class _Declared(Protocol):

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlkit import environment, modules
+from rlkit import environment
 from rlkit.blame import shown
 from rlkit.errors import ConfigError
 from rlkit.interfaces.environments import Observation, Task
 
 from .adapting import taken
-from .common import named_in
+from .common import Range, Source, named_in
 from .environment_openenv import OpenEnv, session_url
 from .environment_styles import STYLES, SkyRL, Style, calls, guess, misfit
 from .styles import signature_of
@@ -26,7 +26,7 @@ from .tool_calls import Format
 class ClassConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    path: str | None = None
+    path: Source | None = None
     """A Python file, or a module that can be imported or lies in the working directory."""
     name: str | None = None
     """The class in it, or a function that makes the environment."""
@@ -36,7 +36,7 @@ class ClassConfig(BaseModel):
     """Keyword arguments that it is made with."""
     format: Format = "hermes"
     """Styles trl and verifiers: how the model writes calls of tools: hermes, qwen, json or python."""
-    range: tuple[float, float] | None = None
+    range: Range | None = None
     """Lowest and highest sum of a trajectory's rewards; None: the class's own attribute `range`, where it has one."""
     url: str | None = None
     """Style openenv: the server, in place of path and name."""
@@ -48,11 +48,6 @@ class ClassConfig(BaseModel):
     observation: str | None = Field(default=None, min_length=1)
     """Style openenv: the field of its observation that the model reads, with dots into what it holds; None: all of it,
     as JSON."""
-
-    @field_validator("path")
-    @classmethod
-    def _whole(cls, path: str | None) -> str | None:
-        return str(Path(path).resolve()) if path is not None and modules.is_file(path) else path
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -70,8 +65,6 @@ class ClassConfig(BaseModel):
             raise ValueError(f"{given[0]}: for style openenv, whose server url names")
         if self._changed("format") and self.style not in (None, "trl", "verifiers"):
             raise ValueError(f"format is for the tools of styles trl and verifiers; {self.style} reads text")
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError(f"range {self.range}: the lowest must be below the highest")
         return self
 
     def _changed(self, key: str) -> bool:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlkit import modules, reward
+from rlkit import reward
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.http import Endpoint, Failure, authorisation, checked_url
 from rlkit.interfaces.rewards import RewardResult, Sample
 
-from .common import named_in
+from .common import Range, Source, named_in
 from .styles import Adapter, Style, misfit, openrlhf_results, signature_of
 
 _TEXTS_PER_REQUEST = 64
@@ -24,7 +23,7 @@ _TEXTS_PER_REQUEST = 64
 class FunctionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    path: str | None = None
+    path: Source | None = None
     """A Python file, or a module that can be imported or lies in the working directory."""
     name: str | None = None
     """The function in it."""
@@ -34,7 +33,7 @@ class FunctionConfig(BaseModel):
     """Styles trl and verifiers: prompts (the data's own) and completions as chat messages; false: as text."""
     kwargs: dict[str, Any] = {}
     """Further keyword arguments, the same for each call."""
-    range: tuple[float, float] | None = None
+    range: Range | None = None
     """Lowest and highest reward; None: the function's own attribute `range`, where it has one."""
     url: str | None = None
     """Style openrlhf_http: the server that answers POST {"query", "prompts", "labels"}."""
@@ -42,11 +41,6 @@ class FunctionConfig(BaseModel):
     """Style openrlhf_http: environment variable that holds the server's key; None: it wants none."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Style openrlhf_http: for one request, its three retries included."""
-
-    @field_validator("path")
-    @classmethod
-    def _whole(cls, path: str | None) -> str | None:
-        return str(Path(path).resolve()) if path is not None and modules.is_file(path) else path
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -62,8 +56,6 @@ class FunctionConfig(BaseModel):
             raise ValueError("api_key_env: the key of a server, which url names")
         if self.chat and self.style not in ("trl", "verifiers"):
             raise ValueError(f"chat is for styles trl and verifiers; {self.style} gives text")
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError(f"range {self.range}: the lowest must be below the highest")
         return self
 
 

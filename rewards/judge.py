@@ -10,13 +10,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlkit import reward
 from rlkit.http import Endpoint, Failure, authorisation, checked_url, post_all
 from rlkit.interfaces.rewards import RewardResult, Sample
+
+from .common import Range
 
 TEMPLATE = """\
 Decide whether a response to a question reaches the reference answer. Only its final answer counts, not the way there, \
@@ -56,7 +58,7 @@ class JudgeConfig(BaseModel):
     verdict: str = VERDICT
     """Regular expression whose first group is the verdict: a number within `range`, or yes (its highest) or no (its
     lowest). The last match in the judge's words counts."""
-    range: tuple[float, float] = (0.0, 1.0)
+    range: Range = (0.0, 1.0)
     """Lowest and highest verdict. A sample is correct at the highest."""
     request: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1024}
     """Fields of the request besides model and messages."""
@@ -106,12 +108,6 @@ class JudgeConfig(BaseModel):
         if taken := {"model", "messages", "stream", "n"} & request.keys():
             raise ValueError(f"{', '.join(sorted(taken))} cannot be set here")
         return request
-
-    @model_validator(mode="after")
-    def _rises(self) -> Self:
-        if not self.range[0] < self.range[1]:
-            raise ValueError(f"range {self.range}: the lowest must be below the highest")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

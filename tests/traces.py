@@ -42,7 +42,7 @@ def trace(algo: str, *changes: str) -> Trace:
     the way is, and how much of it goes along a fixed direction."""
     config = configs.load("embedded_xs", [*SETTINGS, *TERMS.get(algo, []), *changes], algo)
     config, algorithm = configs.resolve_with_algorithm(config)
-    tokenizer = read_inputs(config).tokenizer
+    tokenizer = read_inputs(config, None).tokenizer
     distributed.init()
     policy, reference, critic = load_engines(config, algorithm, tokenizer)
     learner = Learner(config, algorithm, policy, reference, critic, RunState())

@@ -95,7 +95,7 @@ def build_loop(
         check_noise(noises, scorer.range, gives.kind)
         if distributed.world_size() > 1:
             fetch(config, talks=shows in ("bar", "lines"))
-        inputs = read_inputs(config)
+        inputs = read_inputs(config, environment)
         if resume:
             check_same_model(config)
             check_same_data(config, inputs)

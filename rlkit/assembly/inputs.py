@@ -13,7 +13,8 @@ from rlkit.engine.models import load_tokenizer, model_shape, positions
 from rlkit.environments.glue import Glue
 from rlkit.errors import ConfigError
 from rlkit.generation import checked_end_tokens
-from rlkit.generation.acting import declared, glue_of
+from rlkit.generation.acting import glue_of
+from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
 from rlkit.records.provenance import digest, model_files
@@ -59,15 +60,15 @@ class Inputs:
         return longest + config.sampling.max_tokens
 
 
-def read_inputs(config: RunConfig) -> Inputs:
-    """Of a resolved config. ConfigError for what cannot be read or does not fit together."""
+def read_inputs(config: RunConfig, environment: EnvironmentDeclaration | None) -> Inputs:
+    """Of a resolved config, and of what its environment declares, where it has one. ConfigError for what cannot be read
+    or does not fit together."""
     quiet_loading(config.model)
     tokenizer, room = load_tokenizer(config.model), {config.model.path: positions(config.model)}
     if config.critic.path is not None and config.critic.path not in room:
         critic = config.model.model_copy(update={"path": config.critic.path})
         room[critic.path] = positions(critic, "critic.path")
         _check_critic(critic, config.model, tokenizer)
-    environment = declared(config.environment)
     problems, held_out = (load_problems(config.data, tokenizer, which, environment) for which in (False, True))
     assert problems is not None
     sampling = sampling_params(config)

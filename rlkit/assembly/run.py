@@ -180,6 +180,7 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
     from rlkit.assembly.plan import make_plan
     from rlkit.assembly.replaying import source_of
     from rlkit.generation import resolve_sampler
+    from rlkit.generation.acting import declared
 
     if gpu is not None and config.model.dtype == "auto":
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
@@ -188,7 +189,7 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
     check_trackers(config)
     inputs = None
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
-        inputs = read_inputs(config)
+        inputs = read_inputs(config, declared(config.environment))
         inputs.context(config)
     if gpu is not None and config.sampler.kind == "auto":
         sampler, why_sampler = configs.resolve_ref("samplers", PluginRef(kind="vllm"), "sampler"), "there is a GPU"

@@ -78,12 +78,16 @@ def _plugins(config: RunConfig) -> dict[str, str]:
 
 
 def plugin_files(config: RunConfig) -> dict[str, str]:
-    """File -> digest, of what the config names under `plugins` and of functions that are its rewards; they are loaded.
-    What such a file imports is not among it."""
-    functions = [ref.options.get("path") for ref in config.reward if ref.kind == "function"]
-    # As that of a function: whatever kind of environment has a file, it is the user's code.
-    functions += [config.environment.options.get("path")] if config.environment is not None else []
-    sources = [source for source in (*config.plugins, *functions) if source]
+    """File -> digest, of what the config names under `plugins`, and of the functions, classes and tools of rewards and
+    environment; they are loaded. What such a file imports is not among it."""
+    acting = config.environment.options if config.environment is not None else {}
+    tools = acting.get("tools", [])
+    named = [
+        *(ref.options.get("path") for ref in config.reward if ref.kind == "function"),
+        acting.get("path"),
+        *(str(tool).rpartition(":")[0] for tool in (tools if isinstance(tools, list) else [tools])),
+    ]
+    sources = [source for source in (*config.plugins, *named) if source]
     files = [
         source if modules.is_file(source) else getattr(sys.modules.get(source), "__file__", None) for source in sources
     ]

@@ -162,8 +162,8 @@ def test_what_differs_from_an_algorithm_s_defaults_comes_first(algo: str, settin
 
 def test_a_plan_is_folded_for_a_terminal_and_says_the_same() -> None:
     config, algorithm = configs.resolve_with_algorithm(configs.load("embedded_xs"))
-    whole = make_plan(config, algorithm, "named", read_inputs(config), 1)
-    narrow = make_plan(config, algorithm, "named", read_inputs(config), 1, columns=60)
+    whole = make_plan(config, algorithm, "named", read_inputs(config, None), 1)
+    narrow = make_plan(config, algorithm, "named", read_inputs(config, None), 1, columns=60)
     assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, whole.splitlines()))
     assert narrow.split() == whole.split()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlkit import registry
-from rlkit.config import RewardRef, RunConfig, load
+from rlkit.config import PluginRef, RewardRef, RunConfig, load
 from rlkit.errors import ConfigError
 from rlkit.interfaces.learning import Rollout, TokenStats
 from rlkit.interfaces.rewards import RewardResult, Sample, SampleKey
@@ -153,16 +153,21 @@ def test_the_files_of_plugins_have_digests_of_the_newest_start(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    file, module, judge = (tmp_path / name for name in ("mine.py", "digested_module.py", "judge.py"))
-    for each in (file, module, judge):
+    file, module, judge, tool = (
+        tmp_path / name for name in ("mine.py", "digested_module.py", "judge.py", "digested_tool.py")
+    )
+    for each in (file, module, judge, tool):
         each.write_text("def good(prompts, completions):\n    return [1.0]\n")
     registry.load(["mine.py", "digested_module"])
     reward = RewardRef(kind="function", path=str(judge), name="good")
-    config = config.model_copy(update={"plugins": ["mine.py", "digested_module"], "reward": [reward]})
+    acting = PluginRef(kind="tools", tools=["python", "calculator", "digested_tool.py:good"])
+    config = config.model_copy(
+        update={"plugins": ["mine.py", "digested_module"], "reward": [reward], "environment": acting}
+    )
     made = RunFolder.create(tmp_path / "run", config)
     before = made.read_plugin_digests()
     assert before == plugin_files(config)
-    assert before.keys() == {str(file), str(module), str(judge)}
+    assert before.keys() == {str(file), str(module), str(judge), str(tool)}
     assert len({*before.values()}) == 1
     file.write_text("# edited\n")
     assert [name for name, digest in plugin_files(config).items() if digest != before[name]] == [str(file)]
