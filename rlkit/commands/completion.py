@@ -15,7 +15,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 from rlkit import config as configs
 from rlkit import registry
 from rlkit.config.keys import LISTS, PLUGINS, SHORT, Key, keys
-from rlkit.config.sections import RunConfig
+from rlkit.config.run import RunConfig
 
 Items = list[CompletionItem[str]]
 Complete = Callable[[click.Context, click.Parameter, str], Items]

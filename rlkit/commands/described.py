@@ -14,7 +14,8 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.config.keys import LISTS, PLUGINS, SHORT, Key, as_yaml, keys
 from rlkit.config.meant import meant
-from rlkit.config.sections import RewardRef, RunConfig, as_ref
+from rlkit.config.run import RunConfig
+from rlkit.config.sections import RewardRef, as_ref
 from rlkit.errors import ConfigError, nearest
 from rlkit.plugin import paragraphs
 

@@ -1,8 +1,8 @@
 """A run's settings: YAML in, resolved YAML out.
 
-A run needs a model, data and a reward; the presets in `configs/` give them. sections.py has every setting and its
-default, keys.py says what each is, reading.py takes them from files and the command line, resolving.py holds them
-against plugins and each other.
+A run needs a model, data and a reward; the presets in `configs/` give them. sections.py and run.py have every
+setting and its default, keys.py says what each is, reading.py takes them from files and the command line, resolving.py
+holds them against plugins and each other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rlkit.config.resolving import (
     resolve_rewards,
     resolve_with_algorithm,
 )
+from rlkit.config.run import RunConfig
 from rlkit.config.sections import (
     AnyRewards,
     AverageReference,
@@ -43,7 +44,6 @@ from rlkit.config.sections import (
     ReplayConfig,
     RewardRef,
     Rewards,
-    RunConfig,
     SamplingConfig,
     ScoringConfig,
     Section,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from rlkit.config.keys import PLUGINS, SHORT, keys
-from rlkit.config.sections import RunConfig
+from rlkit.config.run import RunConfig
 
 MEANT: dict[str, tuple[str, ...]] = {
     "accelerate_config": ("engine.zero_stage",),

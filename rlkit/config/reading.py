@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from rlkit.config.keys import full_name, one_key
 from rlkit.config.meant import instead_in
 from rlkit.config.places import Places
-from rlkit.config.sections import RunConfig, as_ref
+from rlkit.config.run import RunConfig
+from rlkit.config.sections import as_ref
 from rlkit.errors import ConfigError, nearest
 from rlkit.mistakes import explain
 

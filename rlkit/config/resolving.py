@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from rlkit import registry, secrets
 from rlkit.blame import Blame, shown
 from rlkit.config.meant import instead_in, instead_of_option
-from rlkit.config.sections import CorrectionConfig, PluginRef, Reference, RefillConfig, RewardRef, RunConfig
+from rlkit.config.run import RunConfig
+from rlkit.config.sections import CorrectionConfig, PluginRef, Reference, RefillConfig, RewardRef
 from rlkit.errors import ConfigError, PluginLoadError, SettingsError
 from rlkit.interfaces.declarations import advantage_declaration, loss_declaration, reward_declaration
 from rlkit.mistakes import explain

@@ -10,7 +10,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from rlkit import registry
 from rlkit.config.keys import LISTS, PLUGINS, SHORT, one_key
-from rlkit.config.sections import RewardRef, RunConfig
+from rlkit.config.run import RunConfig
+from rlkit.config.sections import RewardRef
 
 Schema = dict[str, Any]
 
