@@ -152,8 +152,10 @@ def test_what_takes_its_worker_down_is_refused(scorer: Scorer, response: str, sa
     assert said in result.info["error"]
 
 
-def test_where_it_hung_is_kept(scorer: Scorer) -> None:
-    assert re.search(r'hostile\.py", line 1[45] in one', among_neighbours(scorer, "loop").info["error"])
+def test_where_it_hung_is_kept(folder: Path) -> None:
+    with scorer_of(folder, timeout_s=2) as scorer:  # a busy machine may take a while to write it down
+        said = scorer.score([sample("loop", 0)])[0].info["error"]
+    assert re.search(r'hostile\.py", line 1[45] in one', said)
 
 
 @pytest.mark.parametrize(

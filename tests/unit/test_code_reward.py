@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -207,22 +208,22 @@ def test_limits_that_are_none(option: dict[str, int]) -> None:
     ],
 )
 def test_the_self_test_sees_a_sandbox_that_leaks(
-    flag: str, left_out: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flag: str, left_out: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bwrap that leaves out a part of what it is asked for."""
-    weak = tmp_path / "bwrap"
     script = f"""import os, sys
 words = " ".join(sys.argv[1:sys.argv.index("--")]).replace({flag!r}, {left_out!r}, 1).split()
 os.execv({shutil.which("bwrap")!r}, ["bwrap", *words, *sys.argv[sys.argv.index("--"):]])
 """
-    weak.write_text(f"#!/usr/bin/env python3\n{script}")
-    for place in (weak, *weak.parents):
-        if not place.stat().st_mode & 0o001:  # pytest's folders are its user's alone
-            place.chmod(0o755)
-    monkeypatch.setattr(sandbox, "bubblewrap", lambda: str(weak))
     limits = sandbox.Limits(timeout_s=2, memory_mib=128, processes=4, output_kib=64)
-    with pytest.raises(ConfigError, match=fault):
-        sandbox_probe.self_test(sandbox.Sandbox(limits))
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are its user's alone
+        weak = Path(folder, "bwrap")
+        weak.write_text(f"#!/usr/bin/env python3\n{script}")
+        for place in (weak.parent, weak):
+            place.chmod(0o755)
+        monkeypatch.setattr(sandbox, "bubblewrap", lambda: str(weak))
+        with pytest.raises(ConfigError, match=fault):
+            sandbox_probe.self_test(sandbox.Sandbox(limits))
 
 
 @needs_bubblewrap
