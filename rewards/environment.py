@@ -90,6 +90,7 @@ class Adapted:
             self._adapted, thing = _adapted(found, f"{Path(config.path).name}:{config.name}", config)
             self.range = config.range or getattr(thing, "range", None)
         self.tools = self._adapted.tools
+        self.cut = getattr(self._adapted, "cut", None)
 
     def start(self, task: Task, seed: int) -> Observation:
         return self._adapted.start(task, seed)

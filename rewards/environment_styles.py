@@ -40,6 +40,8 @@ _CALLS_OF_A_TURN = 256
 
 
 class Style(Protocol):
+    """One whose project goes on where a trajectory is cut has a method `cut` besides, as rlkit's own."""
+
     tools: list[dict[str, Any]]
     """Schemas of functions that the model may call."""
 
@@ -180,19 +182,23 @@ class SkyRL:
                 "they were sampled. End turns with sampling.stop in its place, and let step read what lies before"
             )
         done = flag(output["done"], f"{where}: done")
-        counts: dict[str, float] = {}
-        if done:
-            metrics = self._env.get_metrics() if hasattr(self._env, "get_metrics") else {}
-            counts = numbers_of(metrics, f"{self._name}.get_metrics")
-            if hasattr(self._env, "close"):
-                self._env.close()
         return Observation(
             text=messages_of(output["observations"], where),
             reward=number(output["reward"], f"{where}: the reward"),
             done=done,
-            counts=counts,
+            counts=self._closed() if done else {},
             info=info_of(output.get("metadata"), where),
         )
+
+    def cut(self, unheard: str) -> Observation:
+        return Observation(counts=self._closed())
+
+    def _closed(self) -> dict[str, float]:
+        """Its metrics, which are read at the end of any trajectory."""
+        metrics = self._env.get_metrics() if hasattr(self._env, "get_metrics") else {}
+        if hasattr(self._env, "close"):
+            self._env.close()
+        return numbers_of(metrics, f"{self._name}.get_metrics")
 
 
 class TRL:
@@ -228,6 +234,13 @@ class TRL:
         answers = self._box.answer(action, _CALLS_OF_A_TURN)
         if answers is not None:
             return Observation(text=answers.messages, counts=answers.counts)
+        return self._rewarded()
+
+    def cut(self, unheard: str) -> Observation:
+        self._box.answer(unheard, _CALLS_OF_A_TURN)  # as in TRL: the calls are made, the answers are dropped
+        return self._rewarded()
+
+    def _rewarded(self) -> Observation:
         if not callable(getattr(self._env, "get_reward", None)):
             return Observation(done=True)
         reward = self._waited(self._env.get_reward)()

@@ -43,6 +43,9 @@ class Verifiers:
     def step(self, action: str) -> Observation:
         return self._runner.run(self._step(action))
 
+    def cut(self, unheard: str) -> Observation:
+        return self._runner.run(self._cut(unheard))
+
     async def _start(self, task: Task) -> Observation:
         row = row_of(task)
         row |= {"prompt": chat_of(task), "info": row.get("info") or {}, "example_id": row.get("example_id", 0)}
@@ -56,20 +59,7 @@ class Verifiers:
         return Observation(text=further(asked, self._prompt, f"{self._name}: the prompt"))
 
     async def _step(self, action: str) -> Observation:
-        past = [*self._prompt, self._said(action)]
-        turn = {
-            "prompt": self._prompt,
-            "completion": past[-1:],
-            "response": None,
-            "tokens": None,
-            "reward": None,
-            "advantage": None,
-            "is_truncated": False,
-            "trajectory_id": self._state["trajectory_id"],
-            "extras": {},
-        }
-        await settled(self._env.add_trajectory_step(self._state, turn))
-        self._state["completion"] = past[len(self._state["prompt"]) :]
+        past = await self._heard(action)
         if await self._env.is_completed(self._state):
             return await self._scored([])
         self._prompt = await self._next()
@@ -79,6 +69,36 @@ class Verifiers:
             await self._env.is_completed(self._state)  # it says why
             return await self._scored(answer)
         return Observation(text=answer)
+
+    async def _cut(self, unheard: str) -> Observation:
+        state = self._state
+        if unheard or not state["trajectory"]:
+            await self._heard(unheard, truncated=True)
+            await self._env.is_completed(state)  # its conditions may put down what the rubric reads
+            state["is_truncated"] = True
+        else:  # no model has read what it has answered to the last turn
+            turn = state["trajectory"][-1]
+            state["completion"] = [*turn["prompt"], *turn["completion"]][len(state["prompt"]) :]
+        state["is_completed"] = True
+        return await self._scored([])
+
+    async def _heard(self, action: str, *, truncated: bool = False) -> list[Any]:
+        """The conversation with that turn, which is put down."""
+        past = [*self._prompt, self._said(action)]
+        turn = {
+            "prompt": self._prompt,
+            "completion": past[-1:],
+            "response": None,
+            "tokens": None,
+            "reward": None,
+            "advantage": None,
+            "is_truncated": truncated,
+            "trajectory_id": self._state["trajectory_id"],
+            "extras": {},
+        }
+        await settled(self._env.add_trajectory_step(self._state, turn))
+        self._state["completion"] = past[len(self._state["prompt"]) :]
+        return past
 
     async def _next(self) -> list[Any]:
         """The conversation so far, with what the environment says to the last turn."""

@@ -64,3 +64,31 @@ class Odd:
             case "never ends":
                 return rlkit.Observation(text="again ", counts={"errors": 0})
         return rlkit.Observation(reward=1.0, done=True)
+
+
+@rlkit.environment("hears")
+class Hears:
+    """Ends nothing of itself unless it is told to, and hears where it is cut; does then as the column `odd` says."""
+
+    range = (0.0, 3.0)
+
+    def start(self, task: rlkit.Task, seed: int) -> str:
+        self.odd = task.columns["odd"]
+        return ""
+
+    def step(self, action: str) -> rlkit.Observation:
+        return rlkit.Observation(text="again ", reward=0.25, done=self.odd == "done", info={"stepped": action})
+
+    def cut(self, unheard: str) -> Any:
+        match self.odd:
+            case "raises":
+                raise KeyError("no such room")
+            case "nan":
+                return rlkit.Observation(reward=float("nan"))
+            case "number":
+                return 3
+            case "too much":
+                return rlkit.Observation(reward=4.0)
+        return rlkit.Observation(
+            text=f"cut in {unheard!r}", reward=1.0, correct=True, counts={"heard": 1}, info={"unheard": unheard}
+        )

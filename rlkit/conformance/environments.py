@@ -32,6 +32,8 @@ class Play:
     task: Task
     seed: int
     actions: tuple[str, ...]
+    unheard: str = ""
+    """Of the turn behind these, where it is cut in one."""
 
 
 def checks(plugin: Plugin, options: dict[str, object], tasks: Sequence[Task] | None) -> Iterator[Check]:
@@ -74,7 +76,8 @@ def made_tasks() -> dict[str, list[Task]]:
 
 
 def _plays(tasks: Sequence[Task]) -> list[Play]:
-    """Of each task: the gold said again and again, in its forms, then whatever comes into one's mind."""
+    """Of each task: the gold said again and again, in its forms, then whatever comes into one's mind; and less of that,
+    for those that hear where they are cut."""
     found = []
     for number, task in enumerate(tasks):
         chance = random.Random(number)
@@ -83,6 +86,8 @@ def _plays(tasks: Sequence[Task]) -> list[Play]:
         found += [
             Play(task, 100 * number + seed, tuple(chance.choice(words) for _ in range(TURNS))) for seed in range(3)
         ]
+        cuts = [((), task.answer), (("0",), ""), (("0", "yes"), "a b")]
+        found += [Play(task, number, actions, unheard) for actions, unheard in cuts]
     return found
 
 
@@ -120,22 +125,27 @@ class _Subject:
 
     def answers(self) -> str:
         seconds = [answer.seconds for _, answers in self.played for answer in answers[1:]]
-        ended = sum(isinstance(a[-1], Answered) and a[-1].observation.done for _, a in self.played)
+        ended = sum(
+            isinstance(a[-1], Answered) and a[-1].observation.done and len(a) <= len(play.actions) + 1
+            for play, a in self.played
+        )
         declared = self._environments().warm().range
         known = f"range {declared}" if declared else "it declares no range, which noise that flips needs"
         each = f"{duration(sum(seconds) / len(seconds))} a step; " if seconds else ""
         return f"{len(self.played)} trajectories, of which it ended {ended}; {each}{known}"
 
     def sound(self) -> None:
-        declared = self._environments().warm().range
+        declared = self._environments().warm()
         for play, answers in self.played:
             total = 0.0
             for turn, answer in enumerate(answers):
                 if isinstance(answer, Lost):
                     raise Broken(f"{_why(answer)}. {_story(play, turn)}")
                 total += answer.observation.reward or 0.0
+                if declared.cut and turn < len(answers) - 1:
+                    continue  # it is not the sum of a whole trajectory
                 try:
-                    within(total, declared, f"environment {self.plugin.name!r}")
+                    within(total, declared.range, f"environment {self.plugin.name!r}")
                 except PluginError as error:
                     raise Broken(f"{error}. A trajectory may be cut after any turn. {_story(play, turn)}") from error
 
@@ -158,7 +168,7 @@ class _Subject:
     def hostile(self) -> str:
         task = self.tasks[0]
         texts = {name: text.encode(errors="replace").decode() for name, text in HOSTILE.items()}
-        outcomes = self._played([Play(task, 0, (text, task.answer)) for text in texts.values()])
+        outcomes = self._played([Play(task, 0, (text, task.answer), text) for text in texts.values()])
         broken = [(name, a[-1]) for name, a in zip(texts, outcomes, strict=True) if isinstance(a[-1], Lost)]
         if broken:
             said = [f"{name}: {_why(answer)}" for name, answer in broken[:3]]
@@ -190,11 +200,12 @@ def _made(plugin: Plugin, options: dict[str, object]) -> Environments:
 
 
 def _run(environments: Environments, plays: Sequence[Play]) -> list[list[Answer]]:
-    """The answers of each, that of `start` first."""
+    """The answers of each, that of `start` first, and last, where it has not ended, that of `cut` if it has that."""
     found: list[list[Answer]] = [[] for _ in plays]
     waiting = list(enumerate(plays))[::-1]
     under_way = 0
     try:
+        cut = environments.warm().cut
         while waiting or under_way:
             while waiting and under_way < AT_ONCE:
                 number, play = waiting.pop()
@@ -202,13 +213,14 @@ def _run(environments: Environments, plays: Sequence[Play]) -> list[list[Answer]
                 under_way += 1
             for number, answer in environments.answered(wait=True):
                 found[number].append(answer)
-                turn = len(found[number]) - 1
-                over = isinstance(answer, Lost) or answer.observation.done or turn == len(plays[number].actions)
-                if over:
+                play, turn = plays[number], len(found[number]) - 1
+                if isinstance(answer, Lost) or answer.observation.done or turn == len(play.actions) + cut:
                     environments.end(number)
                     under_way -= 1
+                elif turn < len(play.actions):
+                    environments.step(number, play.actions[turn])
                 else:
-                    environments.step(number, plays[number].actions[turn])
+                    environments.cut(number, play.unheard)
     except RlkitError as error:
         raise Broken(str(error)) from error
     return found
@@ -233,4 +245,6 @@ def _why(answer: Answer) -> str:
 def _story(play: Play, turn: int) -> str:
     actions = ", ".join(shown(action, 40) for action in play.actions[:turn])
     said = f"; it was told {actions}" if actions else ""
+    if turn > len(play.actions):
+        said += f"; it was cut in {shown(play.unheard, 40)}" if play.unheard else "; it was cut"
     return f"The question: {shown(play.task.question)}, the gold: {shown(play.task.answer)}, seed {play.seed}{said}"

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 from rlkit import registry
 from rlkit.config import ConversationConfig, PluginRef
 from rlkit.environments.nursery import START_S, Nursery, how_ended, room_for, where
-from rlkit.environments.process import Begun, Ended, Failed, Kill, Ready, Setup, Start, Step
+from rlkit.environments.process import Asked, Begun, Cut, Ended, Failed, Kill, Ready, Setup, Start, Step, method_of
 from rlkit.errors import ConfigError, PluginError, RlkitError
 from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.environments import Observation, Task
@@ -79,11 +79,11 @@ class _Trajectory:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Message:
     """From the callers to the thread."""
 
     life: int
-    what: Start | Step | None
+    what: Asked | None
     """None: its end."""
     at: float = field(default_factory=time.monotonic)
 
@@ -91,7 +91,7 @@ class _Asked:
 class Environments:
     """The environment of a run, once for each trajectory under way, told apart by the caller's numbers.
 
-    Its methods may be called from any thread. For each `start` and each `step` there is one answer, which `answered`
+    Its methods may be called from any thread. For each `start`, `step` and `cut` there is one answer, which `answered`
     gives; one that is Lost ends its trajectory, so that its number is free again, as after `end`.
 
     The processes are forked from one that imports the plugins and makes the environment. It begins with the first
@@ -122,7 +122,7 @@ class Environments:
         self._lives: dict[int, int] = {}
         """By the caller's number, one for each start that there ever was."""
         self._count = 0
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[_Message] = deque()
         self._owed: dict[int, int] = {}
         """Numbers by life, of answers that have not come."""
         self._answers: dict[int, Answer] = {}
@@ -135,7 +135,7 @@ class Environments:
         self._nursery: Nursery | None = None
         self._deaths = 0
         self._under_way: dict[int, _Trajectory] = {}
-        self._unborn: deque[_Asked] = deque()
+        self._unborn: deque[_Message] = deque()
         self._selector = selectors.DefaultSelector()
         self._bell, self._clapper = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="rlkit-environments", daemon=True)
@@ -163,13 +163,11 @@ class Environments:
     def step(self, number: int, action: str) -> None:
         """Tell a trajectory's environment what the model said; returns at once. ValueError where there is none of that
         number, or its last answer has not come."""
-        with self._lock:
-            self._refuse_if_failed()
-            life = self._lives.get(number)
-            if life is None or life in self._owed or number in self._answers:
-                why = "is not under way" if life is None else "has not been fetched since it was last asked"
-                raise ValueError(f"trajectory {number} {why}")
-            self._ask(number, Step(action))
+        self._go_on(number, Step(action))
+
+    def cut(self, number: int, unheard: str) -> None:
+        """Tell one that declares `cut` that its trajectory ends here, as `step` tells it of a turn."""
+        self._go_on(number, Cut(unheard))
 
     def end(self, number: int) -> None:
         """Kill a trajectory's process, and forget what it has answered. Calling it twice is harmless."""
@@ -178,7 +176,7 @@ class Environments:
             self._answers.pop(number, None)
             if life is not None:
                 self._owed.pop(life, None)
-                self._asked.append(_Asked(life, None))
+                self._asked.append(_Message(life, None))
                 self._ring()
                 self._lock.notify_all()
 
@@ -229,10 +227,19 @@ class Environments:
         if self._thread.ident is None:
             self._thread.start()
 
-    def _ask(self, number: int, what: Start | Step) -> None:
+    def _go_on(self, number: int, what: Step | Cut) -> None:
+        with self._lock:
+            self._refuse_if_failed()
+            life = self._lives.get(number)
+            if life is None or life in self._owed or number in self._answers:
+                why = "is not under way" if life is None else "has not been fetched since it was last asked"
+                raise ValueError(f"trajectory {number} {why}")
+            self._ask(number, what)
+
+    def _ask(self, number: int, what: Asked) -> None:
         life = self._lives[number]
         self._owed[life] = number
-        self._asked.append(_Asked(life, what))
+        self._asked.append(_Message(life, what))
         self._ring()
 
     def _ring(self) -> None:
@@ -278,7 +285,7 @@ class Environments:
             elif asked.what is None:
                 self._kill(trajectory)
             else:
-                trajectory.asked_at, trajectory.method, trajectory.busy = asked.at, "step", True
+                trajectory.asked_at, trajectory.method, trajectory.busy = asked.at, method_of(asked.what), True
                 if trajectory.fallen:
                     self._lose(trajectory, "error", trajectory.fallen)
                 else:
@@ -296,7 +303,7 @@ class Environments:
         while self._nursery is not None and self._nursery.ready and self._unborn:
             self._fork(self._nursery, self._unborn.popleft())
 
-    def _fork(self, nursery: Nursery, asked: _Asked) -> None:
+    def _fork(self, nursery: Nursery, asked: _Message) -> None:
         channel, printed = nursery.fork(asked.life)
         trajectory = _Trajectory(asked.life, channel, printed, asked.at, time.monotonic() + START_S)
         self._under_way[asked.life] = trajectory
@@ -354,7 +361,7 @@ class Environments:
 
     # Those of the trajectories
 
-    def _post(self, trajectory: _Trajectory, message: Start | Step | None) -> None:
+    def _post(self, trajectory: _Trajectory, message: Asked | None) -> None:
         trajectory.channel.post(message)
         self._write_on(trajectory.channel)
 

@@ -90,6 +90,8 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """To a copy, as the two that follow: each is the environment's method of that name."""
+
     task: Task
     seed: int
 
@@ -100,11 +102,24 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    unheard: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """From a copy: its environment raised, or broke its contract."""
 
     said: str
     broken: bool
+
+
+Asked = Start | Step | Cut
+
+
+def method_of(asked: Asked) -> str:
+    """Its name."""
+    return type(asked).__name__.lower()
 
 
 def main() -> None:
@@ -306,22 +321,17 @@ class _Copy:
     runner: asyncio.Runner | None = None
     """One event loop for its life, so that what an async method keeps open stays usable."""
 
-    def answer(self, asked: Start | Step) -> Observation | Failed:
-        method = "start" if isinstance(asked, Start) else "step"
-        where = f"environment {self.setup.kind!r}: {method}"
+    def answer(self, asked: Asked) -> Observation | Failed:
+        where = f"environment {self.setup.kind!r}: {method_of(asked)}"
         with watched(self.setup.timeout_s):
             try:
-                if isinstance(asked, Start):
-                    _seed(asked.seed)
-                    returned: Any = self._called(self.environment.start, asked.task, asked.seed)
-                else:
-                    returned = self._called(self.environment.step, asked.action)
+                returned = self._returned(asked)
             except MemoryError:
                 raise
             except BaseException as error:
                 return Failed(f"{where} raised:\n{tail(error)[-4000:]}", broken=False)
             try:
-                return self._checked(returned, where)
+                return self._checked(returned, where, at_the_end=isinstance(asked, Cut))
             except PluginError as error:
                 return Failed(str(error), broken=True)
             except MemoryError:
@@ -329,10 +339,21 @@ class _Copy:
             except BaseException as error:  # from a class of the user's that was looked into
                 return Failed(f"{where} returned what cannot be read:\n{tail(error)[-4000:]}", broken=True)
 
-    def _checked(self, returned: object, where: str) -> Observation:
+    def _returned(self, asked: Asked) -> object:
+        environment: Any = self.environment  # not all have `cut`
+        match asked:
+            case Start(task, seed):
+                _seed(seed)
+                return self._called(environment.start, task, seed)
+            case Step(action):
+                return self._called(environment.step, action)
+            case Cut(unheard):
+                return self._called(environment.cut, unheard)
+
+    def _checked(self, returned: object, where: str, *, at_the_end: bool) -> Observation:
         found = observed(returned, where)
         self.total += found.reward or 0.0
-        if found.done:
+        if found.done or at_the_end:
             within(self.total, self.declared.range, where)
         return found
 

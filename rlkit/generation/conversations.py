@@ -76,6 +76,8 @@ class _Trajectory:
     """Waited for its environment."""
     acting: bool = True
     """Its environment is at work; else the sampler is."""
+    cut: Ended | None = None
+    """How it is, where its environment is told of that."""
 
 
 class Conversations:
@@ -169,9 +171,9 @@ class Conversations:
             one.rewards.append(0.0)
             one.infos.append({})
             one.version = completion.version
-            one.last = self._tokenizer.decode(completion.tokens, skip_special_tokens=True)
+            one.last, one.heard = self._tokenizer.decode(completion.tokens, skip_special_tokens=True), ""
             if completion.truncated:
-                self._end(number, "tokens")
+                self._cut(number, "tokens", one.last)
             else:
                 one.acting = True
                 self._setting.environments.step(number, one.last)
@@ -215,7 +217,7 @@ class Conversations:
             if number in self._live:
                 self._live[number].acting = False
                 self._answered(number, answer)
-                goes_on += [number] if number in self._live else []
+                goes_on += [number] if number in self._live and not self._live[number].acting else []
         return goes_on
 
     def _answered(self, number: int, answer: Answer) -> None:
@@ -229,17 +231,19 @@ class Conversations:
         one.counts.update(said.counts)
         if one.turns:
             one.rewards[-1] += said.reward or 0.0
-            one.infos[-1] = said.info
-            one.heard = as_text(said.text)
-            if said.done:
+            one.infos[-1] |= said.info
+            one.heard = as_text(said.text) or one.heard
+            if one.cut is not None:
+                self._end(number, one.cut, said.correct)
+            elif said.done:
                 self._end(number, "done", said.correct)
             elif len(one.turns) == self._setting.config.max_turns:
-                self._end(number, "max_turns")
+                self._cut(number, "max_turns")
             else:
                 start, end = one.turns[-1]
                 between = self._setting.glue.between(one.tokens[start:end], said.text)
                 if len(between) >= self._room(one):
-                    self._end(number, "tokens")
+                    self._cut(number, "tokens")
                 else:
                     one.tokens.extend(between)
                     one.logprobs.extend([0.0] * len(between))
@@ -290,6 +294,16 @@ class Conversations:
         one = self._live[number]
         result = RewardResult(value=None, status=status, info={**self._info(one, "lost"), "error": said})
         self._leave(number, one, Acted(result, said if broken else ""))
+
+    def _cut(self, number: int, ended: Ended, unheard: str = "") -> None:
+        """End it; where its environment has a method for that, once it has answered. `unheard`: what the model has said
+        since it was last asked."""
+        if not self._setting.declared.cut:
+            self._end(number, ended)
+            return
+        one = self._live[number]
+        one.cut, one.acting = ended, True
+        self._setting.environments.cut(number, unheard)
 
     def _end(self, number: int, ended: Ended, correct: bool | None = None) -> None:
         one = self._live[number]

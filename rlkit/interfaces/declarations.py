@@ -102,6 +102,8 @@ class EnvironmentDeclaration:
     """The lowest and the highest sum of rewards that a trajectory gets; None: it does not say."""
     tools: Sequence[Mapping[str, Any]] = ()
     """JSON schemas of the functions that the model may call, for the chat template."""
+    cut: bool = False
+    """It has a method of that name, which is told where a trajectory ends before it has said so."""
 
 
 Declaration = TypeVar("Declaration", AdvantageDeclaration, LossDeclaration, RewardDeclaration, EnvironmentDeclaration)
@@ -237,6 +239,12 @@ def _function(value: object) -> Callable[..., Any] | None:
     return value
 
 
+def _method(value: object) -> bool:
+    if value is not None and not callable(value):
+        raise ValueError("must be a method, cut(self, unheard)")
+    return value is not None
+
+
 _CHECKS: dict[str, Callable[[object], Any]] = {
     "needs": _needs,
     "gives": _targets,
@@ -249,4 +257,5 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "in_process": _flag,
     "warm_up": _function,
     "tools": _schemas,
+    "cut": _method,
 }

@@ -44,7 +44,7 @@ class Observation:
     done: bool = False
     """The model acts no more."""
     correct: bool | None = None
-    """With `done`, the verdict on the whole; None: as for a `RewardResult`."""
+    """At the end, the verdict on the whole; None: as for a `RewardResult`."""
     counts: dict[str, float] = field(default_factory=dict)
     """Numbers that are added up over a trajectory, such as {"tool_calls": 1}; logged as environment/NAME."""
     info: dict[str, Any] = field(default_factory=dict)
@@ -56,14 +56,21 @@ class Environment(Protocol):
 
     It is made once from its options, and copied with the process (fork): what is opened or connected belongs in
     `start`. Text stands for an `Observation` of that text. A class may carry `range`, the lowest and the highest sum of
-    rewards that it gives, and an object `tools`, JSON schemas of functions for the chat template. Example:
+    rewards that it gives, and an object `tools`, JSON schemas of functions for the chat template.
+
+    One whose rewards come at the end may have a method more, `cut(unheard: str) -> Observation | str`: it is called
+    once, in place of another `step`, where the trajectory ends before the environment has said so, which may be before
+    its first `step`. `unheard` is what the model has said of a turn that it could not end, for want of tokens; "" where
+    `step` has heard all. The reward is added to the last turn's, `correct` counts as at the end, and no model reads the
+    text; `done` says nothing. Without it a trajectory that is cut keeps the rewards that it was given on the way.
+    Example:
 
         @rlkit.environment("guess")
         class Guess:
             range = (0.0, 1.0)
 
             def start(self, task, seed):
-                self.number = int(task.answer)
+                self.number, self.near = int(task.answer), False
                 return ""
 
             def step(self, action):
@@ -71,7 +78,11 @@ class Environment(Protocol):
                     return "a number, please"
                 if int(action) == self.number:
                     return rlkit.Observation(reward=1.0, done=True)
+                self.near = abs(int(action) - self.number) < 5
                 return "higher" if int(action) < self.number else "lower"
+
+            def cut(self, unheard):
+                return rlkit.Observation(reward=0.25 if self.near else 0.0, correct=False)
     """
 
     def start(self, task: Task, seed: int) -> Observation | str:

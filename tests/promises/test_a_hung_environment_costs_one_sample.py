@@ -110,6 +110,9 @@ class Hostile:
                 time.sleep(0.3)
         return Observation(text=f"{len(action)} characters, {len(self.said)} steps", reward=1.0)
 
+    def cut(self, unheard):
+        return self.step(unheard)
+
     def leave(self, pid):
         with open(os.path.join(self.folder, str(pid)), "w"):
             pass
@@ -297,6 +300,18 @@ def test_one_that_hangs_in_its_start(downfalls: tuple[dict[str, Answer], Environ
     found = all_of(environments, 2)
     assert "environment 'hostile': start gave no answer within 1.5 s" in lost(found[60]).said
     assert text(found[61]) == "begun"
+
+
+def test_what_hangs_or_dies_where_it_is_cut(downfalls: tuple[dict[str, Answer], Environments]) -> None:
+    _, environments = downfalls
+    start(environments, 3, 70)
+    for number, unheard in enumerate(["loop", "sigkill", "well"], 70):
+        environments.cut(number, unheard)
+    found = all_of(environments, 3)
+    assert (lost(found[70]).status, lost(found[71]).status) == ("timeout", "error")
+    assert "environment 'hostile': cut gave no answer within 1.5 s" in lost(found[70]).said
+    assert "its process ended in cut: it was killed by SIGKILL" in lost(found[71]).said
+    assert text(found[72]) == "4 characters, 1 steps"
 
 
 @pytest.mark.slow

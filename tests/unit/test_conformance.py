@@ -280,6 +280,33 @@ class Draw(Echo):
         return str(os.urandom(2)[0])
 
 
+@environment("broken_cut")
+class Cut(Echo):
+    def step(self, action):
+        self.said = action
+        return ""
+
+    def cut(self, unheard):
+        return Observation(reward=float(len(self.said)))
+
+
+@environment("broken_debt")
+class Debt(Echo):
+    range = (0.0, 1.0)
+
+    def step(self, action):
+        return Observation(reward=0.5)
+
+    def cut(self, unheard):
+        return Observation(reward=-0.25)
+
+
+@environment("broken_half")
+class Half(Echo):
+    def cut(self, unheard):
+        return Observation(reward=float(unheard) if unheard.startswith(" ") else 0.0)
+
+
 @environment("broken_depth")
 class Depth(Echo):
     def step(self, action):
@@ -331,6 +358,11 @@ SENTENCES = {
         r"\. A trajectory may be cut after any turn\. The question: ",
         "broken_draw": r"it answers '\d+', reward None, done False, and '\d+', reward None, done False when all is "
         r"done again: a resumed run would be another\. Draw from the `seed` of start alone",
+        "broken_cut": r"environment 'broken_cut': cut raised: AttributeError: 'Cut' object has no attribute 'said'\. "
+        r"The question: '.*', the gold: '.*', seed 0; it was cut in '",
+        "broken_debt": r"its rewards add up to 3\.75, outside the range \(0\.0, 1\.0\) .*; it was told '.*; it was "
+        "cut$",
+        "broken_half": r"hostile actions break it: .*: environment 'broken_half': cut raised: ValueError: could not",
         "broken_depth": r"hostile actions break it: a megabyte of one letter: environment 'broken_depth': step raised: "
         r"RecursionError: .* A model says such things: answer them",
     },
@@ -348,7 +380,7 @@ SENTENCES = {
 }
 SLOW = (
     *("broken_columns_changed", "broken_hash", "broken_count", "broken_columns", "broken_sampler"),
-    *("broken_row", "broken_cost", "broken_draw", "broken_depth"),
+    *("broken_row", "broken_cost", "broken_cut", "broken_debt", "broken_half", "broken_draw", "broken_depth"),
 )
 """Each starts a worker process, or loads a model."""
 KINDS = {"loss": "losses", "noise": "noise"}
@@ -602,6 +634,19 @@ def test_an_environment_is_told_of_the_rows_given(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(ConfigError, match="holds no rows"):
         read_tasks(str(file))
+
+
+def test_rewards_of_an_environment_that_hears_of_a_cut_add_up_where_it_has(good: Path) -> None:
+    Path("settles.py").write_text(
+        "from rlkit import Observation, environment\n@environment('settles_check')\nclass Settles:\n"
+        "    range = (0.0, 1.0)\n"
+        "    def start(self, task, seed):\n        self.turns = 0\n        return ''\n"
+        "    def step(self, action):\n        self.turns += 1\n        return Observation(reward=-1.0)\n"
+        "    def cut(self, unheard):\n        return Observation(reward=self.turns + bool(unheard), done=True)\n"
+    )
+    result = check("settles.py")
+    assert result.exit_code == 0, result.output
+    assert "of which it ended 0" in result.output
 
 
 def test_a_reward_is_judged_by_the_data_given(good: Path) -> None:

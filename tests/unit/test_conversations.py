@@ -323,6 +323,79 @@ def test_one_that_never_ends_is_cut() -> None:
     assert metrics["environment/errors"] == 0
 
 
+@pytest.mark.parametrize("sampler", [Says, Streams])
+def test_an_environment_hears_where_its_turns_are_over(sampler: Any) -> None:
+    found = collected(sampler(), kind="hears", count=4, columns={"odd": "fine"}, max_turns=2, at_once=3)
+    for one in found:
+        said = one.result.info["environment"]
+        assert (said["ended"], one.completion.truncated, len(one.turns or ())) == ("max_turns", True, 2)
+        assert [turn["reward"] for turn in said["turns"]] == [0.25, 1.25]
+        assert said["turns"][-1]["info"] == {"stepped": one.last, "unheard": ""}
+        assert (said["counts"], said["last"]) == ({"heard": 1}, "cut in ''")
+        assert (one.result.value, one.result.correct) == (1.5, True)
+        assert one.result.token_values is not None
+        assert one.result.token_values[-1] == 1.25
+        assert sum(one.result.token_values) == 1.5
+    metrics = describe(found, assemble(found))
+    assert metrics["environment/heard"] == metrics["environment/cut_turns"] == metrics["response/truncated"] == 1
+    assert collected(sampler(), kind="hears", count=4, columns={"odd": "fine"}, max_turns=2, at_once=8) == found
+
+
+@pytest.mark.parametrize("sampler", [Says, Streams])
+def test_an_environment_hears_the_turn_in_which_its_tokens_were_over(sampler: Any) -> None:
+    unheard, between = 0, 0
+    with collecting(sampler(), kind="hears") as collector:
+        for limit in range(1, 24):
+            params = replace(PARAMS, max_tokens=limit)
+            found, _ = collector.collect(draws(problems(3, odd="fine"), 2, 1), params, "train", lenient=True)
+            for one in found:
+                said = one.result.info["environment"]
+                assert (said["ended"], one.completion.truncated) == ("tokens", True)
+                in_a_turn = one.completion.tokens[-1] != END
+                assert said["turns"][-1]["info"]["unheard"] == (one.last if in_a_turn else "")
+                assert ("stepped" in said["turns"][-1]["info"]) == (not in_a_turn)
+                assert one.result.value == 1 + 0.25 * (len(said["turns"]) - in_a_turn)
+                unheard, between = unheard + in_a_turn, between + (not in_a_turn)
+    assert unheard > 10
+    assert between > 10
+
+
+def test_one_that_ends_a_trajectory_itself_hears_of_no_cut() -> None:
+    for one in collected(Says(), kind="hears", columns={"odd": "done"}, max_turns=1):
+        said = one.result.info["environment"]
+        assert (one.result.value, said["ended"], said["counts"]) == (0.25, "done", {})
+
+
+def test_what_an_environment_says_to_an_earlier_turn_is_not_its_last_word() -> None:
+    found = collected(Says(), kind="odd", count=6, columns={"odd": "never ends"}, params=replace(PARAMS, max_tokens=12))
+    in_a_turn = [one for one in found if one.completion.tokens[-1] != END]
+    assert any(len(one.turns or ()) > 1 for one in in_a_turn)
+    assert {one.result.info["environment"]["last"] for one in in_a_turn} == {""}
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("raises", "environment 'hears': cut raised:"),
+        ("nan", "environment 'hears': cut: its reward is nan (float); it must be a finite number"),
+        ("number", "environment 'hears': cut returned int (3); it must return text or an rlkit.Observation"),
+        ("too much", "environment 'hears': cut: its rewards add up to 4.25, outside the range (0.0, 3.0)"),
+    ],
+)
+def test_what_fails_where_it_is_cut_costs_its_sample(odd: str, said: str) -> None:
+    with collecting(Says(), kind="hears", max_turns=1) as collector:
+        rows = [*problems(2, odd=odd), *problems(4, odd="fine")[2:]]
+        found, _ = collector.collect(draws(rows, 1, 1), PARAMS, "train", lenient=True)
+        for one in found[:2]:
+            assert (one.result.value, one.result.status) == (None, "error")
+            assert one.result.info["environment"]["ended"] == "lost"
+            assert one.result.info["environment"]["error"].startswith(said)
+        assert [one.result.value for one in found[2:]] == [1.25] * 2
+        if odd != "raises":  # it has broken its contract
+            with pytest.raises(PluginError, match="environment 'hears': cut"):
+                collector.collect(draws(rows[:2], 1, 1), PARAMS, "train")
+
+
 def test_an_environment_may_ask_the_question_itself() -> None:
     """Rows without a prompt are told apart by their other columns; one for which it says nothing is lost."""
     registry.load([HERE])

@@ -19,6 +19,7 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.config.sections import EnvironmentRef
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.interfaces.declarations import environment_declaration
 from rlkit.interfaces.environments import Observation, Task
 
 TRL = '''
@@ -314,6 +315,13 @@ VERIFIERS = """
     def one_turn():
         return vf.SingleTurnEnv(dataset=None, rubric=vf.Rubric(funcs=[correct_answer]))
 
+    def truncated(state) -> float:
+        return float(state["is_truncated"])
+
+    def patient():
+        rubric = vf.Rubric(funcs=[correct_answer, won, truncated], weights=[1.0, 0.5, 0.0])
+        return Guessing(dataset=None, rubric=rubric)
+
     class Announces(Guessing):
         async def setup_state(self, state):
             await super().setup_state(state)
@@ -405,6 +413,29 @@ def test_trl_without_get_reward_leaves_it_to_the_rewards(file: Path) -> None:
     assert env.step("Done.") == Observation(done=True)
 
 
+def test_trl_s_reward_comes_where_it_is_cut(file: Path) -> None:
+    env = build(file / "trl.py", "Stairs")
+    assert environment_declaration(env, "stairs").cut
+    for turns, unheard, floor in [
+        ([call("climb", floors=4)], "", 4),  # conversation.max_turns, or the answer leaves no room for another turn
+        ([call("climb", floors=1)], f"And {call('climb', floors=3)} or", 4),  # the call is made, as in TRL
+        ([], "", 0),
+        ([call("climb", floors=1)], call("climb", floors=3)[:-20], 1),
+        ([call("climb", floors=4)], "Here I", 4),
+    ]:
+        env.start(task(target=4), 0)
+        assert not any(env.step(turn).done for turn in turns)
+        assert env.cut(unheard) == Observation(reward=float(floor == 4), done=True)
+        assert env._adapted._env.floor == floor
+    rewarded_elsewhere = build(file / "trl.py", "Unrewarded")
+    rewarded_elsewhere.start(task(target=4), 0)
+    assert rewarded_elsewhere.cut("Here").reward is None
+    asynchronous = build(file / "trl.py", "Async")
+    asynchronous.start(task(target=4), 0)
+    asynchronous.step(call("climb", floors=1))
+    assert asynchronous.cut("").reward == 1.0
+
+
 def test_trl_s_calls_may_be_in_another_format(file: Path) -> None:
     env = build(file / "trl.py", "Stairs", format="python")
     env.start(task(target=3), 0)
@@ -467,6 +498,20 @@ def test_skyrl(file: Path) -> None:
     assert env.step("\\boxed{8}").reward == 1.0
 
 
+def test_skyrl_s_metrics_are_read_where_it_is_cut(file: Path) -> None:
+    env = build(file / "skyrl.py", "Multiply")
+    assert environment_declaration(env, "multiply").cut
+    env.start(task("56"), 0)
+    env.step("\\boxed{54}")
+    assert env.cut("It is") == Observation(counts={"steps": 1.0})
+    assert sys.modules[type(env._adapted._env).__module__].closed == [1]
+
+
+@pytest.mark.parametrize(("module", "name"), [("gym", "GuessEnv"), ("textarena", "Wordle")])
+def test_other_styles_are_told_of_no_cut(file: Path, module: str, name: str) -> None:
+    assert not environment_declaration(build(file / f"{module}.py", name), name).cut
+
+
 def test_what_makes_skyrl_s_may_be_a_function(file: Path) -> None:
     env = build(file / "skyrl.py", "make", style="skyrl", kwargs={"id": "multiply", "extras": {"max_turns": 1}})
     assert [each.reward for each in played(env, "\\boxed{7}")] == [None, 1.0]
@@ -500,6 +545,37 @@ def test_verifiers(file: Path) -> None:
     assert [each.done for each in lost] == [False, False, False, True]
     assert lost[-1].info == {"stop_condition": "max_turns_reached"}
     assert [each.reward for each in lost] == [None, None, None, pytest.approx(0.025)]
+
+
+def test_verifiers_rubric_scores_where_it_is_cut(file: Path) -> None:
+    env = build(file / "vf.py", "patient")
+    assert environment_declaration(env, "patient").cut
+    env.start(task("7"), 0)
+    assert env.step("17").text[0]["content"] == "lower"
+    cut = env.cut("")  # the rubric reads what the model has said last, and not the answer to that
+    assert (cut.reward, cut.info, cut.text) == (1.0, {}, [])
+    assert cut.counts == {"correct_answer": 1.0, "won": 0.0, "truncated": 0.0}
+    state = env._adapted._state
+    assert [said["role"] for said in state["completion"]] == ["assistant"]
+    assert (state["is_completed"], len(state["trajectory"])) == (True, 1)
+
+    env.start(task("7"), 0)
+    env.step("3")
+    cut = env.cut("7")
+    assert (cut.reward, cut.info) == (1.5, {"stop_condition": "has_won"})
+    assert cut.counts["truncated"] == 1
+    state = env._adapted._state
+    assert [said["content"] for said in state["completion"]] == ["3", "higher", "7"]
+    assert [turn["is_truncated"] for turn in state["trajectory"]] == [False, True]
+
+    env.start(task("7"), 0)
+    cut = env.cut("It may")
+    assert (cut.reward, cut.info) == (0.0, {})
+    for nothing in range(2):  # of a turn of special tokens alone, no text is left
+        env.start(task("7"), 0)
+        if nothing:
+            env.step("3")
+        assert env.cut("").reward == 0
 
 
 def test_verifiers_in_one_turn(file: Path) -> None:

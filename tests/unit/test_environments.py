@@ -143,6 +143,8 @@ class Bare:
         ("tools", {"name": "add"}, r"tools is .*, but must be a list of JSON schemas, each a dict"),
         ("tools", [{"f": print}], r"tools is .*, but must be JSON"),
         ("tool", [], r"its attribute 'tool' is nearly the declaration 'tools'"),
+        ("cut", True, r"cut is True \(bool\), but must be a method, cut\(self, unheard\)"),
+        ("cuts", lambda unheard: "", r"its attribute 'cuts' is nearly the declaration 'cut'"),
     ],
 )
 def test_declarations_that_cannot_be(attribute: str, value: Any, said: str) -> None:
@@ -201,6 +203,12 @@ class Told:
                 drawn = [self.chance.random(), random.random(), float(numpy.random.random()), hash("text")]
                 return Observation(info={"drawn": drawn})
         return "|".join(self.memory)
+
+    async def cut(self, unheard):
+        if unheard == "too much":
+            return Observation(reward=3.0)
+        found = await self.step(unheard)
+        return found if unheard else f"{found}."
 
 
 @rlkit.environment("unmade")
@@ -262,7 +270,26 @@ def test_it_is_told_of_the_row_in_a_process_of_its_own(environments: Environment
 
 def test_what_it_declares(environments: Environments) -> None:
     declared = environments.warm()
-    assert (declared.range, declared.tools) == ((0.0, 2.0), [{"name": "add"}])
+    assert (declared.range, declared.tools, declared.cut) == ((0.0, 2.0), [{"name": "add"}], True)
+    bare = Bare()
+    assert not environment_declaration(bare, "bare").cut
+    bare.cut = None  # type: ignore[attr-defined]
+    assert not environment_declaration(bare, "bare").cut
+
+
+def test_it_is_told_of_a_cut_by_a_method_of_its_own(environments: Environments) -> None:
+    environments.start(0, Task(), 0)
+    next_of(environments, 0)
+    environments.step(0, "a")
+    next_of(environments, 0)
+    environments.cut(0, "b")
+    assert next_of(environments, 0).text == "|a|b"
+    environments.end(0)
+    environments.start(0, Task(), 0)
+    next_of(environments, 0)
+    environments.cut(0, "")
+    assert next_of(environments, 0).text == "|."
+    environments.end(0)
 
 
 def test_the_same_seed_draws_the_same(plugin: str, environments: Environments) -> None:
@@ -281,23 +308,24 @@ def test_the_same_seed_draws_the_same(plugin: str, environments: Environments) -
         assert drawn(others, 5) == first
 
 
+@pytest.mark.parametrize("method", ["step", "cut"])
 @pytest.mark.parametrize(
     ("action", "said"),
     [
-        ("nan", "environment 'told': step: its reward is nan (float); it must be a finite number"),
-        ("unlike", "environment 'told': step: info holds {1} (set), which is no plain data"),
-        ("too much", "environment 'told': step: its rewards add up to 3, outside the range (0.0, 2.0)"),
+        ("nan", "its reward is nan (float); it must be a finite number"),
+        ("unlike", "info holds {1} (set), which is no plain data"),
+        ("too much", "its rewards add up to 3, outside the range (0.0, 2.0)"),
     ],
 )
-def test_a_broken_contract_is_said_to_be_that(environments: Environments, action: str, said: str) -> None:
+def test_a_broken_contract_is_said_to_be_that(environments: Environments, method: str, action: str, said: str) -> None:
     environments.start(0, Task(), 0)
     next_of(environments, 0)
-    environments.step(0, action)
+    getattr(environments, method)(0, action)
     ((number, answer),) = environments.answered(wait=True)
     assert number == 0
     assert isinstance(answer, Lost)
     assert (answer.status, answer.broken) == ("error", True)
-    assert answer.said.startswith(said)
+    assert answer.said.startswith(f"environment 'told': {method}: {said}")
 
 
 def test_waiting_for_nothing_is_refused(environments: Environments) -> None:
@@ -332,6 +360,8 @@ def test_one_that_waits_is_told_when_the_last_is_ended(environments: Environment
 def test_questions_out_of_turn_are_refused(environments: Environments) -> None:
     with pytest.raises(ValueError, match="trajectory 4 is not under way"):
         environments.step(4, "x")
+    with pytest.raises(ValueError, match="trajectory 4 is not under way"):
+        environments.cut(4, "x")
     environments.start(4, Task(), 0)
     with pytest.raises(ValueError, match="trajectory 4 is under way"):
         environments.start(4, Task(), 0)

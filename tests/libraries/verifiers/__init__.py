@@ -52,7 +52,8 @@ class MultiTurnEnv:
 
     async def init_state(self, row: dict[str, Any], client: ClientConfig, model: str) -> dict[str, Any]:
         assert isinstance(client, ClientConfig)
-        return {**row, "trajectory": [], "trajectory_id": uuid.uuid4().hex, "completion": None, "reward": None}
+        begun = {"completion": None, "reward": None, "is_completed": False, "is_truncated": False}
+        return {**row, "trajectory": [], "trajectory_id": uuid.uuid4().hex, **begun}
 
     async def setup_state(self, state: dict[str, Any]) -> None:
         pass
