@@ -14,7 +14,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rlkit.config import ConversationConfig
 from rlkit.data import Problem
@@ -35,7 +35,7 @@ COHORTS = 2
 environments, another is sampled."""
 _POLL_S = 0.005
 
-Ended = str
+Ended = Literal["done", "max_turns", "tokens", "lost"]
 """done: the environment said so. max_turns, tokens: the trajectory was cut. lost: its environment was."""
 
 
