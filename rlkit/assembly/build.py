@@ -127,7 +127,7 @@ def build_loop(
     watch = Watch(RunFolder(config.folder), going_on(config.folder), _say if talks else None)
     stack.callback(watch.close)
     watch("loading the model")
-    suites = [stack.enter_context(_opened(name, config, tokenizer)) for name in config.eval.suites]
+    suites = [stack.enter_context(_opened(name, config, inputs)) for name in config.eval.suites]
     context = inputs.context(config, *(suite.problems for suite in suites))
 
     def sampler_of() -> Sampler:
@@ -185,7 +185,7 @@ def build_loop(
         "config": config,
         "learner": learner,
         "sync": Sync(config, learner, collector, inputs.sampling, problems, watch) if collector else None,
-        "benchmarks": _benchmarks(config, collector, inputs, suites) if collector else [],
+        "benchmarks": _benchmarks(config, collector, inputs, suites, context, stack) if collector else [],
         "log": Log(config, folder, trackers, inputs.digests, partial(_unhealthy, folder, config) if folder else None),
         "profiler": Profiler(profile if folder else 0, RunFolder(config.folder).profile),
         "interrupt": interrupt,
@@ -254,29 +254,48 @@ def _say_what_was_edited(config: RunConfig) -> None:
         )
 
 
-def _opened(name: str, config: RunConfig, tokenizer: Any) -> AbstractContextManager[OpenSuite]:
-    from rlkit.evaluation.suites import opened
+def _opened(name: str, config: RunConfig, inputs: Inputs) -> AbstractContextManager[OpenSuite]:
+    from rlkit.evaluation.suites import find, opened
 
+    wanted = find(name)
     return opened(
         name,
-        tokenizer,
+        inputs.tokenizer,
+        wanted=wanted,
         folder=config.eval.suite_data,
         limit=config.eval.problems,
         chat=config.data.chat,
         chat_template_kwargs=config.data.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
+        environment=config.environment,
+        conversation=config.conversation.model_copy(update=wanted.acted.conversation.model_dump(exclude_unset=True)),
+        ends=inputs.end_tokens,
     )
 
 
 def _benchmarks(
-    config: RunConfig, collector: Collector, inputs: Inputs, suites: Sequence[OpenSuite]
+    config: RunConfig,
+    collector: Collector,
+    inputs: Inputs,
+    suites: Sequence[OpenSuite],
+    context: int,
+    stack: ExitStack,
 ) -> list[Benchmark]:
     from rlkit.evaluation.in_training import Benchmark
+    from rlkit.records.folder import RunFolder
 
     held_out = inputs.held_out.problems[: config.eval.problems] if inputs.held_out is not None else []
     found = [Benchmark("heldout", collector, held_out)] if held_out else []
-    return found + [Benchmark(s.name, replace(collector, scorer=s.verifier), s.problems) for s in suites]
+    log = RunFolder(config.folder).environments_log
+    for suite in suites:
+        setting = None
+        if suite.acting is not None and suite.suite.environment is not None:
+            setting = suite.acting.setting(context, config.plugins, stack, log)
+        elif suite.acting is not None and collector.setting is not None:
+            setting = replace(collector.setting, glue=suite.acting.glue)
+        found.append(Benchmark(suite.name, replace(collector, scorer=suite.verifier, setting=setting), suite.problems))
+    return found
 
 
 def _info(config: RunConfig) -> RunInfo:

@@ -58,7 +58,7 @@ def evaluate(
 
 def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
     """How a run puts questions, ends responses and judges answers, where the model is one's: of suites, which have that
-    themselves, the chat template's arguments and the stop texts alone."""
+    themselves, the chat template's arguments, whether it keeps the past, and the stop texts alone."""
     if not RunFolder.is_one(Path(model)):
         return {}
     run = RunFolder(Path(model)).read_config()
@@ -68,6 +68,8 @@ def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
         settings |= {"reward": [ref.model_dump() for ref in run.reward], "plugins": run.plugins}
     if own_data and run.environment is not None:
         settings |= {"environment": run.environment.model_dump(), "conversation": run.conversation.model_dump()}
+    elif run.conversation.keep_past:
+        settings |= {"conversation": {"keep_past": True}}
     return settings
 
 

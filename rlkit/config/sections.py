@@ -381,7 +381,7 @@ class EvalConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """1: the whole distribution."""
     suites: list[str] = []
-    """Benchmark suites to measure as well, each by its own verifier: `rlkit list suites`."""
+    """Benchmark suites to measure as well, each by its own verifier or environment: `rlkit list suites`."""
     suite_data: Path | None = None
     """Folder of local copies of the suites; None: the hub."""
 

@@ -56,11 +56,15 @@ def read_tasks(path: str) -> list[Task]:
     found: list[Task] = []
     for number, row in enumerate(rows[:PROBLEMS], 1):
         answer = next((name for name in data.ANSWERS if data.cell(row, name) is not data.MISSING), None)
-        cell = None if answer is None else data.cell(row, answer)
-        rest = {name: value for name, value in row.items() if name not in (prompt, answer)}
-        gold = gold_text(cell, f"{path}, row {number}")
-        found.append(Task(question=data.cell(row, prompt), answer=gold, gold=gold_cell(cell), columns=rest))
+        found.append(task_of(row, prompt, answer, f"{path}, row {number}"))
     return found
+
+
+def task_of(row: data.Row, prompt: str, answer: str | None, where: str) -> Task:
+    """What an environment is told of a row; `answer` None: it has no gold."""
+    cell = None if answer is None else data.cell(row, answer)
+    rest = {name: value for name, value in row.items() if name not in (prompt, answer)}
+    return Task(question=data.cell(row, prompt), answer=gold_text(cell, where), gold=gold_cell(cell), columns=rest)
 
 
 def made_tasks() -> dict[str, list[Task]]:
@@ -113,7 +117,7 @@ class _Subject:
             first = self._played([Play(next(iter(families.values()))[0], 0, ())])[0][0]
             whose = "the rows given" if self.given is not None else "sums, countdown, sorting and a question alone"
             raise Broken(
-                f"it can begin with none of {whose}: {_why(first)}. If it is right with your data, give it some: "
+                f"it can begin with none of {whose}: {why(first)}. If it is right with your data, give it some: "
                 "--data FILE, or tasks= in Python"
             )
         return best
@@ -140,7 +144,7 @@ class _Subject:
             total = 0.0
             for turn, answer in enumerate(answers):
                 if isinstance(answer, Lost):
-                    raise Broken(f"{_why(answer)}. {_story(play, turn)}")
+                    raise Broken(f"{why(answer)}. {_story(play, turn)}")
                 total += answer.observation.reward or 0.0
                 if declared.cut and turn < len(answers) - 1:
                     continue  # it is not the sum of a whole trajectory
@@ -153,7 +157,7 @@ class _Subject:
         plays = [play for play, _ in self.played]
         others = _made(self.plugin, self.options)
         try:
-            for again in (self._played(plays), _run(others, plays)):
+            for again in (self._played(plays), answers_to(others, plays)):
                 for (play, first), second in zip(self.played, again, strict=True):
                     for turn, (one, other) in enumerate(zip(first, second, strict=False)):
                         if _said(one) != _said(other):
@@ -171,7 +175,7 @@ class _Subject:
         outcomes = self._played([Play(task, 0, (text, task.answer), text) for text in texts.values()])
         broken = [(name, a[-1]) for name, a in zip(texts, outcomes, strict=True) if isinstance(a[-1], Lost)]
         if broken:
-            said = [f"{name}: {_why(answer)}" for name, answer in broken[:3]]
+            said = [f"{name}: {why(answer)}" for name, answer in broken[:3]]
             more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise Broken(
                 f"{len(broken)} of {len(texts)} hostile actions break it: {'; '.join(said)}{more}. A model says such "
@@ -185,7 +189,7 @@ class _Subject:
         return self.pool
 
     def _played(self, plays: Sequence[Play]) -> list[list[Answer]]:
-        return _run(self._environments(), plays)
+        return answers_to(self._environments(), plays)
 
     def close(self) -> None:
         if self.pool is not None:
@@ -199,8 +203,8 @@ def _made(plugin: Plugin, options: dict[str, object]) -> Environments:
         raise Broken(str(error)) from error
 
 
-def _run(environments: Environments, plays: Sequence[Play]) -> list[list[Answer]]:
-    """The answers of each, that of `start` first, and last, where it has not ended, that of `cut` if it has that."""
+def answers_to(environments: Environments, plays: Sequence[Play]) -> list[list[Answer]]:
+    """The answers to each, that of `start` first, and last, where it has not ended, that of `cut` if it has that."""
     found: list[list[Answer]] = [[] for _ in plays]
     waiting = list(enumerate(plays))[::-1]
     under_way = 0
@@ -235,7 +239,7 @@ def _said(answer: Answer) -> str:
     return ", ".join([*parts, *(f"{name} {value!r}" for name, value in seen.counts.items())])
 
 
-def _why(answer: Answer) -> str:
+def why(answer: Answer) -> str:
     """The first line of why it was lost, and the last where that is an exception's."""
     assert isinstance(answer, Lost)
     first, *rest = answer.said.splitlines()

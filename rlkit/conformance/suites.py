@@ -9,20 +9,31 @@ from typing import Any
 
 from rlkit import data
 from rlkit.config import ScoringConfig
+from rlkit.conformance.environments import AT_ONCE, Play, answers_to, task_of, why
 from rlkit.conformance.findings import Broken, Check, LeftOut, shown
+from rlkit.environments.pool import Environments, Lost
 from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation import suites
 from rlkit.evaluation.gold_check import bad_golds
 from rlkit.evaluation.verify import scorer
+from rlkit.generation.acting import declared
 from rlkit.registry import Plugin
+
+BEGUN = 64
+"""Problems of a suite that its environment is begun with."""
 
 
 def checks(plugin: Plugin, options: Mapping[str, Any], folder: Path | None) -> Iterator[Check]:
     subject = _Subject(plugin, options, folder)
     yield Check("it says what it is made of", subject.declares, first=True)
     yield Check("its problems can be read", subject.reads, first=True)
-    yield Check("every problem has a question and a gold", subject.problems)
-    yield Check("its verifier takes its own golds", subject.golds)
+    acts = subject.suite.environment is not None
+    has = "the columns that it names" if acts else "a question and a gold"
+    yield Check(f"every problem has {has}", subject.problems)
+    if subject.suite.rewards:
+        yield Check("its verifier takes its own golds", subject.golds)
+    if acts:
+        yield Check("its environment begins with its problems", subject.begins)
 
 
 class _Subject:
@@ -45,8 +56,10 @@ class _Subject:
         suite = self.suite
         if suite.template is not None and "{prompt}" not in suite.template:
             raise Broken(f"its template {shown(suite.template)} has no {{prompt}}, where the question goes")
-        with scorer(suite.rewards, ScoringConfig(), self.plugin.homes):
-            return f"verified by {', '.join(reward.kind for reward in suite.rewards)}"
+        ref = suite.acted.environment
+        with scorer(suite.rewards, ScoringConfig(), self.plugin.homes, declared(ref)):
+            judges = [*(reward.kind for reward in suite.rewards), *([ref.kind] if ref is not None else [])]
+            return f"verified by {', '.join(judges)}"
 
     def reads(self) -> str:
         if not self.rows:
@@ -54,10 +67,12 @@ class _Subject:
         return f"{len(self.rows)} problems"
 
     def problems(self) -> None:
-        names = [self.suite.prompt, *([self.suite.answer] if self.suite.answer else [])]
+        prompt, answer = self.suite.prompt, self.suite.answer
         for number, row in enumerate(self.rows, 1):
-            for name in names:
-                if data.cell(row, name) in (None, "", [], data.MISSING):
+            for name in [prompt, *([answer] if answer else [])]:
+                # An environment may ask the question itself.
+                empty: tuple[Any, ...] = () if name == prompt and self.suite.environment is not None else (None, "", [])
+                if data.cell(row, name) in (*empty, data.MISSING):
                     raise Broken(
                         f"problem {number} has nothing in its column {name!r}; it has {', '.join(map(str, row))}"
                     )
@@ -79,3 +94,16 @@ class _Subject:
                 f"its verifier takes {len(bad)} of {len(golds)} golds for wrong, whatever form they are given in: "
                 f"{'; '.join(map(str, bad[:3]))}. No response to these can be right"
             )
+
+    def begins(self) -> str:
+        ref, conversation = self.suite.acted.environment, self.suite.acted.conversation
+        assert ref is not None
+        plays = [
+            Play(task_of(row, self.suite.prompt, self.suite.answer, f"problem {number}"), 0, ())
+            for number, row in enumerate(self.rows[:BEGUN], 1)
+        ]
+        with Environments(ref, self.plugin.homes, conversation.model_copy(update={"at_once": AT_ONCE})) as environments:
+            for number, (answer, *_) in enumerate(answers_to(environments, plays), 1):
+                if isinstance(answer, Lost):
+                    raise Broken(f"it does not begin with problem {number}: {why(answer)}")
+        return f"{len(plays)} of them"

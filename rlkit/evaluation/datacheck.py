@@ -75,7 +75,8 @@ def check(
         found["bad_golds"] = [{"row": b.row, "gold": b.gold, "status": b.status} for b in bad]
     for name in registry.names("suites") if with_suites else ():
         try:
-            theirs = [str(row["prompt"]) for row in suites.rows(name, folder)]
+            suite = suites.find(name)
+            theirs = [_text(data.cell(row, suite.prompt) or "") for row in suites.rows_of(name, suite, folder)]
         except ConfigError as error:
             found["suites_not_read"][name] = str(error).partition("\n")[0]
             continue
@@ -117,16 +118,16 @@ def words(text: str) -> list[str]:
 def overlap(questions: Sequence[str], theirs: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(i, j) where question i is problem j of `theirs`, or holds it whole, after normalising by `words`.
 
-    A problem of fewer than eight words counts only where it is the whole question.
+    A problem of fewer than eight words counts only where it is the whole question, and one without any not at all.
     """
     whole: dict[tuple[str, ...], list[int]] = defaultdict(list)
     opening: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
     for j, problem in enumerate(theirs):
         its = words(problem)
-        if len(its) < _OPENING:
-            whole[tuple(its)].append(j)
-        else:
+        if len(its) >= _OPENING:
             opening[tuple(its[:_OPENING])].append((j, its))
+        elif its:
+            whole[tuple(its)].append(j)
     for i, question in enumerate(questions):
         mine = words(question)
         hits = set(whole.get(tuple(mine), ()))

@@ -14,7 +14,7 @@ from rlkit.generation.collector import PHASES, Collector
 from rlkit.generation.sampled import Scored, draws
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.interfaces.progress import Progress
-from rlkit.scoring.checks import in_brief
+from rlkit.scoring.checks import error_of, in_brief
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _say_what_has_no_value(name: str, scored: Sequence[Scored]) -> None:
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in lost).items())
         # Without its frames: where the reward fails in training too, the error that ends the run has them.
-        error = next((in_brief(str(r.info["error"])) for r in lost if "error" in r.info), None)
+        error = next((in_brief(error) for r in lost if (error := error_of(r)) is not None), None)
         warnings.warn(
             f"evaluation, {name}: {len(lost)} of {len(scored)} answers have no value ({counts}) and count as wrong"
             + (f". The first error: {error}" if error else ""),

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlkit import config as configs
 from rlkit import generation, registry
+from rlkit.config import ConversationConfig
 from rlkit.engine.models import load_tokenizer, positions
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
@@ -25,12 +26,11 @@ from rlkit.evaluation.settings import EvaluationConfig, fits, samples_of
 from rlkit.evaluation.shown import before, notes, table
 from rlkit.evaluation.suites import OpenSuite, Suite
 from rlkit.files import write_text
-from rlkit.generation.acting import declared, glue_of, setting_of
 from rlkit.generation.collector import Collector
 from rlkit.generation.sampled import Draw, Sampled
-from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.generation import Completion, Request, Sampler, SamplingParams
 from rlkit.interfaces.rewards import RewardResult, SampleKey
+from rlkit.scoring.checks import error_of
 from rlkit.wording import visible
 
 if TYPE_CHECKING:
@@ -53,38 +53,31 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
     registry.load(config.plugins)
     if len(set(config.suites)) < len(config.suites):
         raise ConfigError(f"suites: {', '.join(config.suites)}: each only once")
+    if config.environment is not None:
+        acting = configs.resolve_ref("environments", config.environment, "environment")
+        config = config.model_copy(update={"environment": acting})
     chosen = _chosen(config)
     model = config.model.settled()
     sampler_ref = generation.resolve_sampler(config.sampler, model)[0]
     config = config.model_copy(update={"sampler": sampler_ref, "model": model})
-    if config.environment is not None:
-        acting = configs.resolve_ref("environments", config.environment, "environment")
-        config = config.model_copy(update={"environment": acting})
     tokenizer = load_tokenizer(config.model)
     otherwise = "write it into its generation_config.json, as eos_token_id, or set stop to the text that ends one"
     ends = generation.checked_end_tokens(config.model, None if config.stop else otherwise)
     limit = positions(config.model)
     results = {}
     with ExitStack() as stack:
-        environment = declared(config.environment)
-        opened = [
-            stack.enter_context(_opened(name, suite, tokenizer, config, environment)) for name, suite in chosen.items()
-        ]
+        opened = [stack.enter_context(_opened(name, suite, tokenizer, config, ends)) for name, suite in chosen.items()]
         loaded = [(suite, _with_room(suite, config, limit)) for suite in opened]
-        folders = {suite.name: Responses(config.out / suite.name, _settings(suite, own)) for suite, own in loaded}
+        folders = {suite.name: _responses(suite, own) for suite, own in loaded}
         console.print(visible(before(loaded, config, limit)), markup=False, soft_wrap=True)
         sampler = stack.enter_context(_sampling(loaded, folders, config, limit))
         progress = stack.enter_context(_progress(console))
         for suite, own in loaded:
             responses = folders[suite.name]
             collector = Collector(sampler, suite.verifier, tokenizer, config.seed)
-            if config.environment is not None and environment is not None:
-                glue = glue_of(config.conversation, environment, suite.put, tokenizer, ends)
+            if suite.acting is not None:
                 room = max(len(problem.tokens) for problem in suite.problems) + own.max_tokens
-                setting = setting_of(
-                    config.environment, environment, config.conversation, glue, room, config.plugins, stack
-                )
-                collector = replace(collector, setting=setting)
+                collector = replace(collector, setting=suite.acting.setting(room, config.plugins, stack))
             _answer(suite, responses, collector, own, progress)
             results[suite.name] = _result(suite, responses, own)
             _keep(config.out, suite.name, results[suite.name])
@@ -98,12 +91,22 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
 
 
 def _chosen(config: EvaluationConfig) -> dict[str, Suite]:
-    """The suites by their names, or the one that the user's own data make."""
+    """The suites by their names, or the one that the user's own data make. ConfigError for one with an environment of
+    its own where another is set."""
     if config.suites:
-        return {name: suites.find(name) for name in config.suites}
+        found = {name: suites.find(name) for name in config.suites}
+        own = [name for name, suite in found.items() if suite.environment is not None]
+        if own and config.environment is not None:
+            raise ConfigError(
+                f"environment {config.environment.kind!r} is set, and {' and '.join(own)} "
+                f"{'has one of its' if len(own) == 1 else 'have some of their'} own: leave the setting out, or measure "
+                "in it on other suites by themselves"
+            )
+        return found
     name, suite = suites.of_data(
         str(config.data),
         reward=configs.resolve_rewards(config.reward or []),
+        environment=config.environment,
         prompt=config.prompt,
         answer=config.answer,
         template=config.template,
@@ -114,8 +117,9 @@ def _chosen(config: EvaluationConfig) -> dict[str, Suite]:
 
 
 def _opened(
-    name: str, suite: Suite, tokenizer: Any, config: EvaluationConfig, environment: EnvironmentDeclaration | None
+    name: str, suite: Suite, tokenizer: Any, config: EvaluationConfig, ends: Sequence[int]
 ) -> AbstractContextManager[OpenSuite]:
+    conversation = {**suite.conversation, **config.conversation.model_dump(exclude_unset=True)}
     return suites.opened(
         name,
         tokenizer,
@@ -128,7 +132,9 @@ def _opened(
         chat_template_kwargs=config.chat_template_kwargs,
         scoring=config.scoring,
         plugins=config.plugins,
-        environment=environment,
+        environment=config.environment,
+        conversation=ConversationConfig(**conversation),
+        ends=ends,
     )
 
 
@@ -162,6 +168,8 @@ def _with_room(suite: OpenSuite, config: EvaluationConfig, limit: int | None) ->
 def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
     """What decides a suite's responses and verdicts."""
     verifier = [ref.model_dump(exclude_defaults=True) for ref in suite.suite.rewards]
+    acting = suite.acting
+    reads_columns = suite.suite.file is not None or suite.suite.environment is not None
     return {
         "model": config.model.path,
         "dtype": config.model.dtype,
@@ -180,11 +188,20 @@ def _settings(suite: OpenSuite, config: EvaluationConfig) -> dict[str, Any]:
         "system": config.system,
         "chat_template_kwargs": config.chat_template_kwargs or None,
         "verifier": verifier[0] if len(verifier) == 1 else verifier,
-        "environment": config.environment.model_dump() if config.environment is not None else None,
-        "conversation": config.conversation.model_dump() if config.environment is not None else None,
+        "environment": acting.ref.model_dump() if acting is not None else None,
+        "conversation": acting.conversation.model_dump() if acting is not None else None,
         "prompts": suites.fingerprint(suite.problems),
-        "columns": suites.fingerprint_of_columns(suite.problems) if suite.suite.file is not None else None,
+        "columns": suites.fingerprint_of_columns(suite.problems) if reads_columns else None,
     }
+
+
+def _responses(suite: OpenSuite, config: EvaluationConfig) -> Responses:
+    """Those of the suite that can be gone on with."""
+    responses = Responses(config.out / suite.name, _settings(suite, config))
+    if suite.acting is not None:
+        # What an environment has said is not on disk: what has no verdict is drawn again.
+        responses.replace(row for row in responses.rows.values() if row.get("status") not in UNSCORED)
+    return responses
 
 
 def _draws(suite: OpenSuite, config: EvaluationConfig) -> list[Draw]:
@@ -246,9 +263,6 @@ def _answer(
     suite: OpenSuite, responses: Responses, collector: Collector, config: EvaluationConfig, progress: Progress
 ) -> None:
     """Draw and score what is missing, each response on disk as it ends, and score what a stop has left unscored."""
-    if collector.setting is not None:
-        # What an environment has said of them is not on disk: they are drawn again.
-        responses.replace(row for row in responses.rows.values() if row.get("status") not in UNSCORED)
     missing = _missing(suite, responses, config)
     task = progress.add_task(
         visible(suite.name), total=len(responses.rows) + len(missing), completed=len(responses.rows)
@@ -309,7 +323,8 @@ def _verdict(result: RewardResult) -> dict[str, Any]:
         "status": result.status,
         "given": result.info.get("answer"),
     }
-    return verdict | ({"error": str(result.info["error"])} if "error" in result.info else {})
+    error = error_of(result)
+    return verdict if error is None else verdict | {"error": error}
 
 
 def _result(suite: OpenSuite, responses: Responses, config: EvaluationConfig) -> dict[str, Any]:

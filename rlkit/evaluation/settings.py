@@ -13,6 +13,7 @@ from rlkit import secrets
 from rlkit.config import (
     AnyRewards,
     ConversationConfig,
+    EnvironmentRef,
     ModelConfig,
     PluginRef,
     Positive,
@@ -58,8 +59,8 @@ class EvaluationConfig(Section):
     """Of the hub or embedded data set."""
     reward: AnyRewards | None = None
     """The verifier of one's own data, as a run's `reward`."""
-    environment: Ref | None = None
-    """In which the model acts, as a run's. None: it answers once."""
+    environment: EnvironmentRef | None = None
+    """In which the model acts, as a run's; of suites, in those that are none themselves. None: it answers once."""
     conversation: ConversationConfig = ConversationConfig()
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the responses and the intervals."""

@@ -25,9 +25,12 @@ def before(loaded: Sequence[tuple[OpenSuite, EvaluationConfig]], config: Evaluat
     ]
     for suite, own in loaded:
         problems, samples = counted(len(suite.problems), "problem"), counted(samples_of(suite, own), "sample")
-        acting = [own.environment.kind] if own.environment is not None and suite.suite.file is not None else []
-        verifier = " + ".join([*(ref.kind for ref in suite.suite.rewards), *acting])
-        lines.append(f"{suite.name}: {problems} x {samples} of at most {own.max_tokens} tokens, verifier {verifier}")
+        environment = suite.acting.ref.kind if suite.acting is not None else None
+        judges = [environment] if environment is not None and suite.suite.environment is not None else []
+        verifier = " + ".join([*(ref.kind for ref in suite.suite.rewards), *judges])
+        acted = f"acted in {environment}, " if environment is not None else ""
+        most = f"of at most {own.max_tokens} tokens"
+        lines.append(f"{suite.name}: {problems} x {samples} {most}, {acted}verifier {verifier}")
         lines += [f"  {said}" for said in (*_about_data(suite), *_about_room(suite, own, config, limit))]
         lines += [f"  {said}" for said in _about_golds(suite)]
     return "\n".join(lines)
@@ -79,7 +82,7 @@ def notes(result: Mapping[str, Any]) -> str:
         said = ", ".join(f"{n} {s}" for s, n in odd.items())
         found.append(f"{result['no_value']} samples without a value count as wrong ({said})")
     if result["error"]:
-        found.append(f"the first error of the verifier:\n{result['error']}")
+        found.append(f"the first error:\n{result['error']}")
     if result["reward"] is not None:
         mean, low, high = (number(result["reward"][key]) for key in ("value", "low", "high"))
         found.append(f"the reward is {mean} on average (95 %: {low} to {high}), of the samples with a value")

@@ -15,18 +15,22 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlkit import data, embedded, registry
+from pydantic import ValidationError
+
+from rlkit import config as configs
+from rlkit import data, embedded, registry, secrets
 from rlkit.blame import Blame
-from rlkit.config import DataConfig, RewardRef, ScoringConfig
+from rlkit.config import ConversationConfig, DataConfig, EnvironmentRef, PluginRef, RewardRef, ScoringConfig, Section
 from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation.gold_check import BadGold, bad_golds
 from rlkit.evaluation.verify import scorer
+from rlkit.generation.acting import Acting, acting_of
 from rlkit.golds import gold_text
-from rlkit.interfaces.declarations import EnvironmentDeclaration
+from rlkit.mistakes import explain
 from rlkit.registry import suite
 from rlkit.scoring import Scorer
 
@@ -36,16 +40,28 @@ Loader = Callable[[Path | None], Sequence[Row]]
 gets too. Its argument is the folder of local copies; None: read from the hub."""
 
 
+class Acted(Section):
+    """What a suite says of its environment, as a run's config does."""
+
+    environment: EnvironmentRef | None
+    conversation: ConversationConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     load: Loader
     template: str | None
     """Text around the question, with {prompt} for it; None: the bare question. Chat models read it as the user's
     message."""
-    reward: str | Sequence[RewardRef]
-    """The verifier: a reward's name; or rewards that are summed up, of which the first one gives the verdict."""
+    reward: str | Sequence[RewardRef] = ()
+    """The verifier: a reward's name; or rewards that are summed up, of which the first one gives the verdict. With an
+    environment, which judges itself, it may be left out; else it is as a run's `reward` beside its `environment`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The verifier's, where it is given by its name."""
+    environment: str | Mapping[str, Any] | PluginRef | None = None
+    """In which the model acts over several turns, as a run's: a name, or `kind` and options. None: it answers once."""
+    conversation: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a run's `conversation`, such as max_turns, that the environment is made for."""
     prompt: str = "prompt"
     """The rows' column of the question."""
     answer: str | None = "answer"
@@ -63,6 +79,11 @@ class Suite:
     def rewards(self) -> list[RewardRef]:
         return [RewardRef(kind=self.reward, **self.options)] if isinstance(self.reward, str) else list(self.reward)
 
+    @property
+    def acted(self) -> Acted:
+        """ValidationError for what cannot be."""
+        return Acted.model_validate({"environment": self.environment, "conversation": self.conversation})
+
 
 @dataclass(frozen=True)
 class OpenSuite:
@@ -78,16 +99,41 @@ class OpenSuite:
     """Those that do not verify against themselves, as "row 12: \\emptyset (bad_gold)"."""
     unchecked: str | None
     """Why the golds could not be checked; None: they were."""
-    put: DataConfig
-    """How its questions are put to the model."""
+    acting: Acting | None
+    """In the suite's environment, or in another, whose verdicts do not count; None: the model answers once."""
 
 
 def find(name: str, options: Mapping[str, Any] | None = None) -> Suite:
-    """The suite of that name, with these of its options. ConfigError, naming the nearest, where there is none."""
+    """The suite of that name, with these of its options, and all of its environment's. ConfigError, naming the nearest,
+    where there is none, and for one that nothing judges, or whose environment cannot be."""
     found = registry.build("suites", name, dict(options or {}))
     if not isinstance(found, Suite):
         raise ConfigError(f"suite {name!r}: its plugin returned a {type(found).__name__}; it must return a Suite")
-    return found
+    try:
+        return _checked(found)
+    except ConfigError as error:
+        raise ConfigError(f"suite {name!r}: {error}") from error
+
+
+def _checked(suite: Suite) -> Suite:
+    try:
+        environment = suite.acted.environment
+    except ValidationError as error:
+        raise explain(error, Acted) from error
+    if suite.options and not isinstance(suite.reward, str):
+        raise ConfigError(
+            "its options are those of a reward given by its name, and it names none. An environment's stand beside its "
+            "kind: environment={'kind': NAME, ...}"
+        )
+    if environment is None and not suite.rewards:
+        raise ConfigError("nothing judges its answers: give it a reward, or an environment")
+    if environment is None and suite.conversation:
+        raise ConfigError("its conversation is held with no environment: give it one, or leave the settings out")
+    if environment is None:
+        return suite
+    whole = configs.resolve_ref("environments", environment, "environment")
+    secrets.check({"environment": whole.model_dump(mode="json")})
+    return replace(suite, environment=whole)
 
 
 def rows(name: str, folder: Path | None = None) -> list[Row]:
@@ -125,14 +171,17 @@ def opened(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     scoring: ScoringConfig | None = None,
     plugins: Sequence[str] = (),
-    environment: EnvironmentDeclaration | None = None,
+    environment: PluginRef | None = None,
+    conversation: ConversationConfig | None = None,
+    ends: Sequence[int] = (),
 ) -> Iterator[OpenSuite]:
     """The suite's problems (its first `limit`) as `tokenizer`'s model reads them, their golds checked by the verifier
     that scores the responses; it is closed at the end of the `with`.
 
     `wanted`: the suite itself; None: the one that is registered by that name. `chat`: whether prompts go through the
-    tokenizer's chat template; None: where it has one. `environment`: what the one declares that the model acts in; its
-    rewards count where the data are the user's own. Raises ConfigError.
+    tokenizer's chat template; None: where it has one. `environment`: in which the model acts where the suite has none;
+    its rewards do not count. `conversation`: how it acts, the suite's settings among it; None: as the suite says.
+    `ends`: the model's end tokens. Raises ConfigError, for a chat template too that cannot hold the conversations.
     """
     wanted = wanted or find(name)
     loaded = rows_of(name, wanted, folder, limit)
@@ -149,16 +198,25 @@ def opened(
         max_prompt_tokens=sys.maxsize,
     )
     source = wanted.file or f"suite {name!r}"
-    problems = data.as_problems(loaded[:limit], put, tokenizer, source, environment).problems
+    try:
+        held = conversation or wanted.acted.conversation
+        acting = acting_of(wanted.acted.environment or environment, held, put, tokenizer, ends)
+    except ConfigError as error:
+        if wanted.file is not None:
+            raise
+        raise ConfigError(f"{source}: {error}") from error
+    acted_in = acting.declared if acting is not None else None
+    problems = data.as_problems(loaded[:limit], put, tokenizer, source, acted_in).problems
     with ExitStack() as stack:
         bad: list[str] = []
         unchecked: str | None = "the environment judges"
         if wanted.rewards:
             verifier = stack.enter_context(scorer(wanted.rewards, scoring or ScoringConfig(), plugins))
             bad, unchecked = _checked_golds(wanted, problems, verifier)
-        if environment is not None and wanted.file is not None:
-            verifier = stack.enter_context(scorer(wanted.rewards, scoring or ScoringConfig(), plugins, environment))
-        yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked, put)
+        if acting is not None and wanted.environment is not None:
+            judge = scorer(wanted.rewards, scoring or ScoringConfig(), plugins, acting.declared)
+            verifier = stack.enter_context(judge)
+        yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked, acting)
 
 
 def _checked_golds(wanted: Suite, problems: Sequence[data.Problem], verifier: Scorer) -> tuple[list[str], str | None]:
@@ -202,6 +260,7 @@ def of_data(
     path: str,
     *,
     reward: Sequence[RewardRef],
+    environment: PluginRef | None = None,
     prompt: str | None = None,
     answer: str | None = None,
     template: str | None = None,
@@ -222,7 +281,15 @@ def of_data(
     data.questions(rows, prompt, "--prompt", path)
     data.golds(rows, gold, "--answer", path)
     name = Path(path.removeprefix(embedded.PREFIX))
-    made = Suite(load=lambda _: rows, template=template, reward=reward, prompt=prompt, answer=gold, file=path)
+    made = Suite(
+        load=lambda _: rows,
+        template=template,
+        reward=reward,
+        environment=environment,
+        prompt=prompt,
+        answer=gold,
+        file=path,
+    )
     return name.stem if name.suffix in data.FILES else name.name, made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,3 +55,27 @@ def setting_of(
     environments = stack.enter_context(Environments(ref, plugins, config))
     environments.log = log
     return Setting(ref.kind, environments, glue, config, environment, context)
+
+
+@dataclass(frozen=True)
+class Acting:
+    """An environment with all that is known before there is a sampler."""
+
+    ref: PluginRef
+    declared: EnvironmentDeclaration
+    conversation: ConversationConfig
+    glue: Glue
+
+    def setting(self, context: int, plugins: Sequence[str], stack: ExitStack, log: Path | None = None) -> Setting:
+        """As `setting_of`."""
+        return setting_of(self.ref, self.declared, self.conversation, self.glue, context, plugins, stack, log)
+
+
+def acting_of(
+    ref: PluginRef | None, conversation: ConversationConfig, data: DataConfig, tokenizer: Any, ends: Sequence[int]
+) -> Acting | None:
+    """As `declared` and `glue_of`, which raise; None: there is no environment."""
+    environment = declared(ref)
+    if ref is None or environment is None:
+        return None
+    return Acting(ref, environment, conversation, glue_of(conversation, environment, data, tokenizer, ends))

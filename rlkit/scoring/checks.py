@@ -9,7 +9,7 @@ import math
 import numbers
 import re
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -175,6 +175,14 @@ def named(sample: Sample) -> str:
     """The sample, for messages."""
     key = sample.key
     return f"prompt {key.prompt_id}, step {key.rollout_step}, index {key.index}"
+
+
+def error_of(result: RewardResult) -> str | None:
+    """What is said of the failure of a function or, where there is no value, of an environment or one of several
+    rewards, whose infos lie apart. None: nothing."""
+    apart = result.info.values() if result.value is None else ()
+    within = [result.info, *(each for each in apart if isinstance(each, Mapping))]
+    return next((str(each["error"]) for each in within if "error" in each), None)
 
 
 def in_brief(said: str) -> str:

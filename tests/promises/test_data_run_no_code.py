@@ -155,6 +155,40 @@ def test_an_environment_of_a_strangers_run_is_not_acted_in(
     assert "as it may be somebody else's: look at its config.yaml, and add --trust-remote-code" in result.output
 
 
+def test_a_suite_s_environment_is_its_own_and_no_code_of_a_strangers_run(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = "from rlkit import environment\n@environment('theirs')\nclass Theirs: pass\n"
+    Path("theirs.py").write_text(f"open({str(ran)!r}, 'w')\n{theirs}")
+    Path("mine.py").write_text(
+        "from rlkit import Observation, environment, suite\n"
+        "from rlkit.evaluation.suites import Suite\n"
+        "@environment('mine')\n"
+        "class Mine:\n"
+        "    def start(self, task, seed): return ''\n"
+        "    def step(self, action): return Observation(reward=1.0, done=True)\n"
+        "def rows(folder): return [{'prompt': '1+1='}]\n"
+        "@suite('acted')\n"
+        "def acted(): return Suite(load=rows, template=None, answer=None, environment='mine')\n"
+        "@suite('names_theirs')\n"
+        "def names_theirs(): return Suite(load=rows, template=None, answer=None, environment='theirs')\n"
+    )
+    run = RunFolder.create(tmp_path / "run", inspected_config())
+    settings = yaml.safe_load(run.config_file.read_text())
+    settings |= {"environment": {"kind": "theirs"}, "plugins": ["theirs.py"]}
+    run.config_file.write_text(yaml.safe_dump(settings))
+    shutil.copytree(embedded.resolve("embedded:xs"), run.checkpoints / "step-00000001" / "hf")
+    (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
+    evaluate = ("eval", "--model", str(run.path), "--plugin", "mine.py", "--max-tokens", "8", "--suite")
+    result = invoke(*evaluate, "acted")
+    assert result.exit_code == 0, result.output
+    assert "acted in mine, verifier mine" in result.output
+    result = invoke(*evaluate, "names_theirs")
+    assert result.exit_code == 2
+    assert "suite 'names_theirs': unknown environment 'theirs'" in result.output
+
+
 def test_a_served_model_runs_its_code_only_where_it_is_asked_for() -> None:
     from rlkit.serving.command import arguments
 
