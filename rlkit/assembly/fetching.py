@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rlkit import data, embedded, hub
+from rlkit import embedded, hub
 from rlkit.config import RunConfig
+from rlkit.data import reading
 from rlkit.engine import distributed
 from rlkit.engine.models import on_hub
 from rlkit.evaluation import suites
@@ -38,7 +39,7 @@ def wants(config: RunConfig) -> dict[str, Callable[[], object]]:
     sets = {config.data.path: config.data.split, config.data.eval_path: config.data.eval_split}
     for path, split in sets.items():
         if path is not None and not _here(path):
-            found[path] = partial(data.read_rows, path, config.data.subset, split)
+            found[path] = partial(reading.read_rows, path, config.data.subset, split)
     if config.eval.suite_data is None:
         found |= {f"suite {name}": partial(suites.rows, name) for name in config.eval.suites}
     return found
@@ -46,4 +47,4 @@ def wants(config: RunConfig) -> dict[str, Callable[[], object]]:
 
 def _here(path: str) -> bool:
     """Whether data are a file of this machine's, or ship."""
-    return path.startswith(embedded.PREFIX) or ("://" not in path and Path(path).suffix in data.FILES)
+    return path.startswith(embedded.PREFIX) or ("://" not in path and Path(path).suffix in reading.FILES)

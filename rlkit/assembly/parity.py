@@ -133,7 +133,7 @@ def _built(ref: PluginRef, model: ModelConfig, context: int, seed: int) -> Itera
 
 def _prompts(config: RunConfig, tokenizer: Any) -> list[list[int]]:
     from rlkit.config import DataConfig
-    from rlkit.data import prompt_tokens
+    from rlkit.data.prompts import prompt_tokens
 
     # A template of the run's may be for other columns.
     put = DataConfig(path="", chat=config.data.chat, chat_template_kwargs=config.data.chat_template_kwargs)

@@ -46,7 +46,8 @@ class Asked:
     def act(self, question: str | None, count: int = 1, seed: int = 0) -> list[Sampled]:
         """Trajectories in the environment, of a question of the run's data with its row, of another question without
         any, or, for None, of a problem of the run's that the seed decides."""
-        from rlkit.data import Problem, prompt_tokens
+        from rlkit.data import Problem
+        from rlkit.data.prompts import prompt_tokens
         from rlkit.generation.conversations import Conversations
         from rlkit.generation.sampled import draws
         from rlkit.generation.stops import Stops
@@ -80,7 +81,7 @@ class Asked:
     @property
     def converses(self) -> bool:
         """Whether it takes the turns of a conversation: by a chat template, and not a text around one question."""
-        from rlkit.data import uses_chat
+        from rlkit.data.prompts import uses_chat
 
         return uses_chat(self.data, self.tokenizer) and self.data.template is None
 
@@ -89,7 +90,7 @@ class Asked:
 
         RlkitError where there is no room for any.
         """
-        from rlkit.data import prompt_tokens
+        from rlkit.data.prompts import prompt_tokens
 
         tokens = prompt_tokens(prompt, self.data, self.tokenizer)
         params = self.params

@@ -8,7 +8,7 @@ import click
 
 from rlkit import registry
 from rlkit.commands.options import plugins_option
-from rlkit.data import ANSWERS, NO_GOLDS, PROMPTS
+from rlkit.data.reading import ANSWERS, NO_GOLDS, PROMPTS
 from rlkit.errors import ConfigError
 from rlkit.wording import visible
 

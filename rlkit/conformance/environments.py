@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlkit import data
 from rlkit.config import ConversationConfig, PluginRef
 from rlkit.conformance.findings import Broken, Check, shown
 from rlkit.conformance.rewards import HOSTILE, PROBLEMS, TASKS
+from rlkit.data import reading
 from rlkit.environments.checks import within
 from rlkit.environments.pool import Answer, Answered, Environments, Lost
 from rlkit.errors import ConfigError, PluginError, RlkitError
@@ -49,22 +49,22 @@ def checks(plugin: Plugin, options: dict[str, object], tasks: Sequence[Task] | N
 
 def read_tasks(path: str) -> list[Task]:
     """What an environment is told of the first rows of the user's data. ConfigError for what cannot be read."""
-    rows = data.read_rows(path)
+    rows = reading.read_rows(path)
     if not rows:
         raise ConfigError(f"{path} holds no rows to begin from")
-    prompt = data.present(rows, data.PROMPTS, "--data to a file with one", path)
+    prompt = reading.present(rows, reading.PROMPTS, "--data to a file with one", path)
     found: list[Task] = []
     for number, row in enumerate(rows[:PROBLEMS], 1):
-        answer = next((name for name in data.ANSWERS if data.cell(row, name) is not data.MISSING), None)
+        answer = next((name for name in reading.ANSWERS if reading.cell(row, name) is not reading.MISSING), None)
         found.append(task_of(row, prompt, answer, f"{path}, row {number}"))
     return found
 
 
-def task_of(row: data.Row, prompt: str, answer: str | None, where: str) -> Task:
+def task_of(row: reading.Row, prompt: str, answer: str | None, where: str) -> Task:
     """What an environment is told of a row; `answer` None: it has no gold."""
-    cell = None if answer is None else data.cell(row, answer)
+    cell = None if answer is None else reading.cell(row, answer)
     rest = {name: value for name, value in row.items() if name not in (prompt, answer)}
-    return Task(question=data.cell(row, prompt), answer=gold_text(cell, where), gold=gold_cell(cell), columns=rest)
+    return Task(question=reading.cell(row, prompt), answer=gold_text(cell, where), gold=gold_cell(cell), columns=rest)
 
 
 def made_tasks() -> dict[str, list[Task]]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlkit import data, distribution, registry
+from rlkit import distribution, registry
 from rlkit.config import ScoringConfig
 from rlkit.conformance.findings import Broken, Check, shown
+from rlkit.data import reading
 from rlkit.embedded import arithmetic, countdown, sorting
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.evaluation.gold_check import FORMS
@@ -90,20 +91,20 @@ def elsewhere(plugin: Plugin, options: dict[str, Any]) -> str | None:
 def read_samples(path: str) -> list[Sample]:
     """What a reward is called with on the user's data: rows with a column `response` as they are, others with their
     golds as responses in several forms. At most 40. ConfigError for what cannot be read."""
-    rows = data.read_rows(path)
+    rows = reading.read_rows(path)
     if not rows:
         raise ConfigError(f"{path} holds no rows to judge")
-    prompt = data.present(rows, data.PROMPTS, "--data to a file with one", path)
+    prompt = reading.present(rows, reading.PROMPTS, "--data to a file with one", path)
     found: list[Sample] = []
     for number, row in enumerate(rows[:8], 1):
-        answer = next((name for name in data.ANSWERS if data.cell(row, name) is not data.MISSING), None)
-        cell = None if answer is None else data.cell(row, answer)
+        answer = next((name for name in reading.ANSWERS if reading.cell(row, name) is not reading.MISSING), None)
+        cell = None if answer is None else reading.cell(row, answer)
         gold = gold_text(cell, f"{path}, row {number}")
         responses = [str(row["response"])] if row.get("response") is not None else _responses(gold)
         rest = {name: value for name, value in row.items() if name not in (prompt, answer, "response")}
         for response in responses:
             found.append(
-                _sample(f"row {number}", len(found), data.cell(row, prompt), response, gold, rest, gold_cell(cell))
+                _sample(f"row {number}", len(found), reading.cell(row, prompt), response, gold, rest, gold_cell(cell))
             )
     return found
 

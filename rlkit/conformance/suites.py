@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlkit import data
 from rlkit.config import ScoringConfig
 from rlkit.conformance.environments import AT_ONCE, Play, answers_to, task_of, why
 from rlkit.conformance.findings import Broken, Check, LeftOut, shown
+from rlkit.data import reading
 from rlkit.environments.pool import Environments, Lost
 from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation import suites
@@ -72,7 +72,7 @@ class _Subject:
             for name in [prompt, *([answer] if answer else [])]:
                 # An environment may ask the question itself.
                 empty: tuple[Any, ...] = () if name == prompt and self.suite.environment is not None else (None, "", [])
-                if data.cell(row, name) in (*empty, data.MISSING):
+                if reading.cell(row, name) in (*empty, reading.MISSING):
                     raise Broken(
                         f"problem {number} has nothing in its column {name!r}; it has {', '.join(map(str, row))}"
                     )
@@ -81,7 +81,7 @@ class _Subject:
         if self.suite.answer is None:
             raise LeftOut("its problems have no golds")
         golds = [
-            (data.cell(row, self.suite.answer), {k: v for k, v in row.items() if k != self.suite.answer})
+            (reading.cell(row, self.suite.answer), {k: v for k, v in row.items() if k != self.suite.answer})
             for row in self.rows
         ]
         with scorer(self.suite.rewards, ScoringConfig(), self.plugin.homes) as verifier:

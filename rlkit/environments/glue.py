@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlkit.config import DataConfig
-from rlkit.data import encode, render, templated, uses_chat
+from rlkit.data.prompts import encode, render, templated, uses_chat
 from rlkit.errors import ConfigError
 from rlkit.interfaces.environments import Said
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rlkit import data, registry
+from rlkit import registry
 from rlkit.config import RewardRef, ScoringConfig
-from rlkit.data import ANSWERS, NO_GOLDS, PROMPTS
+from rlkit.data import reading
+from rlkit.data.prompts import continues
+from rlkit.data.reading import ANSWERS, NO_GOLDS, PROMPTS
 from rlkit.errors import ConfigError
 from rlkit.evaluation import suites
 from rlkit.evaluation.gold_check import bad_golds
@@ -43,16 +45,16 @@ def check(
     ConfigError for what cannot be read, and for a named column that is not there; TokensUnknownError for a reward that
     reads a response's tokens.
     """
-    rows = data.read_rows(path)
+    rows = reading.read_rows(path)
     if not rows:
         raise ConfigError(f"{path} holds no rows")
-    prompt = prompt or data.present(rows, PROMPTS, "--prompt", path)
+    prompt = prompt or reading.present(rows, PROMPTS, "--prompt", path)
     if answer != NO_GOLDS:
-        answer = answer or data.present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
+        answer = answer or reading.present(rows, ANSWERS, f"--answer ({NO_GOLDS}: the data has no golds)", path)
     wheres = [f"{path}, row {i}" for i in range(1, len(rows) + 1)]
-    prompts = data.questions(rows, prompt, "--prompt", path)
+    prompts = reading.questions(rows, prompt, "--prompt", path)
     questions = [_text(each) for each in prompts]
-    cells = data.golds(rows, None if answer == NO_GOLDS else answer, "--answer", path)
+    cells = reading.golds(rows, None if answer == NO_GOLDS else answer, "--answer", path)
     golds = [gold_text(cell, w) for cell, w in zip(cells, wheres, strict=True)]
     found: dict[str, Any] = {
         "file": path,
@@ -63,7 +65,7 @@ def check(
         "lengths": _lengths(questions, tokenizer),
         "duplicates": _duplicates(questions),
         "empty_golds": [i for i, gold in enumerate(golds, 1) if not gold.strip() and answer != NO_GOLDS],
-        "continued": sum(map(data.continues, prompts)),
+        "continued": sum(map(continues, prompts)),
         "empty_prompts": [i for i, question in enumerate(questions, 1) if not question.strip()],
         "overlap": {},
         "suites_not_read": {},
@@ -76,7 +78,7 @@ def check(
     for name in registry.names("suites") if with_suites else ():
         try:
             suite = suites.find(name)
-            theirs = [_text(data.cell(row, suite.prompt) or "") for row in suites.rows_of(name, suite, folder)]
+            theirs = [_text(reading.cell(row, suite.prompt) or "") for row in suites.rows_of(name, suite, folder)]
         except ConfigError as error:
             found["suites_not_read"][name] = str(error).partition("\n")[0]
             continue

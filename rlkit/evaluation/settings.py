@@ -23,7 +23,8 @@ from rlkit.config import (
     StopTexts,
 )
 from rlkit.config.meant import instead_in
-from rlkit.data import NO_GOLDS, Problem
+from rlkit.data import Problem
+from rlkit.data.reading import NO_GOLDS
 from rlkit.errors import ConfigError
 from rlkit.evaluation.suites import OpenSuite
 from rlkit.mistakes import explain

@@ -22,9 +22,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from rlkit import config as configs
-from rlkit import data, embedded, registry, secrets
+from rlkit import embedded, registry, secrets
 from rlkit.blame import Blame
 from rlkit.config import ConversationConfig, DataConfig, EnvironmentRef, PluginRef, RewardRef, ScoringConfig, Section
+from rlkit.data import Problem, as_problems, reading
 from rlkit.errors import ConfigError, TokensUnknownError
 from rlkit.evaluation.gold_check import BadGold, bad_golds
 from rlkit.evaluation.verify import scorer
@@ -91,7 +92,7 @@ class OpenSuite:
 
     name: str
     suite: Suite
-    problems: list[data.Problem]
+    problems: list[Problem]
     rows: int
     """That there are, of which the problems are the first."""
     verifier: Scorer
@@ -206,7 +207,7 @@ def opened(
             raise
         raise ConfigError(f"{source}: {error}") from error
     acted_in = acting.declared if acting is not None else None
-    problems = data.as_problems(loaded[:limit], put, tokenizer, source, acted_in).problems
+    problems = as_problems(loaded[:limit], put, tokenizer, source, acted_in).problems
     with ExitStack() as stack:
         bad: list[str] = []
         unchecked: str | None = "the environment judges"
@@ -219,7 +220,7 @@ def opened(
         yield OpenSuite(name, wanted, problems, len(loaded), verifier, bad, unchecked, acting)
 
 
-def _checked_golds(wanted: Suite, problems: Sequence[data.Problem], verifier: Scorer) -> tuple[list[str], str | None]:
+def _checked_golds(wanted: Suite, problems: Sequence[Problem], verifier: Scorer) -> tuple[list[str], str | None]:
     """The bad golds, and why they could not be checked, or None.
 
     ConfigError where the user's own data have no gold that the verifier could use: nothing could be right.
@@ -242,12 +243,12 @@ def _no_gold(wanted: Suite, first: BadGold) -> str:
     return f"{said}: give the column of the golds with --answer, or another reward with --reward"
 
 
-def fingerprint(problems: Sequence[data.Problem]) -> str:
+def fingerprint(problems: Sequence[Problem]) -> str:
     """Changes with any prompt, as the model reads it, and any gold."""
     return _digest([[problem.tokens, problem.answer] for problem in problems])
 
 
-def fingerprint_of_columns(problems: Sequence[data.Problem]) -> str:
+def fingerprint_of_columns(problems: Sequence[Problem]) -> str:
     """Changes with anything in the rows' other columns, which verifiers read too."""
     return _digest([problem.columns for problem in problems])
 
@@ -272,14 +273,16 @@ def of_data(
     `prompt`, `answer`: columns; None: looked for under the usual names; `answer` NO_GOLDS: there are none. Raises
     ConfigError for what cannot be read, is empty or lacks a column.
     """
-    rows = data.read_rows(path, subset, split)
+    rows = reading.read_rows(path, subset, split)
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
-    prompt = prompt or data.present(rows, data.PROMPTS, "--prompt", path)
-    answer = answer or data.present(rows, data.ANSWERS, f"--answer ({data.NO_GOLDS}: the data has no golds)", path)
-    gold = None if answer == data.NO_GOLDS else answer
-    data.questions(rows, prompt, "--prompt", path)
-    data.golds(rows, gold, "--answer", path)
+    prompt = prompt or reading.present(rows, reading.PROMPTS, "--prompt", path)
+    answer = answer or reading.present(
+        rows, reading.ANSWERS, f"--answer ({reading.NO_GOLDS}: the data has no golds)", path
+    )
+    gold = None if answer == reading.NO_GOLDS else answer
+    reading.questions(rows, prompt, "--prompt", path)
+    reading.golds(rows, gold, "--answer", path)
     name = Path(path.removeprefix(embedded.PREFIX))
     made = Suite(
         load=lambda _: rows,
@@ -290,7 +293,7 @@ def of_data(
         answer=gold,
         file=path,
     )
-    return name.stem if name.suffix in data.FILES else name.name, made
+    return name.stem if name.suffix in reading.FILES else name.name, made
 
 
 def table(
@@ -311,13 +314,13 @@ def table(
 
     def load(folder: Path | None) -> list[Row]:
         where = str(folder / file) if folder else hub
-        raw = data.read_rows(where) if folder else data.read_rows(hub, subset, split)
+        raw = reading.read_rows(where) if folder else reading.read_rows(hub, subset, split)
         loaded: list[Row] = []
         for i, row in enumerate(raw, 1):
             here = f"{where}, row {i}"
             name = next((name for name in answers if name in row), answers[0])
-            question = data.column(row, prompt, "the file to one with the suite's columns", here)
-            answer = data.column(row, name, "the file to one with the suite's columns", here)
+            question = reading.column(row, prompt, "the file to one with the suite's columns", here)
+            answer = reading.column(row, name, "the file to one with the suite's columns", here)
             rest = {key: value for key, value in row.items() if key not in (prompt, name)}
             loaded.append({**rest, "prompt": question, "answer": gold(gold_text(answer, f"{here}, {name}"))})
         return loaded

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit import data
 from rlkit.config import RewardRef, ScoringConfig
+from rlkit.data import reading
 from rlkit.errors import ConfigError
 from rlkit.golds import gold_cell, gold_text
 from rlkit.interfaces.declarations import EnvironmentDeclaration
@@ -80,17 +80,17 @@ def read(
     verdict = expected or ("correct" if path.is_dir() else None)
     found = []
     for file in files:
-        rows = _rollouts(file, response, answer, verdict) if path.is_dir() else data.read_rows(str(file))
+        rows = _rollouts(file, response, answer, verdict) if path.is_dir() else reading.read_rows(str(file))
         for i, row in enumerate(rows, 1):
             where = f"{file}, row {i}"
-            cell = data.column(row, answer, "--answer", where)
+            cell = reading.column(row, answer, "--answer", where)
             gold = gold_text(cell, f"{where}, column {answer!r}")
-            text = data.column(row, response, "--response", where)
+            text = reading.column(row, response, "--response", where)
             if not isinstance(text, str):
                 raise ConfigError(f"{where}, column {response!r}: expected text, got {type(text).__name__}")
             said = None
             if verdict is not None:
-                said = _verdict(data.column(row, verdict, "--expected", where), f"{where}, column {verdict!r}")
+                said = _verdict(reading.column(row, verdict, "--expected", where), f"{where}, column {verdict!r}")
             rest = {key: value for key, value in row.items() if key not in (response, answer, verdict)}
             tokens = _stored(rest) if response == RESPONSE and tokenizer is None else None
             if tokens is None:
@@ -117,14 +117,14 @@ def _stored(row: dict[str, Any]) -> Sequence[int] | None:
     return tokens
 
 
-def _rollouts(file: Path, response: str, answer: str, verdict: str | None) -> list[data.Row]:
+def _rollouts(file: Path, response: str, answer: str, verdict: str | None) -> list[reading.Row]:
     """A step's samples, without what is said of each token: that is most of the file."""
     names = samples.column_names(file)
     options = {response: "--response", answer: "--answer", verdict or "correct": "--expected"}
     for name, option in options.items():
-        data.column(dict.fromkeys(names), name, option, str(file))
+        reading.column(dict.fromkeys(names), name, option, str(file))
     wanted = [name for name in (*options, TOKENS, "prompt", "truncated") if name in names]
-    rows: list[data.Row] = samples.read(file, wanted).to_pylist()
+    rows: list[reading.Row] = samples.read(file, wanted).to_pylist()
     return rows
 
 

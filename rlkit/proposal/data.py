@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit import data, embedded
-from rlkit.data import FILES, MISSING, Row
+from rlkit import embedded
+from rlkit.data import reading
+from rlkit.data.reading import FILES, MISSING, Row
 from rlkit.errors import ConfigError
 from rlkit.golds import gold_text
 
@@ -34,10 +35,10 @@ class Data:
         return self.path.startswith(embedded.PREFIX)
 
     def prompts(self) -> list[Any]:
-        return data.questions(self.rows, self.prompt, "--prompt", self.path)
+        return reading.questions(self.rows, self.prompt, "--prompt", self.path)
 
     def golds(self) -> list[Any]:
-        return data.golds(self.rows, self.answer, "--answer", self.path)
+        return reading.golds(self.rows, self.answer, "--answer", self.path)
 
     def gold_texts(self) -> list[str]:
         return [gold_text(gold, f"{self.path}, row {i}") for i, gold in enumerate(self.golds(), 1)]
@@ -50,7 +51,7 @@ def read(path: str, subset: str | None) -> list[Row]:
             f"{path} is played over several turns in an environment, which no config is proposed for: "
             f"`rlkit run embedded_{task}` trains on it"
         )
-    rows = data.read_rows(path, subset)
+    rows = reading.read_rows(path, subset)
     if not rows:
         raise ConfigError(f"{path} holds no problems: it is empty")
     return rows
@@ -58,7 +59,7 @@ def read(path: str, subset: str | None) -> list[Row]:
 
 def found_column(rows: Sequence[Row], names: Sequence[str]) -> str | None:
     """The first of these columns that some row has something in."""
-    return next((name for name in names if any(data.cell(row, name) not in (None, MISSING) for row in rows)), None)
+    return next((name for name in names if any(reading.cell(row, name) not in (None, MISSING) for row in rows)), None)
 
 
 def look_at(path: str, subset: str | None, rows: Sequence[Row], prompt: str, answer: str | None) -> Data:
@@ -80,7 +81,7 @@ def here() -> str | None:
 def _held_out(path: str, subset: str | None, prompt: str, answer: str | None) -> tuple[str | None, int]:
     """Held-out problems with the same columns: a file beside that of the training problems, or a hub's test split."""
     if path.startswith(embedded.PREFIX):
-        return None, len(data.read_rows(path, split="test"))
+        return None, len(reading.read_rows(path, split="test"))
     file = Path(path)
     if file.suffix in FILES and "://" not in path:
         names = [file.name.replace("train", word) for word in HELD_OUT] if "train" in file.name else []
@@ -89,10 +90,10 @@ def _held_out(path: str, subset: str | None, prompt: str, answer: str | None) ->
         beside = [] if "://" in path else [path]
     for each in beside:
         try:
-            rows = data.read_rows(each, subset, "test")
+            rows = reading.read_rows(each, subset, "test")
         except ConfigError:  # a data set without a test split
             continue
-        if rows and all(name is None or data.cell(rows[0], name) is not MISSING for name in (prompt, answer)):
+        if rows and all(name is None or reading.cell(rows[0], name) is not MISSING for name in (prompt, answer)):
             return each, len(rows)
     return None, 0
 

@@ -13,7 +13,7 @@ import yaml
 
 from rlkit import embedded, registry
 from rlkit.config import PluginRef, RunConfig
-from rlkit.data import FILES
+from rlkit.data.reading import FILES
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
 from rlkit.records.metrics import Metrics, held_out_names, last_step, series

@@ -21,7 +21,8 @@ from rlkit import config as configs
 from rlkit import embedded
 from rlkit.cli import main
 from rlkit.config import ModelConfig
-from rlkit.data import prompt_tokens, read_rows
+from rlkit.data.prompts import prompt_tokens
+from rlkit.data.reading import read_rows
 from rlkit.engine.models import load_policy, load_tokenizer, model_shape
 from rlkit.errors import ConfigError
 from rlkit.files import write_text

@@ -20,7 +20,8 @@ from rlkit import config as configs
 from rlkit import registry
 from rlkit.cli import main
 from rlkit.config import ConversationConfig, DataConfig, ModelConfig, PluginRef, ScoringConfig
-from rlkit.data import Problem, as_problems, prompt_tokens
+from rlkit.data import Problem, as_problems
+from rlkit.data.prompts import prompt_tokens
 from rlkit.embedded import resolve
 from rlkit.engine.models import load_tokenizer
 from rlkit.environments.pool import Environments

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rlkit import embedded
 from rlkit.config import DataConfig
-from rlkit.data import Cursor, ProblemSet, as_problems, load_problems, prompt_tokens
+from rlkit.data import Cursor, ProblemSet, as_problems, load_problems
+from rlkit.data.prompts import prompt_tokens
 from rlkit.errors import ConfigError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 import rlkit
 from rlkit import config as configs
-from rlkit import data, embedded, modules, registry
+from rlkit import embedded, modules, registry
 from rlkit.cli import main
 from rlkit.config import RewardRef
-from rlkit.data import load_problems
+from rlkit.data import load_problems, reading
 from rlkit.evaluation import suites
 from rlkit.evaluation.on_suites import run_evaluation
 from rlkit.evaluation.settings import load_settings
@@ -127,7 +127,7 @@ def test_names_of_results() -> None:
 
 def test_the_embedded_task_s_held_out_problems() -> None:
     output = said("--data", "embedded:arithmetic", "--reward", "final_answer", "--limit", "3", *SHORT)
-    held_out = data.read_rows("embedded:arithmetic", split="test")
+    held_out = reading.read_rows("embedded:arithmetic", split="test")
     assert f"  the first 3 of {len(held_out)}\n" in output
     assert [row["prompt"] for row in responses(name="arithmetic")] == [row["prompt"] for row in held_out[:3]]
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlkit import embedded
 from rlkit.config import DataConfig
-from rlkit.data import prompt_tokens
+from rlkit.data.prompts import prompt_tokens
 from rlkit.environments.glue import Glue
 from rlkit.errors import ConfigError
 

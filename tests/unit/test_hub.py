@@ -34,7 +34,7 @@ def closed() -> str:
 
 def test_a_hub_that_cannot_be_reached_is_said_once_and_not_tried_again() -> None:
     code = (
-        "from rlkit.config import ModelConfig\nfrom rlkit.data import read_rows\n"
+        "from rlkit.config import ModelConfig\nfrom rlkit.data.reading import read_rows\n"
         "from rlkit.engine.models import load_tokenizer, model_shape\nfrom rlkit.errors import ConfigError\n"
         "for ask in (lambda: load_tokenizer(ModelConfig(path='who/knows')), lambda: read_rows('who/knows-it')):\n"
         "    try:\n        ask()\n    except ConfigError as error:\n        print('refused', error)\n"

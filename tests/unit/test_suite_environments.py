@@ -29,7 +29,7 @@ from rlkit.records.folder import RunFolder
 
 SUITES = """
 from rlkit import Observation, environment, reward, suite
-from rlkit.data import read_rows
+from rlkit.data.reading import read_rows
 from rlkit.evaluation.suites import Suite
 
 GUESSING = {"kind": "guessing", "guesses": 5, "higher": "+", "lower": "-"}
