@@ -52,6 +52,18 @@ def _go_offline() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
+def cached_commit(model: str) -> str | None:
+    """Of a model on the hub, that which this machine has loaded last; None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent.name if isinstance(config, str) else None
+
+
 def check_name(name: str, option: str) -> None:
     """ConfigError for what is no repository's name, ORG/NAME; `option` is for the message."""
     from huggingface_hub.errors import HFValidationError

@@ -7,8 +7,10 @@ import base64
 import contextlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
 from local_server import Handling, Http
 
 SHA = "0" * 40
@@ -64,6 +66,18 @@ class Hub(Http):
                     self.send(200, {})
 
         super().__init__(Handler)
+
+
+def used(server: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """By Hugging Face's libraries in this process, with a cache of its own."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "ENDPOINT", server.url)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setenv("HF_ENDPOINT", server.url)
 
 
 def hub(refuse: int = 0, offers: Mapping[str, bytes] | None = None) -> contextlib.closing[Hub]:

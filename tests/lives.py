@@ -71,6 +71,7 @@ def arm(place: str, step: int) -> None:
     """Kill this process when it reaches the place in that step. For a process that does nothing else."""
     from rlkit.engine import checkpoint
     from rlkit.engine.deepspeed import Engine
+    from rlkit.generation.weights import gloo
     from rlkit.interfaces import progress
     from rlkit.loop.base import Loop
     from rlkit.loop.flight import Flight
@@ -117,6 +118,7 @@ def arm(place: str, step: int) -> None:
     is_old = lambda path, _: path.name.startswith("step-") and path.parent.name == "checkpoints"  # noqa: E731
     _around(Path, "rename", dies("a checkpoint is whole", is_new), dies("a checkpoint is seen", is_new))
     _around(Path, "rename", after=dies("an old checkpoint is hidden", is_old))
+    _around(gloo, "send", dies("weights are announced"), dies("weights are sent"))
     _around(folder.RunFolder, "cut_after", dies("resumed"), dies("what is made again is cut off"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from rlkit.generation.acting import glue_of
 from rlkit.interfaces.declarations import EnvironmentDeclaration
 from rlkit.interfaces.generation import SamplingParams
 from rlkit.records.folder import RunFolder
-from rlkit.records.provenance import digest, model_files
+from rlkit.records.provenance import COMMIT, digest, model_files
 from rlkit.wording import counted, one_line
 
 
@@ -116,17 +117,33 @@ def check_same_data(config: RunConfig, inputs: Inputs) -> None:
 
 
 def check_same_model(config: RunConfig) -> None:
-    """For a run that is to go on. ConfigError where the model's folder holds other files than it did: the policy is the
-    checkpoint's, but a frozen reference and the tokenizer are read from there."""
-    folder = RunFolder.open(config.folder)
-    before, now = folder.read_model_digests(), model_files(config)
+    """For a run that is to go on. ConfigError where the folder of the model, or of the critic, holds other files than
+    it did: what learns is the checkpoint's, but a frozen reference, the tokenizer and the models' shapes are read from
+    there. For a model on the hub a warning: another commit may be of its words alone."""
+    began = RunFolder.open(config.folder).read_config()
+    _check_same_files(
+        config, "model", config.model.path, began.model.path, "What the policy is compared with, and the tokenizer, are"
+    )
+    _check_same_files(config, "critic", config.critic.path, began.critic.path, "The critic's shape is")
+
+
+def _check_same_files(config: RunConfig, whose: str, path: str | None, began_with: str | None, read: str) -> None:
+    before, now = RunFolder.open(config.folder).read_model_digests(whose), model_files(path)
     changed = [name for name in before if now.get(name) != before[name]]
-    if changed and folder.read_config().model.path == config.model.path:
-        raise ConfigError(
-            f"the model of {config.folder} has changed since it began: {', '.join(changed)} in {config.model.path}. "
-            "What the policy is compared with, and the tokenizer, are read from there, so what comes would not "
-            "continue what was. Put the old files back, or begin a new run"
+    if not changed or path != began_with:
+        return
+    if COMMIT in before:
+        warnings.warn(
+            f"the hub's {path} is another than when {config.folder} was last started: commit {before[COMMIT]} then, "
+            f"{now.get(COMMIT, 'none')} now. {read} read from there: where that has changed, what comes does not "
+            "continue what was",
+            stacklevel=3,
         )
+        return
+    raise ConfigError(
+        f"the {whose} of {config.folder} has changed since it began: {', '.join(changed)} in {path}. {read} read from "
+        "there, so what comes would not continue what was. Put the old files back, or begin a new run"
+    )
 
 
 def quiet_loading(model: ModelConfig) -> None:

@@ -64,7 +64,9 @@ class Server:
     """Around its weights."""
 
     def __post_init__(self) -> None:
-        self._client = httpx.Client(headers={**self.headers, OWNER: self.owner})
+        # None is kept: the server ends one after an error, and one that rests, and a question could meet that end.
+        connections = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(headers={**self.headers, OWNER: self.owner}, limits=connections)
 
     def ask(self, method: str, path: str, body: Any = None, *, wait_s: float = ANSWERS_S) -> Any:
         """The JSON that a route answers. ServerError where it does not."""
@@ -167,7 +169,14 @@ class Server:
         self.ask("POST", "/init_weight_transfer_engine", {"init_info": init_info}, wait_s=PREPARES_S)
 
     def start_weight_update(self) -> None:
-        self.ask("POST", "/start_weight_update", wait_s=PREPARES_S)
+        try:
+            self.ask("POST", "/start_weight_update", wait_s=PREPARES_S)
+        except ServerError as error:
+            if "already active" not in str(error):
+                raise
+            # A run that was killed has left one under way, of which nothing stays: all weights come now.
+            self.finish_weight_update()
+            self.ask("POST", "/start_weight_update", wait_s=PREPARES_S)
 
     def update_weights(self, update_info: Any) -> None:
         self.ask("POST", "/update_weights", {"update_info": update_info}, wait_s=PREPARES_S)

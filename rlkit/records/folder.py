@@ -267,9 +267,9 @@ class RunFolder:
         """Of the rlkit that made the run's newest start; "" where none is on record."""
         return self._of_newest_start("versions").get("rlkit", "")
 
-    def read_model_digests(self) -> dict[str, str]:
-        """Of the files of the model's folder at the run's newest start; empty where none are on record."""
-        return self._of_newest_start("model_files")
+    def read_model_digests(self, whose: str) -> dict[str, str]:
+        """Of the files of the "model" or the "critic" at the run's newest start; empty where none are on record."""
+        return self._of_newest_start(f"{whose}_files")
 
     def _of_newest_start(self, what: str) -> dict[str, str]:
         record = self.read_provenance()

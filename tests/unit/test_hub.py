@@ -75,17 +75,10 @@ def test_who_says_so_or_has_a_proxy_is_not_asked(name: str, value: str, monkeypa
 def test_what_is_fetched_of_a_model_is_what_is_loaded_of_it(
     weights: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants
-
     loaded = ["config.json", "tokenizer.json", "chat_template.jinja", "tokenizer.model", "modeling_own.py", weights]
     others = [left, "original/params.json", "picture.png", "model.gguf"]
     with hub_server.hub(offers={name: name.encode() for name in [*loaded, *others]}) as server:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        hub_server.used(server, tmp_path, monkeypatch)
         hub.fetch_model("org/there")
         assert sorted(server.taken) == sorted(loaded)
         hub.fetch_model("org/there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from local_server import serving
 from server_help import free_port
+from torch.distributed import DistNetworkError
 
 from rlkit.cli import main
 from rlkit.config import ModelConfig
@@ -140,6 +142,13 @@ def test_weights_over_gloo_arrive_as_they_were(buffer: int, monkeypatch: pytest.
         for name, tensor in found:
             assert tensor.dtype == sent[name].dtype
             assert torch.equal(tensor, sent[name])
+
+
+def test_a_trainer_that_is_gone_is_not_called_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that waits for a dead run is of no use to the one that goes on with it."""
+    monkeypatch.setattr(gloo, "CALL", datetime.timedelta(seconds=1))
+    with pytest.raises(DistNetworkError):
+        gloo.call("127.0.0.1", free_port())
 
 
 @pytest.fixture

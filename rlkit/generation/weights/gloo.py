@@ -27,6 +27,8 @@ BUFFER = 2**26
 """Bytes of weights that travel at once, at least."""
 TIMEOUT = datetime.timedelta(minutes=5)
 """For one buffer, and for the handshake."""
+CALL = datetime.timedelta(seconds=10)
+"""Until a store answers: it listens before anybody is asked to call it."""
 
 _ALIGNED = 16
 """Bytes: where in a buffer a weight may begin."""
@@ -90,8 +92,10 @@ def join(store: Any, rank: int, size: int, address: str) -> Any:
 
 
 def call(address: str, port: int) -> Any:
-    """The store that another machine listens with."""
-    return TCPStore(address, port, is_master=False, timeout=TIMEOUT, wait_for_workers=False)
+    """The store that another machine listens with. DistNetworkError where it is gone, with the process that had it."""
+    store = TCPStore(address, port, is_master=False, timeout=CALL, wait_for_workers=False)
+    store.set_timeout(TIMEOUT)
+    return store
 
 
 def place(url: str) -> tuple[str, int]:
