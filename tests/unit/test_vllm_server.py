@@ -295,7 +295,7 @@ def test_a_conversation_stays_with_its_server_while_that_has_room() -> None:
     talk = conversations(1, 4, 1, 3, 1, 2, wait_s=0.005)
     with standing() as one, standing() as other, sampling(one.url, other.url) as built:
         talk.hold(built)
-    assert turns_of(one) == [(0, 0), (2, 0), (4, 0)]
+    assert sorted(turns_of(one)) == [(0, 0), (2, 0), (4, 0)]
     assert sorted(turns_of(other)) == [
         *((1, turn) for turn in range(4)),
         *((3, turn) for turn in range(3)),
