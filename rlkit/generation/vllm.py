@@ -253,12 +253,12 @@ class _VLLM:
         from vllm.distributed import parallel_state
 
         self._wake("weights", "kv_cache")  # freeing what is asleep would unmap it twice
-        engine = self._llm.llm_engine.engine_core
-        if self._owns_process_group:
-            engine.shutdown()
-        else:  # vLLM's shutdown would end the trainer's process group as well
-            with mock.patch.object(parallel_state, "destroy_distributed_environment"):
-                engine.shutdown()
+        with contextlib.ExitStack() as stack:
+            # Its shutdown looks through all there is for garbage, twice; that is done below.
+            stack.enter_context(mock.patch.object(gc, "collect"))
+            if not self._owns_process_group:  # else the trainer's process group would end as well
+                stack.enter_context(mock.patch.object(parallel_state, "destroy_distributed_environment"))
+            self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         gc.collect()
         if self._gpu:
