@@ -137,13 +137,18 @@ def test_large_vocabularies_and_extreme_logits_in_the_dtypes_of_models(
     for name, values in found.items():
         torch.testing.assert_close(values.double(), expected[name], rtol=1e-5, atol=1e-5 * size)
     found["logprobs"].sum().backward()
-    true = torch.log_softmax(wide[0] @ wide[1].T, -1).gather(1, tokens[:, None]).sum()
-    true.backward()
-    for part, exact in zip((hidden, weight), wide, strict=True):
+    plain = [part.detach().requires_grad_() for part in (hidden, weight)]
+    for h, w in (wide, plain):
+        torch.log_softmax(h @ w.T, -1).gather(1, tokens[:, None]).sum().backward()
+    for part, exact, usual in zip((hidden, weight), wide, plain, strict=True):
         assert part.grad is not None
         assert exact.grad is not None
+        assert usual.grad is not None
         assert part.grad.dtype == dtype
-        tolerance = (2e-2 if dtype == torch.bfloat16 else 1e-4) * max(1.0, float(exact.grad.abs().max()))
+        largest = max(1.0, float(exact.grad.abs().max()))
+        # Sums over 151,936 tokens in float32 are off by some 1e-4 whoever adds them up.
+        of_sums = 2 * float((usual.grad.double() - exact.grad).abs().max()) + 1e-6 * largest
+        tolerance = 2e-2 * largest if dtype == torch.bfloat16 else of_sums
         if size == 1.0:  # rounded logits of 1e4 decide which tokens have a gradient at all
             assert (part.grad.double() - exact.grad).abs().max() <= tolerance
         assert part.grad.isfinite().all()
