@@ -68,7 +68,7 @@ lint: setup
 	@$(BIN)/mypy
 
 unit: setup
-	@echo "== tests (real DeepSpeed, real vLLM; sixteen minutes on two cores)"
+	@echo "== tests (real DeepSpeed, real vLLM; fifteen minutes on two cores)"
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
