@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 from torch import Tensor
 
 from rlkit.dispatch import ServerError
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.generation.weights import Route
 from rlkit.http import BUSY, excerpt_of, exchange
 from rlkit.interfaces.generation import Completion, Request
 from rlkit.serving.guard import OWNER
@@ -25,16 +26,6 @@ PREPARES_S = 600.0
 """For new weights, and what goes with them."""
 UNTOUCHED = "default"
 """vLLM's name for the weights that a server was started with."""
-
-
-class Route(Protocol):
-    """How weights get to a server: opened once, used for each sync."""
-
-    def send(self, weights: Mapping[str, Tensor], changed: Set[str]) -> None:
-        """Those in `changed`; it has the others."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ class Server:
 
         return GlooRoute(self, self.about["workers"])
 
-    # vLLM's four steps, by the names under which its own trainer's side calls them.
+    # A `Receiver` of weights.
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
         self.ask("POST", "/init_weight_transfer_engine", {"init_info": init_info}, wait_s=PREPARES_S)
 

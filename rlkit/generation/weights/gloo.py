@@ -11,15 +11,14 @@ import math
 import socket
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroupGloo, TCPStore
 
-if TYPE_CHECKING:
-    from rlkit.generation.server import Server
+from rlkit.generation.weights import Receiver
 
 BACKEND = "rlkit_gloo"
 """Its name among vLLM's backends of weight transfer."""
@@ -37,7 +36,7 @@ _ALIGNED = 16
 class GlooRoute:
     """From the trainer to the workers of one server."""
 
-    def __init__(self, server: Server, workers: int) -> None:
+    def __init__(self, server: Receiver, workers: int) -> None:
         self._server = server
         own = address_towards(*place(server.url))
         store = listen(own)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlkit import distribution
 from rlkit.engine.adapters import merged
+from rlkit.generation.weights import Receiver
 from rlkit.generation.weights.gloo import address_towards, place
-
-if TYPE_CHECKING:
-    from rlkit.generation.server import Server
 
 
 class NcclRoute:
     """From the trainer's rank 0, on its GPU, to the workers of one server, on GPUs of their own."""
 
-    def __init__(self, server: Server, workers: int) -> None:
+    def __init__(self, server: Receiver, workers: int) -> None:
         distribution.check_extra("sampler vllm_server, for servers on GPUs", "vllm")
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
