@@ -44,12 +44,12 @@ class Places:
         """
         found = []
         for path, said in error.mistakes:
-            line = self._nearest(_plain(path))
+            line = self._nearest(_plain(path), in_file)
             place = f"{self._file}:{line}: " if line else f"{self._file}: " if in_file and line == 0 else ""
             found.append((line or math.inf, (path, place + said)))
         return SettingsError([mistake for _, mistake in sorted(found, key=lambda each: each[0])])
 
-    def _nearest(self, path: tuple[str, ...]) -> int | None:
+    def _nearest(self, path: tuple[str, ...], in_file: bool) -> int | None:
         """The line of a key, or of what it would stand in. 0: the top of the file; None: it is not of the file."""
         if not self._file or self._is_elsewhere(path):
             return None
@@ -58,7 +58,7 @@ class Places:
         for end in range(len(path), 0, -1):
             if line := self._lines.get(path[:end]):
                 return line
-            if path[end - 1].isdigit():  # one of a list that the file has not
+            if path[end - 1].isdigit() and not in_file:  # one of a list that the file has not
                 return None
         return 0
 

@@ -35,6 +35,7 @@ def refusal(text: str, tmp_path: Path, overrides: list[str] | None = None, algo:
         (WHOLE + "optimizer: {\n  eps: 1,\n  lr: 0}\n", "mine.yaml:7: 'optimizer.lr': input should be greater"),
         (WHOLE + "steps: many\n", "mine.yaml:5: 'steps': input should be a valid integer"),
         (WHOLE + "optimizer:\n  betas:\n  - 0.9\n  - 2\n", "mine.yaml:8: 'optimizer.betas.1': input should be less"),
+        (WHOLE + "optimizer:\n  betas:\n  - 0.9\n", "mine.yaml:6: 'optimizer.betas.1' is missing: it has no default"),
         (WHOLE + "batch:\n  prompts_per_step: 4\n  minibatches: 3\n", "mine.yaml:5: 'batch': prompts_per_step (4)"),
         (WHOLE + "reference:\n  kind: copy\n", "mine.yaml:5: 'reference.every' is missing"),
         (WHOLE + "reference: {kind: averige}\n", "mine.yaml:5: 'reference': there is no 'averige'; did you mean"),
@@ -129,6 +130,10 @@ def test_what_python_assigned_is_not_the_file_s(tmp_path: Path) -> None:
     assert settings == configs.load(configs.parse_yaml(file.read_text(), "x"))
     settings.steps = -5
     with pytest.raises(ConfigError, match=r"^'steps': input should be greater"):
+        configs.resolve(settings)
+    settings = configs.load(file)
+    settings.reward = [*settings.reward, configs.RewardRef(kind="exat")]
+    with pytest.raises(ConfigError, match=r"^unknown reward 'exat'"):
         configs.resolve(settings)
 
 
