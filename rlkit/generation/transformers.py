@@ -229,7 +229,10 @@ def _first_past(logprobs: Tensor, share: Tensor) -> Tensor:
     probabilities = probabilities.view(rows, blocks, BLOCK)
     cumulated = probabilities.sum(-1).cumsum(-1)
     if not cumulated[:, -1].isfinite().all():
-        raise RlkitError("the model's logits are not finite: its weights have diverged")
+        raise RlkitError(
+            "the model's logits are not finite: its weights have diverged. Train anew, or from an earlier checkpoint, "
+            "with a lower optimizer.lr or optimizer.weight_decay"
+        )
     point = share * cumulated[:, -1:]
     block = _index_past(cumulated, point)
     before = torch.where(block > 0, cumulated.gather(1, (block - 1).clamp_(min=0)), 0.0)
