@@ -92,6 +92,11 @@ def trained(tmp_path: Path, name: str, sampler: dict[str, Any] | str, *more: str
     )
 
 
+def test_the_engine_of_a_cpu_has_no_worker_beside_it(servers: list[Served]) -> None:
+    assert len(servers[0].processes(b"VLLM::EngineCore")) == 1
+    assert servers[0].processes(b"VLLM::Worker") == []
+
+
 def test_a_run_is_the_same_with_servers_as_in_process(servers: list[Served], tmp_path: Path) -> None:
     def of(*which: Served) -> dict[str, Any]:
         return {"kind": "vllm_server", "urls": [each.url for each in which], "api_key_env": KEY}
