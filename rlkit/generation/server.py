@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rlkit.dispatch import ServerError
 from rlkit.errors import ConfigError, RlkitError
+from rlkit.generation.server_facts import OWNER
 from rlkit.generation.weights import Route
 from rlkit.http import BUSY, excerpt_of, exchange
 from rlkit.interfaces.generation import Completion, Request
-from rlkit.serving.guard import OWNER
 
 ANSWERS_S = 30.0
 """For all that a server answers at once."""
@@ -47,7 +47,7 @@ class Server:
     out: str | None = None
     """Why it gets no work; None: it does."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """See `rlkit.serving.facts`."""
+    """See `rlkit.generation.server_facts`."""
     route: Route | None = None
     has: str | None = None
     """The name of the weights that came by the route last."""

@@ -31,12 +31,11 @@ from rlkit.engine import distributed
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import Listed, check, end_tokens
 from rlkit.generation.server import UNTOUCHED, Changes, Server, look
+from rlkit.generation.server_facts import LEASE_S, fingerprint, shape
 from rlkit.generation.stops import stops_of
 from rlkit.http import authorisation, checked_url
 from rlkit.interfaces.generation import Completion, Request, Requests, Sampler
 from rlkit.registry import sampler
-from rlkit.serving.facts import fingerprint, shape
-from rlkit.serving.guard import LEASE_S
 
 ATTEMPTS = 5
 """At one request, each on a server that was answering, before the run ends."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlkit.serving.facts import facts
+from rlkit.generation.server_facts import LEASE_S, OWNER, facts
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,10 +25,6 @@ KEY = "VLLM_API_KEY"
 """Environment variable of the server's key. vLLM reads it too, for some of its routes."""
 UP = "RLKIT_SERVER_UP"
 """Environment variable of what is printed when the server is up."""
-OWNER = "x-rlkit-owner"
-"""Header that names the holder of the lease."""
-LEASE_S = 60.0
-"""After its last renewal, a lease is anybody's."""
 
 _OPEN = {"/health", "/ping"}
 """For whoever keeps servers alive: they say nothing but that it is."""

@@ -24,8 +24,8 @@ from rlkit.config import ModelConfig
 from rlkit.embedded import resolve
 from rlkit.errors import ConfigError, RlkitError
 from rlkit.generation import server, vllm_server
+from rlkit.generation.server_facts import fingerprint, shape
 from rlkit.interfaces.generation import Completion, Request, SamplingParams
-from rlkit.serving.facts import fingerprint, shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:a server is left out")
 

@@ -1,4 +1,5 @@
-"""What a server says of itself and of its model, so that a run can tell that it is the right one."""
+"""What a run and its servers have to agree on: the lease, and what a server says of itself and of its model, so that a
+run can tell that it is the right one."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import distribution
+
+OWNER = "x-rlkit-owner"
+"""Header that names the holder of a server's lease."""
+LEASE_S = 60.0
+"""After its last renewal, a lease is anybody's."""
 
 _SHAPE = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
