@@ -92,7 +92,20 @@ def run_evaluation(config: EvaluationConfig, quiet: bool = False) -> dict[str, A
 
 def _chosen(config: EvaluationConfig) -> dict[str, Suite]:
     """The suites by their names, or the one that the user's own data make. ConfigError for one with an environment of
-    its own where another is set."""
+    its own where another is set, and for a conversation that none of them holds."""
+    chosen = _wanted(config)
+    acted = config.environment is not None or any(suite.environment is not None for suite in chosen.values())
+    # What a run keeps of the past comes with its model, for suites that it may or may not act in.
+    if not acted and (unheard := sorted(config.conversation.model_fields_set - {"keep_past"})):
+        raise ConfigError(
+            f"{' and '.join(f'conversation.{name}' for name in unheard)}: {' and '.join(chosen)} "
+            f"{'has' if len(chosen) == 1 else 'have'} no environment to hold a conversation with: set `environment`, "
+            "or leave it out"
+        )
+    return chosen
+
+
+def _wanted(config: EvaluationConfig) -> dict[str, Suite]:
     if config.suites:
         found = {name: suites.find(name) for name in config.suites}
         own = [name for name, suite in found.items() if suite.environment is not None]

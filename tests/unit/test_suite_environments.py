@@ -264,6 +264,16 @@ def test_an_environment_of_another_project_may_be_a_suite() -> None:
     assert acted[0]["path"] == str(Path("game.py").resolve())
 
 
+def test_a_conversation_with_nobody_is_refused() -> None:
+    result = evaluate("sums", "-s", "conversation.max_turns=3", "-s", "conversation.at_once=2")
+    assert result.exit_code == 2
+    assert (
+        "conversation.at_once and conversation.max_turns: sums has no environment to hold a conversation with: set "
+        "`environment`, or leave it out" in result.output
+    )
+    assert evaluate("sums,games", "-s", "conversation.max_turns=3").exit_code == 0
+
+
 def test_two_environments_are_refused() -> None:
     result = evaluate("games,sums", "-s", "environment=keys")
     assert result.exit_code == 2
