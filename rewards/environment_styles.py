@@ -213,7 +213,7 @@ class TRL:
         self._env = env
         self._name = name
         self._runner = asyncio.Runner()
-        schemas = {method: schema_of(getattr(env, method)) for method in tools_of(type(env))}
+        schemas = {method: schema_of(getattr(env, method), method) for method in tools_of(type(env))}
         self.tools: list[dict[str, Any]] = list(schemas.values())
         self._box = Toolbox({method: self._waited(getattr(env, method)) for method in schemas}, schemas, form=form)
 
