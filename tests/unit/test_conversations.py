@@ -436,6 +436,17 @@ def test_one_that_is_lost_before_it_has_spoken_ends_no_run() -> None:
     ]
 
 
+def test_a_question_that_the_data_do_not_have_has_no_gold(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", configs.resolve(configs.load("embedded_keys", [])))
+    shutil.copytree(resolve("embedded:xs-turns"), run.checkpoints / "step-00000001/hf")
+    (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
+    asked = CliRunner().invoke(main, ["sample", str(run.path), "1,2="])
+    assert asked.exit_code == 1
+    assert re.search(r"^no value \(\S+:\d+: ValueError: the gold must be .*\) · lost$", asked.output, re.MULTILINE)
+    assert "the environment failed each time. It was given the prompt alone, without gold" in asked.output
+    assert "Traceback" not in asked.output
+
+
 def test_a_runs_model_acts_in_its_environment_when_it_is_asked_and_measured(tmp_path: Path) -> None:
     settings = ["environment={kind: sums, turns: 2}", f"plugins=[{HERE}]", "reward=[]", "sampling.max_tokens=40"]
     run = RunFolder.create(tmp_path / "run", configs.resolve(configs.load("embedded_xs", settings)))
