@@ -286,7 +286,7 @@ def test_where_all_that_are_under_way_have_ended_others_begin() -> None:
     ("odd", "said"),
     [
         ("raises", "KeyError: 'no such room'"),
-        ("over at once", "its start says that all is over before the model has acted"),
+        ("over at once", "start says that all is over before the model has acted"),
         ("nan", "nan"),
         ("number", "3"),
     ],
