@@ -88,7 +88,7 @@ class Adapted:
             assert config.name is not None
             found = _find(config.path, config.name)
             self._adapted, thing = _adapted(found, f"{Path(config.path).name}:{config.name}", config)
-            self.range = config.range or getattr(thing, "range", None)
+            self.range = config.range or getattr(thing, "range", None) or getattr(self._adapted, "range", None)
         self.tools = self._adapted.tools
         self.cut = getattr(self._adapted, "cut", None)
 

@@ -213,8 +213,9 @@ class TRL:
         self._env = env
         self._name = name
         self._runner = asyncio.Runner()
-        schemas = {method: schema_of(getattr(env, method)) for method in tools_of(type(env))}
+        schemas = {method: schema_of(getattr(env, method), method) for method in tools_of(type(env))}
         self.tools: list[dict[str, Any]] = list(schemas.values())
+        self.range = None if callable(getattr(env, "get_reward", None)) else (0.0, 0.0)
         self._box = Toolbox({method: self._waited(getattr(env, method)) for method in schemas}, schemas, form=form)
 
     def start(self, task: Task, seed: int) -> Observation:

@@ -36,17 +36,19 @@ class _UnsayableError(Exception):
     pass
 
 
-def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
+def schema_of(function: Callable[..., Any], name: str = "") -> dict[str, Any]:
     """Its schema: {"type": "function", "function": {"name", "description", "parameters"}}, and "return" where the hint
-    of what it returns can be said. Of a method, `self` is left out.
+    of what it returns can be said. Of a method, `self` is left out. `name`: by which it is called; "": its own.
 
     Raises ConfigError for a function that no model could be told of: without docstring or hints, or with hints that no
-    schema can say.
+    schema can say; and for a generator.
     """
-    name = getattr(function, "__name__", "")
+    name = name or getattr(function, "__name__", "")
     where = f"tool {name or str(function)[:60]!r}, {origin(function)}"
     if not name.isidentifier():
         raise ConfigError(f"{where}: the model calls a tool by its name, and this has none: write it as a `def`")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{where}: it is a generator, and the model reads what a tool returns: return it as a whole")
     description, told, returns = _read(inspect.getdoc(function) or "")
     if not description:
         raise ConfigError(

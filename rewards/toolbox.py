@@ -119,8 +119,9 @@ class Toolbox:
         error = jsonschema.exceptions.best_match(self._checks[call.name].iter_errors(call.arguments))
         if error is None:
             return None
-        where = "".join(f"[{step!r}]" for step in list(error.path)[1:])
-        return f"the argument {error.path[0]!r}{where} does not fit: {one_line(error.message, 200)}"
+        argument, *within = error.absolute_path
+        where = "".join(f"[{step!r}]" for step in within)
+        return f"the argument {argument!r}{where} does not fit: {one_line(error.message, 200)}"
 
 
 def _as_hinted(value: Any, schema: Mapping[str, Any]) -> Any:

@@ -99,7 +99,7 @@ class Tools:
                         "them by name: rename one, or leave it out"
                     )
                 came_from[name] = source
-                self._schemas[name] = schema_of(function)
+                self._schemas[name] = schema_of(function, name)
         self.tools = list(self._schemas.values())
 
     def start(self, task: Task, seed: int) -> str:
@@ -159,9 +159,10 @@ def _own(thing: Any, named: str) -> _Source:
     """A function; or a class, of which each trajectory has an object; or an object: of both, the public methods."""
     if inspect.isroutine(thing):
         return _functions({thing.__name__: thing})
+    kind = thing if inspect.isclass(thing) else type(thing)  # whose properties are not read
     methods = {
-        name: method
-        for name, method in inspect.getmembers(thing, lambda each: inspect.isfunction(each) or inspect.ismethod(each))
+        name: getattr(thing, name)
+        for name, _ in inspect.getmembers(kind, lambda each: inspect.isfunction(each) or inspect.ismethod(each))
         if not name.startswith("_")
     }
     if not methods:

@@ -181,15 +181,17 @@ def plan(config: RunConfig, ranks: int = 1, gpu: int | None = None) -> str:
     from rlkit.assembly.replaying import source_of
     from rlkit.generation import resolve_sampler
     from rlkit.generation.acting import declared
+    from rlkit.scoring import check_judged
 
     if gpu is not None and config.model.dtype == "auto":
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     config, algorithm = configs.resolve_with_algorithm(config)
     source_of(config)
     check_trackers(config)
-    inputs = None
+    environment, inputs = declared(config.environment), None
+    check_judged(config.reward, environment)
     if config.data.path.startswith("embedded:") or (Path(config.data.path).suffix and "://" not in config.data.path):
-        inputs = read_inputs(config, declared(config.environment))
+        inputs = read_inputs(config, environment)
         inputs.context(config)
     if gpu is not None and config.sampler.kind == "auto":
         sampler, why_sampler = configs.resolve_ref("samplers", PluginRef(kind="vllm"), "sampler"), "there is a GPU"

@@ -27,6 +27,10 @@ Message = dict[str, str]
 """Of a conversation: a role and a content."""
 
 
+UNKNOWN = "asked"
+"""The id of a question that the run's data do not have."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A model with all that it takes to ask it; it is loaded once."""
@@ -61,7 +65,7 @@ class Asked:
             problem = found
         else:
             tokens = prompt_tokens(question, self.data, self.tokenizer, tools)
-            problem = Problem("asked", question, tokens, "", {}, question)
+            problem = Problem(UNKNOWN, question, tokens, "", {}, question)
         wanted = draws([problem], count, 0)
         stops = Stops(self.params.stop, self.tokenizer) if self.params.stop else None
         held = Conversations(

@@ -58,12 +58,14 @@ def sample(
         if prompt is None and not acts:
             raise ConfigError('no prompt: write one behind the model, as in rlkit sample embedded:s "47+85="')
     prepare_environment()
-    from rlkit.assembly.sampling import open_model
+    from rlkit.assembly.sampling import UNKNOWN, open_model
 
+    played: list[Sampled] = []
     with ExitStack() as stack:
         asked = open_model(model, stack, temperature, max_tokens, trusts)
         if acts:
-            said = ["\n".join(conversation(one, asked.tokenizer)) for one in asked.act(prompt, count, seed)]
+            played = asked.act(prompt, count, seed)
+            said = ["\n".join(conversation(one, asked.tokenizer)) for one in played]
         elif talks:
             _talk(asked, count, seed)
             return
@@ -73,6 +75,12 @@ def sample(
         for text in said:
             # A file gets what the model wrote; a terminal would do what it says.
             click.echo(visible(text) if _shows_on_a_terminal() else text)
+    if played and all(one.acted is not None and one.acted.result.value is None for one in played):
+        alone = (
+            ". It was given the prompt alone, without gold and other columns, as it is none of the run's data: give "
+            "one of theirs, or none"
+        )
+        raise RlkitError("the environment failed each time" + alone * (played[0].problem.id == UNKNOWN))
 
 
 def _acts(model: str) -> bool:
@@ -84,6 +92,8 @@ def _acts(model: str) -> bool:
 def conversation(one: Sampled, tokenizer: Decoder) -> Iterator[str]:
     """A trajectory in lines: the prompt, the model's turns behind a `>`, what the environment says, and what came of
     it."""
+    from rlkit.scoring.checks import in_brief
+
     yield one.problem.text
     tokens, end = one.completion.tokens, 0
     for start, stop in one.turns or ():
@@ -96,7 +106,7 @@ def conversation(one: Sampled, tokenizer: Decoder) -> Iterator[str]:
     if result.info.get("last"):
         yield str(result.info["last"])
     came = "no value" if result.value is None else f"reward {number(result.value)}"
-    came += f" ({result.info['error']})" if "error" in result.info else ""
+    came += f" ({in_brief(str(result.info['error']))})" if "error" in result.info else ""
     yield f"{came} · {result.info['ended']}"
 
 

@@ -331,7 +331,7 @@ class _Copy:
             except BaseException as error:
                 return Failed(f"{where} raised:\n{tail(error)[-4000:]}", broken=False)
             try:
-                return self._checked(returned, where, at_the_end=isinstance(asked, Cut))
+                return self._checked(asked, returned, where)
             except PluginError as error:
                 return Failed(str(error), broken=True)
             except MemoryError:
@@ -350,10 +350,13 @@ class _Copy:
             case Cut(unheard):
                 return self._called(environment.cut, unheard)
 
-    def _checked(self, returned: object, where: str, *, at_the_end: bool) -> Observation:
+    def _checked(self, asked: Asked, returned: object, where: str) -> Observation:
         found = observed(returned, where)
+        if isinstance(asked, Start) and (found.done or found.reward is not None):
+            what = "over" if found.done else "rewarded"
+            raise PluginError(f"{where} says that all is {what} before the model has acted")
         self.total += found.reward or 0.0
-        if found.done or at_the_end:
+        if found.done or isinstance(asked, Cut):
             within(self.total, self.declared.range, where)
         return found
 

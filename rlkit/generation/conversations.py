@@ -247,14 +247,6 @@ class Conversations:
                 else:
                     one.tokens.extend(between)
                     one.logprobs.extend([0.0] * len(between))
-        elif said.done or said.reward is not None:
-            what = "over" if said.done else "rewarded"
-            self._lose(
-                number,
-                "error",
-                f"{self._named(one)}: its start says that all is {what} before the model has acted",
-                broken=True,
-            )
         elif said.text:
             text, tokens = self._setting.glue.opening(one.problem.question, said.text)
             one.problem = replace(one.problem, text=text, tokens=tokens)
@@ -263,7 +255,6 @@ class Conversations:
                 self._lose(
                     number, "error", f"{said_is} and leaves no room to answer: raise sampling.max_tokens", broken=False
                 )
-
         elif not one.problem.text:
             nothing = f"{self._named(one)}: the row's prompt is empty, and its start says nothing: there is no question"
             self._lose(number, "error", nothing, broken=False)

@@ -260,7 +260,7 @@ def truncation(metrics: Metrics, limit: float = TRUNCATED) -> Warning | None:
         means="They are cut off before their answer, mostly score 0, and so teach the policy to be short, or, where "
         "they ramble, show that it no longer ends its responses.",
         tries=(
-            "a higher `sampling.max_tokens`",
+            "a higher `sampling.max_tokens`, or `conversation.turn_tokens` where it is set",
             "a template (`data.template`) that tells the model how to end, or `sampling.stop`",
             "GRPO and its like: `algo.overlong_mask: true`, or `algo.overlong_penalty`",
         ),

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rlkit.scoring.checks import Decoder, score
-from rlkit.scoring.scorer import Acted, Scorer, WeightedReward
+from rlkit.scoring.scorer import Acted, Scorer, WeightedReward, check_judged
 
-__all__ = ["Acted", "Decoder", "Scorer", "WeightedReward", "score"]
+__all__ = ["Acted", "Decoder", "Scorer", "WeightedReward", "check_judged", "score"]

@@ -186,9 +186,13 @@ def error_of(result: RewardResult) -> str | None:
 
 
 def in_brief(said: str) -> str:
-    """Of what `tail` says, the exception and the line that raised it, without the frames; of anything else, all."""
+    """Of what `tail` says, the exception and the line that raised it, without the frames; of a process that was ended,
+    what is said before the frames that it has printed; of anything else, all."""
+    if debugging():
+        return said
+    said = re.split(r"\n(?:Timeout .*\n)?(?:Current t|T)hread 0x", said)[0]
     frames = list(re.finditer(r'^  File "(.+)", line (\d+).*\n(?:    .*\n)*', said, re.MULTILINE))
-    if debugging() or not frames:
+    if not frames:
         return said
     file, line = frames[-1].groups()
     return f"{place(file, int(line))}: {said[frames[-1].end() :].strip()}"

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from rlkit import registry
 from rlkit.config import ScoringConfig
-from rlkit.errors import PluginError, RlkitError, TokensUnknownError
+from rlkit.errors import ConfigError, PluginError, RlkitError, TokensUnknownError
 from rlkit.interfaces.declarations import EnvironmentDeclaration, reward_declaration
 from rlkit.interfaces.names import ENVIRONMENT
 from rlkit.interfaces.rewards import RewardFn, RewardResult, Sample
@@ -37,6 +37,18 @@ class Acted:
     result: RewardResult
     fault: str = ""
     """How it broke its contract; "": it did not."""
+
+
+def check_judged(rewards: Sequence[object], environment: EnvironmentDeclaration | None) -> None:
+    """ConfigError where there is an environment alone, which gives every trajectory the same."""
+    if rewards or environment is None or environment.range is None:
+        return
+    low, high = environment.range
+    if low == high:
+        raise ConfigError(
+            f"nothing judges what the model says: the environment has no reward of its own (it gives {low:g} to every "
+            "trajectory), and `reward` names none. Name one (`rlkit list rewards`)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,7 @@ class Scorer:
         environment: EnvironmentDeclaration | None = None,
     ) -> None:
         """`environment`: what the environment declares whose rewards come with the samples; None: there is none."""
+        check_judged(rewards, environment)
         registry.load(list(plugins))
         self._config = config
         self._samples: list[Sample] = []

@@ -66,6 +66,10 @@ def rlkit(*arguments: str) -> Result:
         (["-s", "conversation.max_turns=0"], ["'conversation.max_turns'", "greater than or equal to 1"]),
         (["-s", "environment=tool"], ["unknown environment 'tool'", "did you mean 'tools'?"]),
         (["-s", "reward=[]"], ["reward names none, and there is no environment that gives one"]),
+        (
+            ["-s", "reward=[]", "-s", "environment=tools", "-s", "environment.tools=calculator"],
+            ["nothing judges", "no reward of its own (it gives 0 to every trajectory)", "`rlkit list rewards`"],
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_a_model_is_loaded(arguments: list[str], said: list[str]) -> None:
@@ -317,6 +321,33 @@ def test_an_environment_that_raises_ends_the_run_and_says_where(tmp_path: Path) 
     for words in ("2 of 4 samples have no value", "scoring.max_no_value", "the environment: 2 error", "no such room"):
         assert words in " ".join(result.output.split())
     assert 'acting.py", line' in result.output
+
+
+QUIET = """
+from rlkit import Observation, environment
+
+@environment("quiet")
+class Quiet:
+    range = (0.0, 0.0)
+
+    def start(self, task, seed):
+        return ""
+
+    def step(self, action):
+        return Observation(done=True)
+"""
+
+
+def test_an_environment_that_gives_no_reward_judges_nothing(tmp_path: Path) -> None:
+    """Each trajectory would have the highest reward that it declares, and so be right."""
+    rows, quiet = tmp_path / "rows.jsonl", tmp_path / "quiet.py"
+    rows.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    quiet.write_text(QUIET)
+    acting = "--plugin", str(quiet), "-s", "environment=quiet", "--out", str(tmp_path / "out")
+    measured = rlkit("eval", "--model", "embedded:xs", "--data", str(rows), *acting)
+    for result in (measured, rlkit(*XS, *acting, "-s", "reward=[]")):
+        assert result.exit_code == 2, result.output
+        assert "nothing judges what the model says" in result.output
 
 
 def test_noise_that_mirrors_the_rewards_of_an_environment_needs_their_range(tmp_path: Path) -> None:

@@ -307,6 +307,12 @@ class Half(Echo):
         return Observation(reward=float(unheard) if unheard.startswith(" ") else 0.0)
 
 
+@environment("broken_start")
+class Start(Echo):
+    def start(self, task, seed):
+        return Observation(text="Go.", reward=0.0)
+
+
 @environment("broken_depth")
 class Depth(Echo):
     def step(self, action):
@@ -363,6 +369,7 @@ SENTENCES = {
         "broken_debt": r"its rewards add up to 3\.75, outside the range \(0\.0, 1\.0\) .*; it was told '.*; it was "
         "cut$",
         "broken_half": r"hostile actions break it: .*: environment 'broken_half': cut raised: ValueError: could not",
+        "broken_start": r"environment 'broken_start': start says that all is rewarded before the model has acted\. If ",
         "broken_depth": r"hostile actions break it: a megabyte of one letter: environment 'broken_depth': step raised: "
         r"RecursionError: .* A model says such things: answer them",
     },
@@ -380,7 +387,16 @@ SENTENCES = {
 }
 SLOW = (
     *("broken_columns_changed", "broken_hash", "broken_count", "broken_columns", "broken_sampler"),
-    *("broken_row", "broken_cost", "broken_cut", "broken_debt", "broken_half", "broken_draw", "broken_depth"),
+    *(
+        "broken_row",
+        "broken_cost",
+        "broken_cut",
+        "broken_debt",
+        "broken_half",
+        "broken_start",
+        "broken_draw",
+        "broken_depth",
+    ),
 )
 """Each starts a worker process, or loads a model."""
 KINDS = {"loss": "losses", "noise": "noise"}

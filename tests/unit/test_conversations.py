@@ -286,7 +286,7 @@ def test_where_all_that_are_under_way_have_ended_others_begin() -> None:
     ("odd", "said"),
     [
         ("raises", "KeyError: 'no such room'"),
-        ("over at once", "its start says that all is over before the model has acted"),
+        ("over at once", "start says that all is over before the model has acted"),
         ("nan", "nan"),
         ("number", "3"),
     ],
@@ -434,6 +434,17 @@ def test_one_that_is_lost_before_it_has_spoken_ends_no_run() -> None:
     assert [(one.problem.tokens, one.turns, list(one.completion.tokens)) for one in again] == [
         (one.problem.tokens, one.turns, list(one.completion.tokens)) for one in scored
     ]
+
+
+def test_a_question_that_the_data_do_not_have_has_no_gold(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", configs.resolve(configs.load("embedded_keys", [])))
+    shutil.copytree(resolve("embedded:xs-turns"), run.checkpoints / "step-00000001/hf")
+    (run.checkpoints / "step-00000001" / MANIFEST).write_text(Manifest().text())
+    asked = CliRunner().invoke(main, ["sample", str(run.path), "1,2="])
+    assert asked.exit_code == 1
+    assert re.search(r"^no value \(\S+:\d+: ValueError: the gold must be .*\) · lost$", asked.output, re.MULTILINE)
+    assert "the environment failed each time. It was given the prompt alone, without gold" in asked.output
+    assert "Traceback" not in asked.output
 
 
 def test_a_runs_model_acts_in_its_environment_when_it_is_asked_and_measured(tmp_path: Path) -> None:

@@ -411,6 +411,8 @@ def test_trl_without_get_reward_leaves_it_to_the_rewards(file: Path) -> None:
     env = build(file / "trl.py", "Unrewarded")
     env.start(task(target=3), 0)
     assert env.step("Done.") == Observation(done=True)
+    assert env.range == (0.0, 0.0)
+    assert build(file / "trl.py", "Stairs").range is None
 
 
 def test_trl_s_reward_comes_where_it_is_cut(file: Path) -> None:

@@ -149,6 +149,10 @@ def test_an_exception_in_brief_is_itself_and_its_line(monkeypatch: pytest.Monkey
     line = fragile.__code__.co_firstlineno + 1
     assert in_brief(str(caught.value)) == f"{place(__file__, line)}: ValueError: no such\nanswer"
     assert in_brief("reward 'mine' returned 0 results") == "reward 'mine' returned 0 results"
+    hung = "step gave no answer within 2 s; it was at mine.py:14, in step"
+    frames = 'hread 0x00007f7abe4b3b80 (most recent call first):\n  File "mine.py", line 14 in step\n'
+    assert in_brief(f"{hung}\nTimeout (0:00:01.600000)!\nT{frames}") == hung
+    assert in_brief(f"it was killed by SIGSEGV\nCurrent t{frames}") == "it was killed by SIGSEGV"
     monkeypatch.setenv(DEBUG, "1")
     assert in_brief(str(caught.value)) == str(caught.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal, Optional
 
 import pytest
@@ -170,6 +170,24 @@ def without_argument(query: str, k: int) -> None:
     """
 
 
+def one_by_one(query: str) -> Iterator[str]:
+    """Searches.
+
+    Args:
+        query: What.
+    """
+    yield query
+
+
+async def one_by_one_later(query: str) -> AsyncIterator[str]:
+    """Searches.
+
+    Args:
+        query: What.
+    """
+    yield query
+
+
 def with_many(*queries: str) -> None:
     """Searches.
 
@@ -185,6 +203,8 @@ def with_many(*queries: str) -> None:
         (without_docstring, 'it has no docstring, .*: write one, with a line "name: what it is" under "Args:"'),
         (without_argument, 'its parameter \'k\' is not in the docstring: write a line "k: what it is" under "Args:"'),
         (with_many, r"its parameter 'queries' cannot be given by name, .*: write each parameter out, without \* or /"),
+        (one_by_one, "it is a generator, and the model reads what a tool returns: return it as a whole"),
+        (one_by_one_later, "it is a generator"),
         (lambda x: x, "by its name, and this has none: write it as a `def`"),
         (functools.partial(search, k=2), "by its name, and this has none: write it as a `def`"),
     ],

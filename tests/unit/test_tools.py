@@ -21,6 +21,7 @@ needs_bubblewrap = pytest.mark.skipif(
 
 MINE = '''
 import asyncio
+import functools
 
 
 def search(query: str, k: int = 3, tags: list[str] | None = None) -> list[str]:
@@ -88,6 +89,27 @@ class Wants:
 
     def look(self) -> str:
         """Looks."""
+
+
+class Renamed(Memory):
+    look_up = Memory.recall
+
+    @property
+    def connection(self):
+        raise OSError("there is none")
+
+
+renamed = Renamed()
+partly = functools.partial(search, k=2)
+
+
+def go(at: int | list[int]) -> str:
+    """Looks.
+
+    Args:
+        at: Where.
+    """
+    return str(at)
 
 
 def calculator(expression: str) -> str:
@@ -173,9 +195,9 @@ def test_each_trajectory_has_its_own_object_of_a_class(mine: str) -> None:
 @pytest.mark.parametrize(
     ("turn", "said"),
     [
-        (call("serch", query="x"), "there is no tool 'serch'; did you mean 'search'? The tools are: fail, search"),
-        (call("open_door"), "there is no tool 'open_door'; known: fail, search"),
-        (call("x" * 50_000), f"there is no tool '{'x' * 30} ... {'x' * 30}'; known: fail, search"),
+        (call("serch", query="x"), "there is no tool 'serch'; did you mean 'search'? The tools are: fail, go, search"),
+        (call("open_door"), "there is no tool 'open_door'; known: fail, go, search"),
+        (call("x" * 50_000), f"there is no tool '{'x' * 30} ... {'x' * 30}'; known: fail, go, search"),
         (call("search"), "search: the argument 'query' is missing; it takes query, k, tags"),
         (call("search", query="x", j=1), "search: there is no argument 'j'; it takes query, k, tags"),
         (call("search", query=3), "search: the argument 'query' does not fit: 3 is not of type 'string'"),
@@ -185,6 +207,7 @@ def test_each_trajectory_has_its_own_object_of_a_class(mine: str) -> None:
             call("search", query="x", tags=["a", 1]),
             "search: the argument 'tags'[1] does not fit: 1 is not of type 'string'",
         ),
+        (call("go", at=[1, "b"]), "go: the argument 'at'[1] does not fit: 'b' is not of type 'integer'"),
         (call("fail", how="key"), "KeyError: 'nothing there'"),
         (call("fail", how="value"), "ValueError: nothing there"),
         (
@@ -200,13 +223,20 @@ def test_each_trajectory_has_its_own_object_of_a_class(mine: str) -> None:
     ],
 )
 def test_a_call_that_cannot_be_made_is_answered_with_an_error(turn: str, said: str, mine: str) -> None:
-    answered = started([f"{mine}:search", f"{mine}:fail"]).step(turn)
+    answered = started([f"{mine}:{name}" for name in ("search", "fail", "go")]).step(turn)
     assert contents(answered) == [f"error: {said}"]
     assert (answered.counts["tool_calls"], answered.counts["tool_errors"]) == (1, 1)
 
 
 def test_an_argument_may_be_null_where_its_hint_says_so(mine: str) -> None:
     assert contents(started([f"{mine}:search"]).step(call("search", query="x", k=1, tags=None))) == ['["x"]']
+
+
+@pytest.mark.parametrize("name", ["Renamed", "renamed"])
+def test_a_method_is_called_by_the_name_that_it_has_in_its_class(name: str, mine: str) -> None:
+    environment = started([f"{mine}:{name}"])
+    assert [tool["function"]["name"] for tool in environment.tools] == ["keep", "look_up", "recall"]
+    assert contents(environment.step(call("look_up"))) == ["{}"]
 
 
 def test_results_are_cut(mine: str) -> None:
@@ -278,6 +308,7 @@ def test_other_formats(form: str, turn: str, mine: str) -> None:
         (["{mine}:unhinted"], "tool 'unhinted', .*mine.py.*: its parameter 'query' has no type hint"),
         (["{mine}:Empty"], "mine.py:Empty: it is .*; name a function, or a class or an object whose public methods"),
         (["{mine}:NUMBER"], "mine.py:NUMBER: it is .*; name a function"),
+        (["{mine}:partly"], r"mine.py:partly: it is partial \(.*; name a function"),
         (["{mine}:Wants"], "made without arguments, and its __init__ wants 'key': give it a default"),
         ([], "tools"),
     ],
