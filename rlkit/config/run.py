@@ -103,6 +103,12 @@ class RunConfig(Section):
     def _fits_together(self) -> Self:
         if not self.reward and self.environment is None:
             raise ValueError("reward names none, and there is no environment that gives one: `rlkit list rewards`")
+        said = self.conversation.model_dump(exclude_defaults=True, exclude={"keep_past"})  # that comes with the model
+        if said and self.environment is None and not self.eval.suites:
+            raise ValueError(
+                f"{' and '.join(f'conversation.{name}' for name in said)}: there is no environment to hold a "
+                "conversation with. Set `environment`, or leave it out"
+            )
         if self.sampling.truncated and self.corrects is None:
             raise ValueError(
                 "sampling.top_p below 1 or sampling.top_k above 0: samples come from another distribution than the "

@@ -64,6 +64,10 @@ def rlkit(*arguments: str) -> Result:
         (["--plugin", "no.such.module"], ["plugin module 'no.such.module' does not exist"]),
         (["-s", "model.path=embedded:xl"], ["embedded:xl", "did you mean"]),
         (["-s", "conversation.max_turns=0"], ["'conversation.max_turns'", "greater than or equal to 1"]),
+        (
+            ["-s", "conversation.max_turns=3"],
+            ["conversation.max_turns: there is no environment to hold a conversation"],
+        ),
         (["-s", "environment=tool"], ["unknown environment 'tool'", "did you mean 'tools'?"]),
         (["-s", "reward=[]"], ["reward names none, and there is no environment that gives one"]),
         (
