@@ -110,6 +110,16 @@ def test_a_dead_run_s_lease_is_waited_for_and_a_living_one_s_is_not() -> None:
         Server(one.url, {}, "me").take("test")
 
 
+def test_a_server_by_two_of_its_names_is_one() -> None:
+    """Its weights would be sent by both at once."""
+    from rlkit.generation.server import Server, ServerError
+
+    with serving(lambda number, body: {"renewed": number == 1}) as one:
+        Server(one.url, {}, "me").take("test")
+        with pytest.raises(ServerError, match=f"{one.url} is a server that stands in sampler.urls by another name too"):
+            Server(one.url, {}, "me").take("test")
+
+
 @pytest.mark.parametrize("buffer", [1, 64, 2**26])
 def test_weights_over_gloo_arrive_as_they_were(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gloo, "BUFFER", buffer)
