@@ -71,7 +71,10 @@ def test_of_every_file_that_a_resume_reads_each_loss_is_noticed(two: Path, tmp_p
         half = len(whole) // 2
         for spoiled in (whole[:half], whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :], None):
             file.unlink() if spoiled is None else file.write_bytes(spoiled)
-            with pytest.warns(UserWarning, match=rf"step-00000002 is damaged: .*{file.name}.* passed over.*00000001"):
+            said = (
+                rf"step-00000002 is damaged: .*{file.name}.* passed over.* from step-00000001.* damaged-step-00000002"
+            )
+            with pytest.warns(UserWarning, match=said):
                 assert checkpoint.newest_sound(folder) == folder / "step-00000001"
         file.write_bytes(whole)
     assert checkpoint.newest_sound(folder) == newest
