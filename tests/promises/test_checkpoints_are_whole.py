@@ -108,7 +108,11 @@ def test_a_model_that_is_not_there_is_written_again_and_a_rotten_state_stays_rot
     with pytest.raises(RlkitError, match=r"state\.pt is not what was written"):
         checkpoint.newest_sound(path.parent)
     (path / "state.pt").write_bytes(state)
-    (path / "hf" / "model.safetensors").write_bytes(b"")
+    weights = path / "hf" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "model.safetensors is not what was written" in checkpoints.damage(path, "hf"), "it would be measured"
+    weights.write_bytes(b"")
     assert checkpoint.newest_sound(path.parent) == path
     assert "model.safetensors has 0 bytes of" in checkpoints.damage(path, "hf")
 
