@@ -97,6 +97,11 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, Algorithm]:
             f"reference: {resolved.reference.kind}, but {resolved.algo.kind} as set here compares with no reference: "
             "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
         )
+    if resolved.health.kl and not needs.reference:
+        raise ConfigError(
+            f"health.kl looks at the KL to the reference, and {resolved.algo.kind} as set here compares with none: "
+            "leave it out, or give the reference a weight (grpo: algo.kl_coef)"
+        )
     if resolved.schedule == "one_ahead":
         # A replay's sampler evaluates alone, between steps.
         if resolved.sampler.kind in IN_PROCESS and resolved.replay is None:

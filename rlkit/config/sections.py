@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +27,24 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_number_by_yes(cls, data: Any) -> Any:
+        """YAML makes a truth value of `yes`, of which pydantic would make a 1."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            if isinstance(value, bool) and name in cls.model_fields:
+                types = set(_types(cls.model_fields[name].annotation))
+                if types & {int, float} and bool not in types:
+                    raise ValueError(f"{name} should be a number (got {value})")
+        return data
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Those that an annotation is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 class PluginRef(BaseModel):
@@ -199,7 +218,7 @@ def _counts(eps: float) -> float:
 class OptimizerConfig(Section):
     """AdamW."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-6
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """AdamW's, decoupled from the gradient."""
@@ -317,7 +336,7 @@ class SamplingConfig(Section):
 
     max_tokens: Positive = 4096
     """Longest response; one that reaches it is truncated."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Log-probs of policy and reference are of this temperature too."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """1: the whole distribution. Less needs a `correction`."""
@@ -376,7 +395,7 @@ class EvalConfig(Section):
     """At most; the first of the held-out problems."""
     samples: Positive = 1
     """Responses to each; the pass rate is the mean over all, mean@samples."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """0: greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """1: the whole distribution."""

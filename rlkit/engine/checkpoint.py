@@ -114,21 +114,22 @@ def newest_sound(folder: Path) -> Path | None:
 
     Newer ones that are damaged are warned of. RlkitError where all are, which names what is wrong with each.
     """
-    wrong: list[str] = []
+    wrong: list[tuple[str, str]] = []
     for path in reversed(distributed.gather_objects(named(folder))[0]):
         said = _damage(path)
         if not said:
             if distributed.main_rank():
-                for each in wrong:
+                for name, why in wrong:
                     warnings.warn(
-                        f"{each}. It is passed over: the run goes on from {path.name}, and with the first step it is "
-                        f"set aside under the name of {ASIDE}{path.name}",
+                        f"{why}. It is passed over: the run goes on from {path.name}, and with the first step it is "
+                        f"set aside under the name of {ASIDE}{name}",
                         stacklevel=2,
                     )
             return path
-        wrong.append(said)
+        wrong.append((path.name, said))
     if wrong:
-        raise RlkitError(f"no checkpoint of {folder.parent} can be resumed from:\n  " + "\n  ".join(wrong))
+        listed = "\n  ".join(why for _, why in wrong)
+        raise RlkitError(f"no checkpoint of {folder.parent} can be resumed from:\n  {listed}")
     return None
 
 

@@ -95,11 +95,15 @@ class Server:
     def take(self, who: str) -> None:
         """The lease, for the first time. Where another run's has not been renewed until it ends, that run is dead.
 
-        ServerError where it lives.
+        ServerError where it lives, and where the lease is ours already: by another address of the same server.
         """
         seen = None
         while True:
             reply = self.reply("POST", "/rlkit/lease", {"owner": self.owner, "who": who})
+            if reply.status_code == 200 and reply.json()["renewed"]:
+                raise ServerError(
+                    f"{self.url} is a server that stands in sampler.urls by another name too: name it once"
+                )
             if reply.status_code != 409:
                 return
             held = reply.json()

@@ -223,7 +223,8 @@ class _VLLMServers:
             server.give(self._weights, self._name, self._who())
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Give the servers the weights; on all ranks. RlkitError where none of them takes them."""
+        """Give the servers the weights; on all ranks. RlkitError where one does not take the first ones; later one is
+        out until it has them."""
         failure, out = None, {}
         if distributed.main_rank():
             with self._current:
@@ -279,7 +280,7 @@ class _VLLMServers:
         with ThreadPoolExecutor(len(self._servers)) as all_at_once:
             list(all_at_once.map(give, self._servers))
         out = [server.out for server in self._servers if server.out is not None]
-        if len(out) == len(self._servers) or (first and out):
+        if first and out:
             raise RlkitError("the new weights did not get to the servers:\n  " + "\n  ".join(out))
         if first:
             self._renewing = threading.Thread(target=self._renew, name="leases", daemon=True)

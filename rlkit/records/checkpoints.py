@@ -166,16 +166,19 @@ def best(folder: Path, rows: Sequence[Mapping[str, float]], by: str) -> Path | N
 
 def damage(path: Path, within: str = "") -> str:
     """What is wrong with a checkpoint, in a sentence; "" for one that lacks nothing. Looked at are the names and sizes
-    of what a resume reads; with `within`, MODEL or ADAPTER, of that folder alone, which is there."""
+    of what a resume reads; with `within`, MODEL or ADAPTER, names and bytes of that folder alone, which is there."""
     try:
         manifest = read_manifest(path)
     except OtherFormatError:
         return ""  # it may be whole: who wants to read it hears of its format
     except RlkitError as error:
         return str(error)
-    for name, (size, _) in manifest.files.items():
-        top = name.partition("/")[0]
-        if (top == within if within else not is_model(name)) and (said := _differs(path / name, size)):
+    for name, (size, written) in manifest.files.items():
+        if within:
+            said = rotten(path / name, size, written) if name.partition("/")[0] == within else ""
+        else:
+            said = "" if is_model(name) else _differs(path / name, size)
+        if said:
             return f"checkpoint {path} is damaged: {said}"
     return ""
 

@@ -33,13 +33,17 @@ def serve(
     """Become vLLM's server of a model.
 
     adapters: the run trains LoRA adapters, which alone are sent. key_variable: the environment variable that holds its
-    key. options: more of vLLM's own. ConfigError for what cannot be: vLLM is not there, the port is taken, a key is
-    missing.
+    key. options: more of vLLM's own. ConfigError for what cannot be: vLLM is not there, the port is taken, a key or the
+    model is missing.
     """
+    from rlkit.engine import models
+
     distribution.check_extra("rlkit serve", "vllm")
     _check_options(options)
     key = _key(host, key_variable)
     _check_free(host, port)
+    models.positions(model)
+    models.load_tokenizer(model)
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *arguments(model, host, port, tensor_parallel, data_parallel, adapters=adapters),

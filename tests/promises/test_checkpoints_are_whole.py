@@ -71,7 +71,10 @@ def test_of_every_file_that_a_resume_reads_each_loss_is_noticed(two: Path, tmp_p
         half = len(whole) // 2
         for spoiled in (whole[:half], whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :], None):
             file.unlink() if spoiled is None else file.write_bytes(spoiled)
-            with pytest.warns(UserWarning, match=rf"step-00000002 is damaged: .*{file.name}.* passed over.*00000001"):
+            said = (
+                rf"step-00000002 is damaged: .*{file.name}.* passed over.* from step-00000001.* damaged-step-00000002"
+            )
+            with pytest.warns(UserWarning, match=said):
                 assert checkpoint.newest_sound(folder) == folder / "step-00000001"
         file.write_bytes(whole)
     assert checkpoint.newest_sound(folder) == newest
@@ -105,7 +108,11 @@ def test_a_model_that_is_not_there_is_written_again_and_a_rotten_state_stays_rot
     with pytest.raises(RlkitError, match=r"state\.pt is not what was written"):
         checkpoint.newest_sound(path.parent)
     (path / "state.pt").write_bytes(state)
-    (path / "hf" / "model.safetensors").write_bytes(b"")
+    weights = path / "hf" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "model.safetensors is not what was written" in checkpoints.damage(path, "hf"), "it would be measured"
+    weights.write_bytes(b"")
     assert checkpoint.newest_sound(path.parent) == path
     assert "model.safetensors has 0 bytes of" in checkpoints.damage(path, "hf")
 

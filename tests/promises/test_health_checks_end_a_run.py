@@ -33,7 +33,9 @@ BAD = {
 
 
 def judged(*settings: str) -> RunConfig:
-    return configs.resolve(load("embedded_xs", ["health.patience=3", "steps=80", *settings], "grpo"))
+    return configs.resolve(
+        load("embedded_xs", ["health.patience=3", "steps=80", "algo.kl_coef=0.01", *settings], "grpo")
+    )
 
 
 def rows(changes: dict[int, dict[str, float]]) -> list[dict[str, float]]:
@@ -102,6 +104,22 @@ def test_replaced_groups_and_solved_tasks_are_signal_enough() -> None:
 def test_a_setting_that_cannot_be_is_named(setting: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load("embedded_xs", ["health.no_signal=true", setting], "ppo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["health.kl=1"], "health.kl looks at the KL to the reference, and grpo .* give the reference a weight"),
+        (["health.gap=true", "sampling.top_k=5", "correction={}"], "health.gap: with sampling.top_p or sampling.top_k"),
+        (
+            ["health.gap=true", "schedule=one_ahead", "sampler={kind: vllm_server, urls: [http://h]}"],
+            "health.gap: with schedule: one_ahead",
+        ),
+    ],
+)
+def test_a_check_of_what_is_not_measured_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configs.resolve(load("embedded_xs", settings, "grpo"))
 
 
 def test_the_run_is_saved_and_goes_on_with_its_patience_anew(tmp_path: Path, capsys: Any) -> None:

@@ -137,6 +137,10 @@ def test_a_comment_on_the_command_line_is_not_dropped(setting: str) -> None:
         ("model.lora.targets=[]", "'model.lora.targets': names no layer"),
         ("optimizer.eps=0", "'optimizer.eps': 0 is out of range: below 1e-30 it is lost in float32"),
         ("critic.optimizer.eps=.inf", "'critic.optimizer.eps': inf is out of range"),
+        ("optimizer.lr=.inf", "'optimizer.lr': input should be a finite number"),
+        ("sampling.temperature=.inf", "'sampling.temperature': input should be a finite number"),
+        ("steps=yes", "steps should be a number (got True)"),
+        ("eval.every=true", "'eval': every should be a number (got True)"),
     ],
 )
 def test_values_that_would_break_training_are_refused(setting: str, said: str) -> None:

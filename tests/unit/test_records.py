@@ -277,7 +277,7 @@ def test_a_folder_with_a_checkpoint_is_not_free_and_one_with_half_of_it_is(tmp_p
         pytest.raises(RlkitError, match="holds no checkpoint"),
     ):
         folder.newest_model()
-    (path / checkpoints.MANIFEST).write_text(checkpoints.Manifest(files={"hf/a": (3, "")}).text())
+    (path / checkpoints.MANIFEST).write_text(checkpoints.Manifest(files={"hf/a": (3, "352441c2")}).text())
     with pytest.raises(RlkitError, match=r"step-00000004 holds no model: it could not be written.*rlkit run --resume"):
         folder.newest_model()
     (path / checkpoints.MODEL).mkdir()

@@ -7,6 +7,7 @@ import datetime
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -110,6 +111,16 @@ def test_a_dead_run_s_lease_is_waited_for_and_a_living_one_s_is_not() -> None:
         Server(one.url, {}, "me").take("test")
 
 
+def test_a_server_by_two_of_its_names_is_one() -> None:
+    """Its weights would be sent by both at once."""
+    from rlkit.generation.server import Server, ServerError
+
+    with serving(lambda number, body: {"renewed": number == 1}) as one:
+        Server(one.url, {}, "me").take("test")
+        with pytest.raises(ServerError, match=f"{one.url} is a server that stands in sampler.urls by another name too"):
+            Server(one.url, {}, "me").take("test")
+
+
 @pytest.mark.parametrize("buffer", [1, 64, 2**26])
 def test_weights_over_gloo_arrive_as_they_were(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gloo, "BUFFER", buffer)
@@ -194,6 +205,20 @@ def test_an_address_that_others_reach_wants_a_key(
     done = CliRunner().invoke(main, ["serve", "embedded:xs", "--host", host, "--api-key-env", "NO_KEY_HERE"])
     assert done.exit_code == 2
     assert "NO_KEY_HERE, which is not set" in done.output
+    assert started == []
+
+
+def test_a_model_that_is_not_there_is_said_before_vllm_is_started(tmp_path: Path, started: list[Any]) -> None:
+    empty = tmp_path / "models" / "empty"
+    empty.mkdir(parents=True)
+    for model, said in (
+        ("./not-here", "'./not-here' does not exist"),
+        (str(empty), "is a folder without a model: no config.json"),
+        ("no-org/no-model", "'no-org/no-model' cannot be loaded"),
+    ):
+        done = CliRunner().invoke(main, ["serve", model, "--port", str(free_port())])
+        assert done.exit_code == 2, done.output
+        assert said in done.output
     assert started == []
 
 
