@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser
+from hypothesis import HealthCheck, settings
 from rank_worker import models, two_ranks
 from wandb_files import no_wandb_key
 
@@ -25,6 +26,11 @@ __all__ = ["browser", "models", "no_wandb_key", "two_ranks"]
 # A shell that starts the tests in its background has them, and what they start, ignore interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("rlkit", deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("rlkit")
 
 
 @pytest.fixture(autouse=True, scope="module")

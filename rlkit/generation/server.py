@@ -51,6 +51,8 @@ class Server:
     route: Route | None = None
     has: str | None = None
     """The name of the weights that came by the route last."""
+    leased: bool = False
+    """Its lease was taken here."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Around its weights."""
 
@@ -95,16 +97,17 @@ class Server:
     def take(self, who: str) -> None:
         """The lease, for the first time. Where another run's has not been renewed until it ends, that run is dead.
 
-        ServerError where it lives, and where the lease is ours already: by another address of the same server.
+        ServerError where it lives, and where the lease is ours already, by another address of the same server.
         """
         seen = None
         while True:
             reply = self.reply("POST", "/rlkit/lease", {"owner": self.owner, "who": who})
-            if reply.status_code == 200 and reply.json()["renewed"]:
+            if reply.status_code == 200 and reply.json()["renewed"] and not self.leased:
                 raise ServerError(
                     f"{self.url} is a server that stands in sampler.urls by another name too: name it once"
                 )
             if reply.status_code != 409:
+                self.leased = reply.status_code == 200
                 return
             held = reply.json()
             if seen not in (None, held["renewals"]):
@@ -185,6 +188,7 @@ class Server:
             if self.route is not None:
                 self.route.close()
                 self.ask("POST", "/shutdown_weight_transfer_engine")
+            if self.leased:
                 self.hold(None)
         except RlkitError:
             pass  # the lease runs out

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fuzzed import BASE, configs
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from outcomes import outcome
 
 from rlkit.errors import ConfigError
@@ -18,13 +18,7 @@ from rlkit.errors import ConfigError
 def test_any_config_runs_or_is_refused() -> None:
     counts: Counter[str] = Counter()
 
-    @settings(
-        max_examples=30,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
+    @settings(max_examples=30, database=None, phases=[Phase.generate])
     @given(configs())
     def tried(config: dict[str, Any]) -> None:
         counts[outcome(config)] += 1

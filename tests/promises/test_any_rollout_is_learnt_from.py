@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit import config as configs
@@ -95,7 +95,7 @@ def scored_of(drawn: Sequence[Sequence[One]]) -> list[Scored]:
 def test_it_is_learnt_from_or_counted(algo: str) -> None:
     learner = learner_of(algo)
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6)
     @given(groups)
     def learns(drawn: list[list[One]]) -> None:
         scored, algorithm = scored_of(drawn), learner.algorithm

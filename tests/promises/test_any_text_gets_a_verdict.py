@@ -7,7 +7,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlkit import registry
@@ -57,7 +57,7 @@ def names() -> list[str]:
 def test_every_verifier_has_one(name: str) -> None:
     reward = registry.build("rewards", name, NEEDS.get(name, {}))
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25)
     @given(st.lists(texts, min_size=1, max_size=4), st.one_of(st.sampled_from(GOLDS), texts))
     def judged(responses: list[str], gold: str) -> None:
         samples = [

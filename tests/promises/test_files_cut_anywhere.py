@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import HOSTILE, make_run
 
@@ -19,7 +19,7 @@ from rlkit.records.metrics import read_columns, read_lines, read_on, read_rows
 
 METRICS = [{"reward/mean": at / 4, "policy/kl": 0.1, "eval/heldout/mean@1": float("nan")} for at in range(4)]
 
-cuts = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+cuts = settings(max_examples=30)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_work_is_paid_for_in_one_case_of_two_by_luck_that_the_turns_decide() -> 
 
 
 @pytest.mark.parametrize("kind", embedded.PLAYED)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turns=st.lists(st.text(alphabet="0123456789+-*()#[] x", max_size=9), min_size=12, max_size=12),
     answer=st.integers(-99, 99).map(str),

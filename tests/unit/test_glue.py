@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from chat_templates import FAMILIES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -108,7 +108,7 @@ def conversations(draw: st.DrawFn, family: str, turns: str) -> tuple[dict[str, A
     ("family", "turns"),
     [(family, turns) for family in FAMILIES for turns in ("user", "tool") if (family, turns) != ("gemma", "tool")],
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(data=st.data())
 def test_turn_by_turn_the_tokens_are_those_of_the_whole(family: str, turns: str, data: st.DataObject) -> None:
     check_a_conversation(tokenizer_of(family), family, turns, ends_of(family)[0], data)
@@ -232,7 +232,7 @@ def test_an_end_that_the_template_writes_as_text_is_put_behind_the_model_s_token
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(data=st.data())
 def test_what_an_environment_spells_is_text(family: str, data: st.DataObject) -> None:
     tokenizer, glue = tokenizer_of(family), made_once(tokenizer_of(family), ends_of(family)[0], None, False, True)
@@ -451,7 +451,7 @@ def smollm2() -> Any:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("turns", ["user", "tool"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(data=st.data())
 def test_with_smollm2_s_own_tokens_and_template(smollm2: Any, turns: str, data: st.DataObject) -> None:
     check_a_conversation(smollm2, "smollm2", turns, smollm2.eos_token_id, data)

@@ -87,7 +87,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases())
 def test_tiles_change_nothing_and_gradients_are_those_of_the_definition(case: dict[str, Any]) -> None:
     n, width, vocabulary = case["n"], case["width"], case["vocabulary"]

@@ -121,6 +121,23 @@ def test_a_server_by_two_of_its_names_is_one() -> None:
             Server(one.url, {}, "me").take("test")
 
 
+def test_a_run_whose_first_weights_do_not_arrive_may_try_again_and_leaves_no_lease() -> None:
+    from rlkit.generation.server import Server
+
+    leases: list[str | None] = []
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        leases.append(body["who"])
+        return {"renewed": number > 0}
+
+    with serving(answer) as one:
+        server = Server(one.url, {}, "me")
+        server.take("test")
+        server.take("test")
+        server.close()
+    assert leases == ["test", "test", None]
+
+
 @pytest.mark.parametrize("buffer", [1, 64, 2**26])
 def test_weights_over_gloo_arrive_as_they_were(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gloo, "BUFFER", buffer)

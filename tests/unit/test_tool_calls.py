@@ -177,7 +177,7 @@ PIECES = st.one_of(
 
 
 @given(st.lists(PIECES, max_size=30).map("".join), st.sampled_from(FORMATS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_is_read(text: str, form: Format) -> None:
     for call in calls(text, form):
         if isinstance(call, Call):
