@@ -103,7 +103,7 @@ def _environment() -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",  # the CPU build has no other entry
         # On a CPU vLLM takes "uni" only so. The engine's process works itself then, and needs none beside it, whose
-        # start takes a third of the server's.
+        # start takes a quarter of the server's.
         **({**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if on_cpu() else {}),
     }
     # The routes by which weights come.
