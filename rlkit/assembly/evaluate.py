@@ -76,5 +76,5 @@ def _as_in_training(model: str, own_data: bool) -> dict[str, Any]:
 def _folder(model: str) -> Path:
     if RunFolder.is_one(Path(model)):
         run = RunFolder(Path(model))
-        return run.evaluations / run.newest_model().parent.name
+        return run.evaluations / run.newest_checkpoint().name
     return Path("evals") / model.rstrip("/").replace("embedded:", "").rpartition("/")[2]

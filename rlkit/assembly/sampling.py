@@ -26,7 +26,6 @@ MAX_TOKENS = 512
 Message = dict[str, str]
 """Of a conversation: a role and a content."""
 
-
 UNKNOWN = "asked"
 """The id of a question that the run's data do not have."""
 

@@ -142,7 +142,7 @@ class RunConfig(Section):
             raise ValueError("health.no_signal looks at groups of responses, and batch.samples_per_prompt 1 makes none")
         if self.health.gap and self.replay is None and (self.sampling.truncated or self.schedule == "one_ahead"):
             why = "sampling.top_p or sampling.top_k" if self.sampling.truncated else "schedule: one_ahead"
-            raise ValueError(f"health.gap: with {why} sampler and trainer differ on purpose, and no gap is logged")
+            raise ValueError(f"health.gap: with {why} sampler and trainer differ on purpose: leave it out")
         if self.engine.overlap_comm and self.zero_stage < 2:
             raise ValueError("engine.overlap_comm needs engine.zero_stage 2 or 3: below, gradients are added up once")
         return self

@@ -227,33 +227,40 @@ class RunFolder:
             raise RlkitError(f"{self.provenance_file} is damaged: it holds no object")
         return record
 
-    def newest_model(self) -> Path:
-        """The Hugging Face folder of the newest checkpoint. RlkitError where there is no checkpoint, or it has none, or
-        one that is damaged."""
+    def newest_checkpoint(self) -> Path:
+        """RlkitError where there is none."""
         newest = checkpoints.latest(self.checkpoints)
         if newest is None:
             raise RlkitError(
                 f"{self.path} holds no checkpoint: it is no run's folder, or the run has not saved one yet"
             )
-        model = newest / checkpoints.MODEL
+        return newest
+
+    def newest_model(self) -> Path:
+        """The Hugging Face folder of the newest checkpoint, whose bytes are read. RlkitError where there is no
+        checkpoint, or it has none, or one that is damaged."""
+        model = self.newest_checkpoint() / checkpoints.MODEL
         if not model.is_dir():
             raise RlkitError(
-                f"{newest} holds no model: it could not be written when the checkpoint was, and a warning of the run "
-                f"says why. When that is mended, `rlkit run --resume {self.path}` writes it"
+                f"{model.parent} holds no model: it could not be written when the checkpoint was, and a warning of the "
+                f"run says why. When that is mended, `rlkit run --resume {self.path}` writes it"
             )
-        if said := checkpoints.damage(newest, checkpoints.MODEL):
-            raise RlkitError(f"{said}. Delete {model}, and `rlkit run --resume {self.path}` writes it anew")
-        return model
+        return self._sound(model)
 
     def newest_adapter(self) -> Path:
-        """The folder of the newest checkpoint's LoRA adapters. RlkitError where there is none, as `newest_model`."""
-        adapter = self.newest_model().with_name(checkpoints.ADAPTER)
+        """The folder of the newest checkpoint's LoRA adapters. RlkitError as `newest_model`."""
+        adapter = self.newest_checkpoint() / checkpoints.ADAPTER
         if not adapter.is_dir():
             raise RlkitError(
                 f"{adapter.parent} holds no adapter alone: peft would load it on other layers, as with some mixtures "
                 "of experts, or an older rlkit made the checkpoint. Give --merged for the model with adapters merged"
             )
-        return adapter
+        return self._sound(adapter)
+
+    def _sound(self, folder: Path) -> Path:
+        if said := checkpoints.damage(folder.parent, folder.name):
+            raise RlkitError(f"{said}. Delete {folder}, and `rlkit run --resume {self.path}` writes it anew")
+        return folder
 
     def read_data_digests(self) -> dict[str, str]:
         """Of the data that the run's newest start had, by what they are for; empty where none are on record."""

@@ -167,7 +167,7 @@ def _in_training(metrics: Metrics) -> Iterator[tuple[str, ...]]:
 
 
 def _measured(run: RunFolder) -> Iterator[tuple[str, ...]]:
-    file = run.evaluations / run.newest_model().parent.name / "results.json"
+    file = run.evaluations / run.newest_checkpoint().name / "results.json"
     for suite, result in (json.loads(file.read_text()) if file.is_file() else {}).items():
         n = f"{result['problems']} problems x {counted(result['samples'], 'sample')}"
         for name, each in result["metrics"].items():

@@ -42,6 +42,7 @@ def serve(
     _check_options(options)
     key = _key(host, key_variable)
     _check_free(host, port)
+    # What is wrong with a model is said as a run says it, not in vLLM's traceback.
     models.positions(model)
     models.load_tokenizer(model)
     command = [

@@ -218,3 +218,16 @@ def test_a_push_that_fails_leaves_the_folder(status: int, said: str, lora: Path,
     assert f"org/mine cannot be pushed: {said}" in done.stderr
     assert f"hf upload org/mine {tmp_path / 'mine'}" in done.stderr
     assert (tmp_path / "mine" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("part", ["adapter", "hf"])
+def test_weights_that_have_rotted_are_not_exported(part: str, lora: Path, tmp_path: Path) -> None:
+    shutil.copytree(lora, tmp_path / "run")
+    (weights,) = (tmp_path / "run" / "checkpoints").glob(f"*/{part}/*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    result = invoke("export", str(tmp_path / "run"), str(tmp_path / "mine"))
+    assert result.exit_code == 1, result.output
+    assert f"{weights.name} is not what was written" in result.output
+    assert f"Delete {weights.parent}, and `rlkit run --resume {tmp_path / 'run'}` writes it anew" in result.output
+    assert not (tmp_path / "mine").exists()
